@@ -1,0 +1,35 @@
+"""hf_fastif: which training examples made a Hugging Face model answer as it did."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from hf_fastif.config import InfluenceConfig
+    from hf_fastif.parameters import freeze
+    from hf_fastif.results import InfluenceResult
+    from hf_fastif.solvers import Solution
+    from hf_fastif.trainer import InfluenceTrainer
+
+__version__ = "0.1.0"
+__all__ = ["InfluenceConfig", "InfluenceResult", "InfluenceTrainer", "Solution", "freeze"]
+
+_HOMES = {
+    "InfluenceConfig": "hf_fastif.config",
+    "InfluenceResult": "hf_fastif.results",
+    "InfluenceTrainer": "hf_fastif.trainer",
+    "Solution": "hf_fastif.solvers",
+    "freeze": "hf_fastif.parameters",
+}
+
+
+def __getattr__(name: str):  # transformers takes seconds to import; do it when something is asked for
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

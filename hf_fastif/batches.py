@@ -1,0 +1,55 @@
+"""Rows of a dataset as padded batches on the model's device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset
+
+
+class ExampleBatches:
+    """Serves batches of chosen rows of a dataset, each padded to its own longest row.
+
+    Args:
+        dataset (`datasets.Dataset`): Holds the columns that the model and the collator take, and no others.
+        collate (`Callable`): The trainer's data collator.
+        prepare (`Callable`): Moves a collated batch to the model's device.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
+        prepare: Callable[[dict[str, Any]], dict[str, torch.Tensor]],
+    ):
+        self.dataset = dataset
+        self.collate = collate
+        self.prepare = prepare
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> dict[str, torch.Tensor]:
+        """The batch made of the given rows, in their order."""
+        examples = self.dataset.__getitems__([int(row) for row in rows])
+        return self.prepare(self.collate(examples))
+
+    def grouped_by_length(self, rows: np.ndarray, batch_size: int) -> list[np.ndarray]:
+        """Cuts rows into batches of similar length, longest first, so that little is spent on padding.
+
+        The longest come first so that a batch that does not fit into memory fails at once and not at the end.
+        """
+        lengths = self._lengths()
+        if lengths is not None:
+            rows = rows[np.argsort(-lengths[rows], kind="stable")]
+        return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+
+    def _lengths(self) -> np.ndarray | None:
+        if "input_ids" not in self.dataset.column_names:
+            return None
+        tables = self.dataset.select_columns("input_ids").with_format("arrow").iter(batch_size=10_000)
+        return np.concatenate([pc.list_value_length(table["input_ids"]).to_numpy() for table in tables])

@@ -1,0 +1,104 @@
+"""Errors that name the argument, the value and the fix, before any long work starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow.compute as pc
+from datasets import Dataset
+from torch import nn
+from transformers import Trainer
+
+from hf_fastif.batches import ExampleBatches
+from hf_fastif.parameters import model_fingerprint
+from hf_fastif.solvers import Solution
+
+
+def check_dataset(name: str, dataset: Any) -> None:
+    """The argument `name` must be a map-style `datasets.Dataset` with rows."""
+    if not isinstance(dataset, Dataset):
+        raise ValueError(
+            f"{name} is a {type(dataset).__name__}; influence needs a datasets.Dataset, whose rows have positions "
+            "(datasets.Dataset.from_list and from_generator make one)."
+        )
+    if len(dataset) == 0:
+        raise ValueError(f"{name} has no rows; give at least one example.")
+
+
+def check_inputs(name: str, examples: ExampleBatches, model_input: str | None, num_labels: int) -> None:
+    """The rows must hold what the model reads (`model_input`, unless the collator makes it) and labels that it knows."""
+    columns = examples.dataset.column_names
+    if model_input is not None and model_input not in columns:
+        raise ValueError(
+            f"{name} has no column {model_input!r} (of its columns the model can use: {', '.join(columns)}); tokenize it "
+            f"first, as in {name}.map(lambda rows: tokenizer(rows['text'], truncation=True), batched=True)."
+        )
+    if "labels" not in examples.collate(examples.dataset.__getitems__([0])):
+        raise ValueError(
+            f"{name} has no labels (columns: {', '.join(columns)}), and influence is about the loss; add a column "
+            "'label' with the class numbers. For a prediction whose true label is not known, put the predicted one."
+        )
+    for column in ("label", "labels"):
+        if column in columns and num_labels > 1 and examples.dataset.features[column].dtype.startswith("int"):
+            _check_label_range(name, examples.dataset, column, num_labels)
+
+
+def _check_label_range(name: str, dataset: Dataset, column: str, num_labels: int) -> None:
+    for chunk in dataset.select_columns(column).with_format("arrow").iter(batch_size=100_000):
+        ends = pc.min_max(chunk[column]).as_py()
+        if ends["min"] is None or ends["min"] < 0 or ends["max"] >= num_labels:
+            raise ValueError(
+                f"{name}: column {column!r} holds labels from {ends['min']} to {ends['max']}, but the model knows 0 to "
+                f"{num_labels - 1} (config.num_labels={num_labels}); filter or map the rows, or load the model with "
+                "as many labels."
+            )
+
+
+def check_loss(trainer: Trainer) -> None:
+    """The loss must be the model's own, since influence needs it for single examples."""
+    if trainer.compute_loss_func is not None:
+        raise ValueError(
+            "compute_loss_func: it gives the loss of a batch, and influence needs that of single examples; leave it out. "
+            "config.problem_type chooses among cross entropy, regression and multi-label losses."
+        )
+    if type(trainer).compute_loss is not Trainer.compute_loss:
+        raise ValueError(
+            f"{type(trainer).__name__}.compute_loss is overridden; influence would be that of another loss. Remove the "
+            "override while you compute influence."
+        )
+
+
+def check_num_neighbors(num_neighbors: int | None, num_candidates: int) -> None:
+    """k must lie between 1 and the number of candidates."""
+    if num_neighbors is not None and not 1 <= num_neighbors <= num_candidates:
+        raise ValueError(
+            f"num_neighbors={num_neighbors}: there are {num_candidates} candidates; give 1 to {num_candidates}, or None "
+            "to score every candidate."
+        )
+
+
+def check_index(name: str, dataset: Dataset, index: str, indexed: dict[str, str], model: nn.Module) -> None:
+    """The dataset must carry an index of its present rows, made with the present model.
+
+    `indexed` maps the fingerprints of datasets whose index was built to that of the model it was built with.
+    """
+    rebuild = "trainer.build_index()" if name == "train_dataset" else f"trainer.build_index({name})"
+    if dataset._fingerprint not in indexed and (indexed or index in dataset.list_indexes()):
+        raise ValueError(
+            f"{name} is not the dataset that the index was built for (its fingerprint is {dataset._fingerprint}, indexed "
+            f"are {', '.join(indexed) or 'none by this trainer'}): rows were changed or replaced since; call {rebuild} again."
+        )
+    if index not in dataset.list_indexes():
+        raise ValueError(f"{name} has no index {index!r} to find num_neighbors in; call {rebuild} first.")
+    if indexed[dataset._fingerprint] != model_fingerprint(model):
+        raise ValueError(f"{name}: the model was changed after its index was built; call {rebuild} again.")
+
+
+def check_s_test(s_test: Solution | None, num_queries: int, num_parameters: int) -> None:
+    """A given s_test must be that of these queries and this model."""
+    if s_test is not None and s_test.vectors.shape != (num_queries, num_parameters):
+        raise ValueError(
+            f"s_test holds {len(s_test)} vectors of {s_test.vectors.shape[1]:,} parameters, but there are {num_queries} "
+            f"examples and {num_parameters:,} trainable parameters; pass what compute_s_test(examples) returned for these "
+            "examples and this model."
+        )

@@ -1,0 +1,17 @@
+"""Data sets and encoders that need no Hub, and reading those that are there."""
+
+from hf_fastif.data.encoder import default_encoder
+from hf_fastif.data.examples import DataArguments, load_examples, tokenize
+from hf_fastif.data.nli import WRONG_LABEL_CONSTRUCTIONS, generate_nli
+from hf_fastif.data.planted import planted_share
+
+
+__all__ = [
+    "WRONG_LABEL_CONSTRUCTIONS",
+    "DataArguments",
+    "default_encoder",
+    "generate_nli",
+    "load_examples",
+    "planted_share",
+    "tokenize",
+]

@@ -1,0 +1,114 @@
+"""Labelled texts for a recipe: from the Hub, from local files, or the embedded default; tokenized and label-aligned."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
+from transformers import PreTrainedTokenizerBase
+
+from hf_fastif.data.nli import generate_nli
+from hf_fastif.results import text_columns
+
+
+@dataclass
+class DataArguments:
+    """Which examples a recipe reads; without a name or a file it generates the embedded data set."""
+
+    dataset_name: str | None = field(default=None, metadata={"help": "A data set on the Hub or a local folder of one."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Its configuration."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split of the training examples."})
+    dataset_test_split: str = field(default="validation", metadata={"help": "Split that queries are taken from."})
+    train_file: str | None = field(default=None, metadata={"help": "Local training examples: json(l), csv or parquet."})
+    validation_file: str | None = field(default=None, metadata={"help": "Local examples that queries are taken from."})
+    text_columns: list[str] | None = field(
+        default=None, metadata={"help": "One or two text columns; unless given, the first two that hold running text."}
+    )
+    label_column: str = field(default="label", metadata={"help": "Column of the labels: numbers or names."})
+    label_mapping: str | None = field(
+        default=None,
+        metadata={"help": 'Renames labels, as JSON: {"neutral": "non-entailment", "contradiction": "non-entailment"}.'},
+    )
+    max_train_examples: int | None = field(default=None, metadata={"help": "Train on the first ones only."})
+    max_length: int = field(default=128, metadata={"help": "Tokens that a text is cut to."})
+
+
+def load_examples(args: DataArguments) -> DatasetDict:
+    """Reads the splits `train` and `validation`, with labels as one `ClassLabel` column `label`.
+
+    Raises:
+        ValueError: If only one file is given, a column does not exist, or the splits have different labels.
+    """
+    splits = _read(args)
+    if args.max_train_examples is not None:
+        splits["train"] = splits["train"].select(range(min(args.max_train_examples, len(splits["train"]))))
+    for name, split in splits.items():
+        for column in [args.label_column, *(args.text_columns or [])]:
+            if column not in split.column_names:
+                raise ValueError(
+                    f"column {column!r} is not in the {name} examples, which have: {', '.join(split.column_names)}; "
+                    "set --label_column and --text_columns."
+                )
+    return _with_class_labels(splits, args.label_column, json.loads(args.label_mapping or "{}"))
+
+
+def _read(args: DataArguments) -> DatasetDict:
+    if (args.train_file is None) != (args.validation_file is None):
+        raise ValueError(
+            f"train_file={args.train_file!r}, validation_file={args.validation_file!r}: give both, or neither for a data "
+            "set from the Hub (--dataset_name) or the embedded one."
+        )
+    if args.train_file is not None:
+        files = {"train": args.train_file, "validation": args.validation_file}
+        return DatasetDict({name: _read_file(str(path)) for name, path in files.items()})
+    if args.dataset_name is not None:
+        names = {"train": args.dataset_train_split, "validation": args.dataset_test_split}
+        return DatasetDict(
+            {name: load_dataset(args.dataset_name, args.dataset_config, split=split) for name, split in names.items()}
+        )
+    embedded = generate_nli()
+    if args.dataset_test_split not in embedded:
+        raise ValueError(f"dataset_test_split={args.dataset_test_split!r}: the embedded data has {', '.join(embedded)}.")
+    return DatasetDict({"train": embedded["train"], "validation": embedded[args.dataset_test_split]})
+
+
+def _read_file(path: str) -> Dataset:
+    if not Path(path).is_file():
+        raise ValueError(f"there is no file {path!r}; give a .jsonl, .json, .csv or .parquet file (or one of them .gz).")
+    suffix = Path(path.removesuffix(".gz")).suffix.lstrip(".")
+    return load_dataset({"jsonl": "json"}.get(suffix, suffix), data_files=path, split="train")
+
+
+def _with_class_labels(splits: DatasetDict, column: str, mapping: dict[str, str]) -> DatasetDict:
+    named = {}
+    for name, split in splits.items():
+        feature = split.features[column]
+        values = split[column]
+        labels = [feature.int2str(v) for v in values] if isinstance(feature, ClassLabel) else [str(v) for v in values]
+        named[name] = [mapping.get(label, label) for label in labels]
+    names = sorted(set(named["train"]))
+    unknown = sorted(set(named["validation"]) - set(names))
+    if unknown:
+        raise ValueError(
+            f"label_mapping: the validation examples have the labels {', '.join(unknown)}, which the training examples "
+            f"({', '.join(names)}) do not; map them with --label_mapping."
+        )
+    for name, split in splits.items():
+        kept = split.remove_columns(list({column, "label"} & set(split.column_names)))
+        splits[name] = kept.add_column("label", named[name]).cast_column("label", ClassLabel(names=names))
+    return splits
+
+
+def tokenize(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, args: DataArguments) -> DatasetDict:
+    """Adds the token columns; texts and labels stay, so that results can show them."""
+    columns: Sequence[str] = args.text_columns or text_columns(splits["train"])[:2]
+    if not 1 <= len(columns) <= 2:
+        raise ValueError(f"text_columns={list(columns)}: give one or two columns of text with --text_columns.")
+    return splits.map(
+        lambda rows: tokenizer(*(rows[column] for column in columns), truncation=True, max_length=args.max_length),
+        batched=True,
+        desc="Tokenizing",
+    )

@@ -1,0 +1,32 @@
+"""How many of the planted faults the influence scores found."""
+
+from __future__ import annotations
+
+from datasets import Dataset
+
+from hf_fastif.data.nli import WRONG_LABEL_CONSTRUCTIONS
+from hf_fastif.results import InfluenceResult
+
+
+def planted_share(result: InfluenceResult, train: Dataset) -> str:
+    """Says how many planted wrong labels stand among the most harmful examples of the errors that they cause.
+
+    Errors that they cause are those on constructions whose training labels were made wrong.
+
+    Args:
+        result ([`InfluenceResult`]): Of errors on the embedded data set.
+        train (`datasets.Dataset`): Its training split.
+    """
+    caused = {
+        row["query_index"] for row in result.queries if row["construction"] in WRONG_LABEL_CONSTRUCTIONS
+    }
+    harmful = result.influences.filter(
+        lambda row: row["direction"] == "harmful" and row["query_index"] in caused, load_from_cache_file=False
+    )
+    found = sum(planted == "wrong_label" for planted in harmful["train_planted"])
+    chance = sum(planted == "wrong_label" for planted in train["planted"]) / len(train)
+    return (
+        f"{len(caused)} of the {len(result.queries)} errors are on constructions whose training labels were made wrong. "
+        f"Among their most harmful training examples {found} of {len(harmful)} ({found / max(len(harmful), 1):.0%}) are "
+        f"planted wrong labels; by chance it would be {chance:.1%}."
+    )

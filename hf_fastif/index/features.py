@@ -1,0 +1,72 @@
+"""What the index compares: the representation of an example that the classifier sees."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import tqdm
+from torch import nn
+
+from hf_fastif.batches import ExampleBatches
+from hf_fastif.objective import Batch
+
+
+def pooled_features(
+    model: nn.Module,
+    examples: ExampleBatches,
+    batch_size: int,
+    accelerator: Accelerator,
+    show_progress: bool = True,
+) -> np.ndarray:
+    """The model's pooled final state of every example: what its output layer is applied to (section 3.2, footnote 4).
+
+    For BERT that is the pooler's output, as in the authors' code; other encoders have other poolers. Heads that
+    score every token (decoders) are read at the last token, where the model reads them too.
+
+    Returns:
+        `np.ndarray` of shape `(N, hidden)`, float32, in the order of the dataset; the same on every process.
+
+    Raises:
+        ValueError: If the model has no linear output layer for its labels.
+    """
+    features: torch.Tensor | None = None
+    batches = examples.grouped_by_length(np.arange(len(examples)), batch_size)
+    own = batches[accelerator.process_index :: accelerator.num_processes]
+    head = output_layer(model)
+    for rows in tqdm(own, desc="Features", disable=not show_progress, leave=False):
+        states = _pooled_state(model, head, examples.take(rows))
+        if features is None:
+            features = states.new_zeros(len(examples), states.shape[1], dtype=torch.float32)
+        features[torch.from_numpy(rows).to(states.device)] = states.float()
+    if features is None:  # more processes than batches
+        features = torch.zeros(len(examples), head.in_features, device=accelerator.device)
+    return accelerator.reduce(features, "sum").cpu().numpy()
+
+
+def output_layer(model: nn.Module) -> nn.Linear:
+    """The last linear layer that has one output for each label, outside of the encoder."""
+    encoder = {id(module) for module in model.base_model.modules()} if model.base_model is not model else set()
+    for _, module in reversed(list(model.named_modules())):
+        if isinstance(module, nn.Linear) and module.out_features == model.config.num_labels and id(module) not in encoder:
+            return module
+    raise ValueError(
+        f"model: found no linear layer with {model.config.num_labels} outputs (config.num_labels) behind the encoder "
+        f"of {type(model).__name__}; the index needs a sequence-classification head."
+    )
+
+
+def _pooled_state(model: nn.Module, head: nn.Linear, batch: Batch) -> torch.Tensor:
+    seen: list[torch.Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+    try:
+        with torch.no_grad():  # not inference_mode: its tensors cannot enter a later derivative
+            model(**{name: value for name, value in batch.items() if name != "labels"})
+    finally:
+        hook.remove()
+    states = seen[-1]
+    if states.ndim == 2:
+        return states
+    mask = batch["attention_mask"]
+    last = mask.shape[1] - 1 - mask.flip(1).argmax(dim=1)  # the rightmost token that is not padding
+    return states[torch.arange(len(states), device=states.device), last]

@@ -1,0 +1,261 @@
+"""`InfluenceResult`: which training examples influenced which predictions, to read, save and show."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from datasets import ClassLabel, Dataset, Features, Value
+
+from hf_fastif.files import write_whole
+from hf_fastif.queries import Predictions
+
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SIGN = (
+    "A positive influence is harmful: giving the training example more weight raises the loss of the query. "
+    "A negative one is helpful: more weight lowers the loss."
+)
+INFLUENCE_COLUMNS = Features(
+    {
+        "query_index": Value("int32"),
+        "train_index": Value("int64"),
+        "influence": Value("float32"),
+        "direction": Value("string"),
+        "rank": Value("int32"),
+    }
+)
+
+
+@dataclass
+class InfluenceResult:
+    """The strongest training examples of each query, in both directions.
+
+    Attributes:
+        influences (`datasets.Dataset`): One row for each (query, candidate): `query_index` (position among the
+            queries), `train_index` (position among the candidates, which are `trainer.train_dataset` unless others
+            were given), `influence`, `direction` ("helpful" or "harmful"), `rank` (1 is the strongest of its
+            direction), and the plain columns (texts, labels, numbers) of both, named `query_*` and `train_*`.
+        queries (`datasets.Dataset`): One row for each query: its plain columns, `prediction`, `probability` of the
+            prediction (NaN unless one label is predicted), `loss`, and `residual` and `std_err` of its s_test.
+        summary (`dict`): Settings and sizes: model, damping, largest eigenvalue, solver, number of candidates.
+    """
+
+    influences: Dataset
+    queries: Dataset
+    summary: dict[str, Any]
+
+    def helpful(self, query: int) -> Dataset:
+        """The helpful training examples of a query, strongest first: plain columns, `influence` and `rank`."""
+        return self._training_examples(query, "helpful")
+
+    def harmful(self, query: int) -> Dataset:
+        """The harmful training examples of a query, strongest first: plain columns, `influence` and `rank`."""
+        return self._training_examples(query, "harmful")
+
+    def to_pandas(self) -> pd.DataFrame:
+        """`influences` as a data frame, with the names of labels in place of their numbers."""
+        return with_label_names(self.influences).to_pandas()
+
+    def to_html(self, path: str | os.PathLike[str], title: str = "Influential training examples") -> Path:
+        """Writes a self-contained page: each query with its most helpful and most harmful examples side by side."""
+        from hf_fastif.visualization.report import render_report
+
+        return write_whole(Path(path), lambda temporary: temporary.write_text(render_report(self, title), "utf-8"))
+
+    def save_to_disk(self, folder: str | os.PathLike[str]) -> Path:
+        """Writes `influences.parquet`, `queries.parquet` and `summary.json` into a folder.
+
+        The summary is removed first and written last, so that a folder with a summary is whole.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "summary.json").unlink(missing_ok=True)
+        write_whole(folder / "influences.parquet", self.influences.to_parquet)
+        write_whole(folder / "queries.parquet", self.queries.to_parquet)
+        text = json.dumps(self.summary, indent=2, allow_nan=False) + "\n"
+        write_whole(folder / "summary.json", lambda path: path.write_text(text, "utf-8"))
+        return folder
+
+    @classmethod
+    def load_from_disk(cls, folder: str | os.PathLike[str]) -> InfluenceResult:
+        """Reads what `save_to_disk` wrote.
+
+        Raises:
+            FileNotFoundError: If the folder holds no complete result.
+        """
+        folder = Path(folder)
+        names = ("summary.json", "influences.parquet", "queries.parquet")
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"folder={str(folder)!r} holds no complete result ({', '.join(missing)} missing); "
+                "give a folder that InfluenceResult.save_to_disk wrote."
+            )
+        return cls(
+            influences=Dataset(pq.read_table(folder / "influences.parquet")),
+            queries=Dataset(pq.read_table(folder / "queries.parquet")),
+            summary=json.loads((folder / "summary.json").read_text("utf-8")),
+        )
+
+    def __repr__(self) -> str:
+        lines = [
+            f"InfluenceResult: {len(self.queries)} queries, {len(self.influences)} rows out of "
+            f"{self.summary['num_candidates']:,} candidates, damping {self.summary['damping']:.4g}",
+            f"  {SIGN}",
+        ]
+        for row in with_label_names(self.queries.select(range(min(3, len(self.queries))))):
+            query = row["query_index"]
+            lines.append(f"  query {query}: {self._describe(row)} predicted {row['prediction']}, loss {row['loss']:.3g}")
+            for direction in ("helpful", "harmful"):
+                examples = with_label_names(self._training_examples(query, direction))
+                lines += [
+                    f"    {direction} #{example['train_index']} {example['influence']:+.3g} {self._describe(example)}"
+                    for example in examples.select(range(min(1, len(examples))))
+                ]
+        if len(self.queries) > 3:
+            lines.append(f"  and {len(self.queries) - 3} more queries")
+        return "\n".join(lines)
+
+    def _describe(self, row: dict[str, Any]) -> str:
+        text = " | ".join(str(row[name]) for name in self.summary["text_columns"])
+        return f"{text[:100]!r} [{row.get(self.summary['label_column'])}]"
+
+    def _training_examples(self, query: int, direction: str) -> Dataset:
+        if not 0 <= query < len(self.queries):
+            raise IndexError(f"query={query}: the result holds the queries 0 to {len(self.queries) - 1}.")
+        table = self.influences
+        chosen = (np.asarray(table["query_index"]) == query) & (np.asarray(table["direction"]) == direction)
+        rows = np.flatnonzero(chosen)
+        rows = rows[np.argsort(np.asarray(table["rank"])[rows])]
+        query_columns = [name for name in table.column_names if name.startswith("query_")]
+        examples = table.select(rows).remove_columns([*query_columns, "direction"])
+        plain = [name for name in examples.column_names if name.startswith("train_") and name != "train_index"]
+        return examples.rename_columns({name: name.removeprefix("train_") for name in plain})
+
+
+@dataclass(frozen=True)
+class QueryOutcome:
+    """What was computed for one query.
+
+    Attributes:
+        rows (`np.ndarray` of shape `(k,)`): The candidates that were scored.
+        scores (`np.ndarray` of shape `(k,)`): Their influence.
+        quality (`dict`): `residual`, `std_err`, `damping` and `scale` of its s_test.
+    """
+
+    rows: np.ndarray
+    scores: np.ndarray
+    quality: dict[str, float]
+
+
+def build_result(
+    queries: Dataset,
+    candidates: Dataset,
+    predictions: Predictions,
+    outcomes: Sequence[QueryOutcome],
+    num_examples: int | None,
+    label_names: dict[int, str],
+    settings: dict[str, Any],
+) -> InfluenceResult:
+    """Joins scores, texts and predictions; keeps the `num_examples` strongest of each direction (None: all)."""
+    labels = [name for name, feature in candidates.features.items() if isinstance(feature, ClassLabel)]
+    labels += [name for name in ("label", "labels") if name in candidates.column_names]
+    summary = {
+        **settings,
+        "damping": outcomes[0].quality["damping"],
+        "scale": outcomes[0].quality["scale"],
+        "num_queries": len(queries),
+        "num_candidates": len(candidates),
+        "text_columns": text_columns(candidates),
+        "label_column": labels[0] if labels else None,
+        "sign": SIGN,
+        "versions": {name: version(name) for name in ("hf_fastif", "torch", "transformers", "datasets")},
+    }
+    return InfluenceResult(
+        influences=_influence_table(queries, candidates, outcomes, num_examples),
+        queries=_query_table(queries, predictions, outcomes, label_names),
+        summary=summary,
+    )
+
+
+def _influence_table(
+    queries: Dataset, candidates: Dataset, outcomes: Sequence[QueryOutcome], num_examples: int | None
+) -> Dataset:
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in INFLUENCE_COLUMNS}
+    for query, outcome in enumerate(outcomes):
+        for direction, chosen in (("helpful", outcome.scores < 0), ("harmful", outcome.scores > 0)):
+            rows, scores = outcome.rows[chosen], outcome.scores[chosen]
+            order = np.lexsort((rows, -np.abs(scores)))[:num_examples]  # ties: the smaller index first
+            columns["query_index"].append(np.full(len(order), query))
+            columns["train_index"].append(rows[order])
+            columns["influence"].append(scores[order])
+            columns["direction"].append(np.full(len(order), direction, dtype=object))
+            columns["rank"].append(np.arange(1, len(order) + 1))
+    joined = {name: np.concatenate(parts) for name, parts in columns.items()}
+    return _side_by_side(
+        Dataset.from_dict(joined, features=INFLUENCE_COLUMNS),
+        _prefixed(plain_columns(queries).select(joined["query_index"]), "query_"),
+        _prefixed(plain_columns(candidates).select(joined["train_index"]), "train_"),
+    )
+
+
+def _query_table(
+    queries: Dataset, predictions: Predictions, outcomes: Sequence[QueryOutcome], label_names: dict[int, str]
+) -> Dataset:
+    own = {
+        "query_index": list(range(len(queries))),
+        "prediction": predictions.names(label_names),
+        "probability": predictions.probabilities(),
+        "loss": predictions.losses,
+        "residual": [outcome.quality["residual"] for outcome in outcomes],
+        "std_err": [outcome.quality["std_err"] for outcome in outcomes],
+    }
+    plain = plain_columns(queries)
+    plain = plain.rename_columns({name: f"{name}_" for name in plain.column_names if name in own})
+    return _side_by_side(Dataset.from_dict(own), plain)
+
+
+def plain_columns(dataset: Dataset) -> Dataset:
+    """The columns that a person can read: strings, numbers and labels, not token ids or arrays."""
+    plain = [name for name, feature in dataset.features.items() if isinstance(feature, Value | ClassLabel)]
+    return dataset.select_columns(plain).with_format(None)
+
+
+def text_columns(dataset: Dataset) -> list[str]:
+    """The string columns that hold running text (three words or more on average in the first rows)."""
+    head = dataset.select(range(min(100, len(dataset))))
+    strings = [name for name, feature in dataset.features.items() if feature in (Value("string"), Value("large_string"))]
+    return [name for name in strings if np.mean([len(str(text).split()) for text in head[name]]) >= 3]
+
+
+def with_label_names(dataset: Dataset) -> Dataset:
+    """Replaces the numbers of `ClassLabel` columns by their names."""
+    labels = {name: feature for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)}
+    columns = dataset.to_dict()
+    for name, feature in labels.items():
+        columns[name] = [None if value is None or value < 0 else feature.int2str(value) for value in columns[name]]
+    features = Features({**dataset.features, **{name: Value("string") for name in labels}})
+    return Dataset.from_dict(columns, features=features)
+
+
+def _side_by_side(*tables: Dataset) -> Dataset:
+    columns = {name: values for table in tables for name, values in table.to_dict().items()}
+    features = {name: feature for table in tables for name, feature in table.features.items()}
+    return Dataset.from_dict(columns, features=Features(features))
+
+
+def _prefixed(dataset: Dataset, prefix: str) -> Dataset:
+    # A column called "index" would take the name of our own position column.
+    return dataset.rename_columns(
+        {name: f"{prefix}{name}" + ("_" if name == "index" else "") for name in dataset.column_names}
+    )

@@ -1,0 +1,74 @@
+"""What every solver answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+
+
+@dataclass(frozen=True)
+class Solution:
+    """s_test = (C + lambda I)^-1 v for Q right-hand sides v = grad L(z'), with the quality of the estimate.
+
+    Attributes:
+        vectors (`torch.Tensor` of shape `(Q, P)`): The solutions, over the trainable parameters.
+        residual (`torch.Tensor` of shape `(Q,)`): ||v - (C + lambda I) x|| / ||v||, C taken on a sample of the
+            training set. 0 is perfect, 1 is no better than x = 0.
+        std_err (`torch.Tensor` of shape `(Q,)`): Standard error of the mean over independent repeats, relative to
+            ||x||; NaN for a single repeat.
+        damping (`float`): lambda.
+        scale (`float`): The step size was 1 / scale.
+    """
+
+    vectors: torch.Tensor
+    residual: torch.Tensor
+    std_err: torch.Tensor
+    damping: float
+    scale: float
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def __getitem__(self, queries: slice) -> Solution:
+        return replace(
+            self, vectors=self.vectors[queries], residual=self.residual[queries], std_err=self.std_err[queries]
+        )
+
+    def quality(self) -> dict[str, float]:
+        """The numbers beside the vector, of a single query."""
+        return {
+            "residual": float(self.residual),
+            "std_err": float(self.std_err),
+            "damping": self.damping,
+            "scale": self.scale,
+        }
+
+    @classmethod
+    def stack(cls, parts: Sequence[Solution]) -> Solution:
+        """Joins the solutions of several groups of queries, solved alike."""
+        return replace(
+            parts[0],
+            vectors=torch.cat([part.vectors for part in parts]),
+            residual=torch.cat([part.residual for part in parts]),
+            std_err=torch.cat([part.std_err for part in parts]),
+        )
+
+    def __repr__(self) -> str:
+        queries, parameters = self.vectors.shape
+        residual = ", ".join(f"{value:.2g}" for value in self.residual.tolist())
+        std_err = ", ".join(f"{value:.2g}" for value in self.std_err.tolist())
+        return (
+            f"Solution({queries} x {parameters:,} parameters, damping={self.damping:.4g}, scale={self.scale:.4g}, "
+            f"residual=[{residual}], std_err=[{std_err}])"
+        )
+
+
+class Solver(Protocol):
+    """Answers (C + lambda I) x = v for a stack of right-hand sides."""
+
+    def solve(self, vectors: torch.Tensor) -> Solution:
+        """Solves for Q right-hand sides, shape (Q, P)."""
+        ...

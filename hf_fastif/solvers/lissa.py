@@ -1,0 +1,142 @@
+"""LiSSA (Agarwal et al., 2017), as in section 3.3 of the FastIF paper, with a damping that is one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import tqdm
+
+from hf_fastif.batches import ExampleBatches
+from hf_fastif.curvature import Curvature, CurvatureSample
+from hf_fastif.objective import Batch
+from hf_fastif.solvers.base import Solution
+
+
+class DivergenceError(ArithmeticError):
+    """The recursion left every bound; the message names the scale that would have kept it."""
+
+
+@dataclass
+class Lissa:
+    """x <- x + (v - (C_B + lambda I) x) / sigma, J times from x = v / sigma; the mean of T independent runs.
+
+    C_B is the curvature of a batch of B examples drawn anew at each step. With h = sigma x this is the paper's
+    recursion h <- v + (I - C) h, but its fixed point is (C + lambda I)^-1 v for every sigma: sigma is only a step
+    size. The queries of one call share each batch and its forward pass.
+
+    Attributes:
+        curvature (`Curvature`): Products with C_B.
+        examples (`ExampleBatches`): The training set.
+        sample (`CurvatureSample`): A fixed sample of it, for the residual.
+        damping (`float`): lambda.
+        scale (`float`): sigma; `batch_scale` finds one that converges.
+        depth (`int`): J.
+        batch_size (`int`): B.
+        repeats (`int`): T; dealt to the processes and averaged.
+        seed (`int`): Repeat t draws its batches from the seed (seed, t), whatever process runs it.
+        accelerator (`Accelerator`): Averages over processes.
+        show_progress (`bool`): Whether the main process shows a bar.
+    """
+
+    curvature: Curvature
+    examples: ExampleBatches
+    sample: CurvatureSample
+    damping: float
+    scale: float
+    depth: int
+    batch_size: int
+    repeats: int
+    seed: int
+    accelerator: Accelerator
+    show_progress: bool = True
+
+    def solve(self, vectors: torch.Tensor) -> Solution:
+        """Solves for Q right-hand sides, shape (Q, P).
+
+        Raises:
+            DivergenceError: If the step size is too large for some batch, or C + lambda I is not positive definite.
+        """
+        total, squares = torch.zeros_like(vectors), vectors.new_zeros(len(vectors))
+        for repeat in range(self.accelerator.process_index, self.repeats, self.accelerator.num_processes):
+            run = self._run(vectors, repeat)
+            total += run
+            squares += run.square().sum(dim=1)
+        mean = self.accelerator.reduce(total, "sum") / self.repeats
+        squares = self.accelerator.reduce(squares, "sum")
+        return Solution(
+            vectors=mean,
+            residual=self.sample.residual(vectors, mean, self.damping),
+            std_err=self._relative_standard_error(mean, squares),
+            damping=self.damping,
+            scale=self.scale,
+        )
+
+    def _run(self, v: torch.Tensor, repeat: int) -> torch.Tensor:
+        random = np.random.default_rng([self.seed, repeat])
+        bound = 10 * v.norm(dim=1) / self.damping  # ||(C + lambda I)^-1 v|| <= ||v|| / lambda for semi-definite C
+        x = v / self.scale
+        steps = range(self.depth)
+        for _ in tqdm(steps, desc=f"LiSSA {repeat + 1}/{self.repeats}", disable=not self.show_progress, leave=False):
+            batch = self.examples.take(random.choice(len(self.examples), self.batch_size, replace=False))
+            step = v - self.curvature.product(batch, x) - self.damping * x
+            x = x.add_(step, alpha=1 / self.scale)
+            if not (x.norm(dim=1) <= bound).all():
+                raise DivergenceError(self._explain_divergence(batch, x))
+        return x
+
+    def _relative_standard_error(self, mean: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
+        if self.repeats == 1:
+            return torch.full_like(squares, math.nan)
+        norm = mean.norm(dim=1)
+        variance = (squares / self.repeats - norm**2).clamp_min(0) * self.repeats / (self.repeats - 1)
+        return (variance / self.repeats).sqrt() / norm
+
+    def _explain_divergence(self, batch: Batch, x: torch.Tensor) -> str:
+        start = torch.nan_to_num(x[:1], posinf=1.0, neginf=-1.0)
+        eigenvalue = dominant_eigenvalue(self.curvature, batch, start) + self.damping
+        if eigenvalue <= 0:
+            return (
+                f"damping={self.damping:.3g}: the curvature has an eigenvalue near {eigenvalue - self.damping:.3g}, so "
+                f"that C + damping I is not positive definite; give damping above {self.damping - eigenvalue:.3g}, or "
+                "curvature='gauss_newton'."
+            )
+        return (
+            f"lissa_scale={self.scale:.3g}: the recursion diverged, since the curvature of single batches reaches "
+            f"{eigenvalue:.3g}. lissa_scale={max(1.5 * eigenvalue, 2 * self.scale):.3g} converges; a larger "
+            "lissa_batch_size allows a smaller one."
+        )
+
+
+def batch_scale(curvature: Curvature, examples: ExampleBatches, batch_size: int, seed: int, pilots: int = 8) -> float:
+    """The largest eigenvalue of the curvature of single batches, over a few of them: a scale at which LiSSA converges.
+
+    The mean curvature is not enough: one batch of B examples may curve many times more, and an occasional step that
+    is too long undoes hundreds of good ones. A step of 1 / sigma is stable for eigenvalues up to 2 sigma, so this
+    value leaves a margin of two for batches not seen.
+    """
+    random = np.random.default_rng([seed, 1_000_003])  # not a stream that a repeat draws from
+    largest = 0.0
+    for _ in range(pilots):
+        batch = examples.take(random.choice(len(examples), batch_size, replace=False))
+        start = torch.from_numpy(random.standard_normal((1, curvature.objective.space.size)))
+        parameter = next(iter(curvature.objective.theta.values()))
+        largest = max(largest, abs(dominant_eigenvalue(curvature, batch, start.to(parameter))))
+    return largest
+
+
+def dominant_eigenvalue(curvature: Curvature, batch: Batch, start: torch.Tensor, iterations: int = 5) -> float:
+    """The eigenvalue of largest magnitude of the curvature of one batch, by power iteration from `start` (1, P)."""
+    vector = start / start.norm()
+    eigenvalue = 0.0
+    for _ in range(iterations):
+        image = curvature.product(batch, vector)
+        eigenvalue = float((vector * image).sum())
+        norm = image.norm()
+        if norm == 0:
+            return 0.0
+        vector = image / norm
+    return eigenvalue

@@ -1,0 +1,277 @@
+"""`InfluenceTrainer`: a `Trainer` that also says which training examples made the model answer as it did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import Trainer, TrainingArguments
+
+from hf_fastif.batches import ExampleBatches
+from hf_fastif.checks import check_dataset, check_index, check_inputs, check_loss, check_num_neighbors, check_s_test
+from hf_fastif.config import InfluenceConfig
+from hf_fastif.curvature import CurvatureSample, GaussNewton, Hessian, Spectrum
+from hf_fastif.index import attach_index, pooled_features, search_index, without_indexes
+from hf_fastif.objective import Objective, differentiable
+from hf_fastif.parameters import model_fingerprint
+from hf_fastif.queries import loss_gradients, predict
+from hf_fastif.results import InfluenceResult, QueryOutcome, build_result
+from hf_fastif.scoring import influence_scores
+from hf_fastif.solvers import Lissa, Solution, batch_scale
+
+
+INDEX_NAME = "pooled"
+
+
+class InfluenceTrainer(Trainer):
+    """A `Trainer` with `build_index`, `compute_s_test`, `find_influential` and `compute_influence`.
+
+    Influence never calls `train()`: it takes the model as it is, trained here or loaded. Indices in results are
+    positions in `train_dataset`. Under `accelerate launch` every process must make the same calls; the work is dealt
+    out and every process gets the same answer.
+
+    Args:
+        model (`PreTrainedModel`): A model with a sequence-classification head. Its parameters with `requires_grad`
+            are trained and attributed ([`freeze`] leaves the last layers).
+        args ([`InfluenceConfig`] or `TrainingArguments`, *optional*): Plain `TrainingArguments` are completed with
+            the default settings of influence.
+        *other, **named: The other arguments of `Trainer`. `train_dataset` must be a `datasets.Dataset`.
+    """
+
+    _tag_names = ["hf-fastif", "influence-functions"]
+
+    def __init__(self, model: nn.Module, args: TrainingArguments | None = None, *other: Any, **named: Any):
+        if args is None:
+            args = InfluenceConfig()
+        elif not isinstance(args, InfluenceConfig):
+            args = InfluenceConfig(**{f.name: getattr(args, f.name) for f in fields(args) if f.init})
+        super().__init__(model, args, *other, **named)
+        self._indexed: dict[str, str] = {}  # fingerprint of a dataset -> of the model whose features its index holds
+        self._spectra: dict[tuple[str, str], Spectrum] = {}  # by the fingerprints of model and training set
+
+    def build_index(self, dataset: Dataset | None = None) -> None:
+        """Extracts the features of a dataset and attaches a FAISS index of them to it, in place.
+
+        The features are the model's pooled final state, compared by L2 distance (section 3.2 of the paper).
+        Afterwards `dataset.get_nearest_examples("pooled", feature, k)` works too.
+
+        Args:
+            dataset (`datasets.Dataset`, *optional*): `trainer.train_dataset` unless given; give a candidate pool that
+                was never trained on to search that.
+        """
+        name = "train_dataset" if dataset is None else "dataset"
+        dataset = self.train_dataset if dataset is None else dataset
+        with self._objective() as objective:
+            features = self._features(objective, self._examples(name, dataset))
+            attach_index(dataset, features, INDEX_NAME)
+            self._indexed[dataset._fingerprint] = model_fingerprint(objective.model)
+
+    def compute_s_test(self, examples: Dataset) -> Solution:
+        """s_test = (C + lambda I)^-1 grad L for every example (sections 3.3 and 3.4 of the paper), by LiSSA.
+
+        C is the curvature of the mean loss over `train_dataset`. All examples share the batches it is drawn from, so
+        that asking for several costs less than asking one by one, and gives the same answer.
+
+        Args:
+            examples (`datasets.Dataset`): The queries.
+
+        Returns:
+            [`Solution`]: Vectors of shape (queries, parameters), residual and standard error.
+
+        Raises:
+            DivergenceError: If `lissa_scale` was given and is too small, naming one that converges.
+            ValueError: If the Hessian is so indefinite that `damping` does not outweigh it.
+        """
+        with self._objective() as objective:
+            queries = self._examples("examples", examples)
+            predict(objective, queries, self.args.influence_batch_size)  # a NaN loss is an error now, not in an hour
+            solver = self._solver(objective)
+            return Solution.stack(
+                [solver.solve(loss_gradients(objective, queries, rows)) for rows in self._groups(len(queries))]
+            )
+
+    def compute_influence(
+        self, examples: Dataset, candidates: Dataset | None = None, s_test: Solution | None = None
+    ) -> np.ndarray:
+        """The full scan: the influence of every candidate on every example.
+
+        Args:
+            examples (`datasets.Dataset`): The queries.
+            candidates (`datasets.Dataset`, *optional*): `trainer.train_dataset` unless given.
+            s_test ([`Solution`], *optional*): What `compute_s_test(examples)` returned, if it was called before.
+
+        Returns:
+            `np.ndarray` of shape `(queries, candidates)`, float32: Positive is harmful, negative is helpful.
+        """
+        with self._objective() as objective:
+            queries = self._examples("examples", examples)
+            pool = self._examples(*self._named_candidates(candidates))
+            predict(objective, queries, self.args.influence_batch_size)
+            return np.stack([outcome.scores for outcome in self._outcomes(objective, queries, pool, None, s_test)])
+
+    def find_influential(
+        self,
+        examples: Dataset,
+        num_examples: int | None = 10,
+        num_neighbors: int | None | Literal["config"] = "config",
+        candidates: Dataset | None = None,
+        s_test: Solution | None = None,
+    ) -> InfluenceResult:
+        """Finds the training examples that helped and harmed the loss on each of some examples the most.
+
+        Args:
+            examples (`datasets.Dataset`): The queries, tokenized as the training set is, with labels.
+            num_examples (`int`, *optional*, defaults to 10): How many of each direction to return; None returns every
+                scored candidate.
+            num_neighbors (`int`, *optional*): k: only the k nearest neighbours of each query are scored, found in the
+                index of `build_index()`. None scores every candidate. `args.num_neighbors` unless given.
+            candidates (`datasets.Dataset`, *optional*): `trainer.train_dataset` unless given. For a pool that was
+                never trained on the answer is what training on it would do.
+            s_test ([`Solution`], *optional*): What `compute_s_test(examples)` returned, if it was called before.
+
+        Returns:
+            [`InfluenceResult`]: The same on every process.
+
+        Raises:
+            ValueError: If there are no examples, labels or index, k exceeds the candidates, a dataset changed after
+                its index was built, or a loss is NaN.
+        """
+        if num_neighbors == "config":
+            num_neighbors = self.args.num_neighbors
+        if num_examples is not None and num_examples < 1:
+            raise ValueError(f"num_examples={num_examples}: give at least 1, or None for every scored candidate.")
+        name, candidates = self._named_candidates(candidates)
+        check_dataset(name, candidates)
+        check_num_neighbors(num_neighbors, len(candidates))
+        with self._objective() as objective:
+            queries = self._examples("examples", examples)
+            pool = self._examples(name, candidates)
+            predictions = predict(objective, queries, self.args.influence_batch_size)
+            neighbors = None
+            if num_neighbors is not None:
+                check_index(name, candidates, INDEX_NAME, self._indexed, objective.model)
+                neighbors = search_index(candidates, INDEX_NAME, self._features(objective, queries), num_neighbors)
+            outcomes = list(self._outcomes(objective, queries, pool, neighbors, s_test))
+            settings = self._settings(objective) | {"num_neighbors": num_neighbors, "num_examples": num_examples}
+        return build_result(
+            without_indexes(examples),
+            without_indexes(candidates),
+            predictions,
+            outcomes,
+            num_examples,
+            self.model.config.id2label,
+            settings,
+        )
+
+    def _outcomes(
+        self,
+        objective: Objective,
+        queries: ExampleBatches,
+        pool: ExampleBatches,
+        neighbors: np.ndarray | None,
+        s_test: Solution | None,
+    ) -> Iterator[QueryOutcome]:
+        """Solves and scores a few queries at a time, so that no more than theirs are in memory.
+
+        `neighbors` (Q, k) are the candidates of each query; None scores the whole pool for all queries in one pass.
+        """
+        check_s_test(s_test, len(queries), objective.space.size)
+        solver = self._solver(objective) if s_test is None else None
+        everything = np.arange(len(pool))
+        for rows in self._groups(len(queries)):
+            if solver is None:
+                solution = s_test[rows.start : rows.stop]
+            else:
+                solution = solver.solve(loss_gradients(objective, queries, rows))
+            if neighbors is None:
+                candidates = [everything] * len(rows)
+                scores = self._scores(objective, pool, solution.vectors, everything)
+            else:
+                candidates = list(neighbors[rows])
+                pairs = zip(solution.vectors.split(1), candidates, strict=True)
+                scores = [self._scores(objective, pool, vector, found)[0] for vector, found in pairs]
+            for i in range(len(rows)):
+                yield QueryOutcome(candidates[i], scores[i], solution[i : i + 1].quality())
+
+    def _scores(self, objective: Objective, pool: ExampleBatches, s_test: torch.Tensor, rows: np.ndarray) -> np.ndarray:
+        size, quiet = self.args.influence_batch_size, self.args.disable_tqdm
+        return influence_scores(objective, pool, s_test, rows, size, self.accelerator, show_progress=not quiet)
+
+    def _features(self, objective: Objective, examples: ExampleBatches) -> np.ndarray:
+        size, quiet = self.args.influence_batch_size, self.args.disable_tqdm
+        return pooled_features(objective.model, examples, size, self.accelerator, show_progress=not quiet)
+
+    def _groups(self, num_queries: int) -> list[range]:
+        size = self.args.query_batch_size
+        return [range(start, min(start + size, num_queries)) for start in range(0, num_queries, size)]
+
+    def _solver(self, objective: Objective) -> Lissa:
+        args, examples = self.args, self._examples("train_dataset", self.train_dataset)
+        curvature = GaussNewton(objective) if args.curvature == "gauss_newton" else Hessian(objective)
+        sample = CurvatureSample(
+            curvature, examples, args.curvature_samples, args.influence_batch_size, args.seed, self.accelerator
+        )
+        key = (model_fingerprint(objective.model), self.train_dataset._fingerprint)
+        if key not in self._spectra:
+            self._spectra[key] = sample.spectrum()
+        damping = self._spectra[key].damping(args.damping)
+        batch_size = min(args.lissa_batch_size, len(examples))
+        scale = args.lissa_scale
+        if scale == "auto":
+            scale = batch_scale(curvature, examples, batch_size, args.seed) + damping
+        return Lissa(
+            curvature=curvature,
+            examples=examples,
+            sample=sample,
+            damping=damping,
+            scale=scale,
+            depth=args.lissa_depth,
+            batch_size=batch_size,
+            repeats=args.lissa_repeats,
+            seed=args.seed,
+            accelerator=self.accelerator,
+            show_progress=not args.disable_tqdm,
+        )
+
+    def _settings(self, objective: Objective) -> dict[str, Any]:
+        key = (model_fingerprint(objective.model), self.train_dataset._fingerprint)
+        names = ("curvature", "curvature_samples", "lissa_depth", "lissa_batch_size", "lissa_repeats", "seed")
+        return {
+            "model": self.model.config._name_or_path or type(self.model).__name__,
+            "num_parameters": objective.space.size,
+            "largest_eigenvalue": self._spectra[key].largest if key in self._spectra else None,
+            **{name: getattr(self.args, name) for name in names},
+        }
+
+    @contextmanager
+    def _objective(self) -> Iterator[Objective]:
+        """The model as a function of its trainable parameters, in the state that exact derivatives need."""
+        check_loss(self)
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        with differentiable(model):
+            yield Objective(model, self.args.label_smoothing_factor)
+
+    def _named_candidates(self, candidates: Dataset | None) -> tuple[str, Dataset]:
+        return ("train_dataset", self.train_dataset) if candidates is None else ("candidates", candidates)
+
+    def _examples(self, name: str, dataset: Dataset) -> ExampleBatches:
+        check_dataset(name, dataset)
+        examples = ExampleBatches(
+            self._remove_unused_columns(dataset, name), self.data_collator, self._prepare_inputs
+        )
+        # A collator that is given all columns may tokenize by itself.
+        model_input = self.model.main_input_name if self.args.remove_unused_columns else None
+        check_inputs(name, examples, model_input, self.model.config.num_labels)
+        return examples
+
+    def _remove_unused_columns(self, dataset: Dataset, description: str | None = None) -> Dataset:
+        # Every dataloader comes through here; see without_indexes for what it spares.
+        if isinstance(dataset, Dataset):
+            dataset = without_indexes(dataset)
+        return super()._remove_unused_columns(dataset, description)

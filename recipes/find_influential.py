@@ -1,0 +1,119 @@
+"""Explains predictions by the training examples behind them.
+
+Trains a classifier (`--do_train`) or loads one, builds the index, takes misclassified (or chosen) validation examples,
+and writes `influences.parquet`, `queries.parquet`, `summary.json` and `report.html` into `OUTPUT_DIR/influence`.
+
+    python recipes/find_influential.py --config recipes/configs/find_influential-demo.yaml
+    accelerate launch recipes/find_influential.py --config recipes/configs/find_influential-mnli.yaml --num_queries 20
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from datasets import DatasetDict
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
+
+from hf_fastif import InfluenceConfig, InfluenceResult, InfluenceTrainer, freeze
+from hf_fastif.cli import check_processes, parse_arguments
+from hf_fastif.data import DataArguments, default_encoder, load_examples, planted_share, tokenize
+from hf_fastif.index import without_indexes
+
+
+@dataclass
+class RecipeArguments:
+    """What this recipe needs beside the settings of data, training and influence."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Hub id or folder; unless given, the packaged MiniLM encoder."}
+    )
+    num_frozen_layers: int = field(
+        default=3, metadata={"help": "Freeze the embeddings and that many layers; -1 freezes nothing."}
+    )
+    num_queries: int = field(default=10, metadata={"help": "How many misclassified examples to explain."})
+    query_indices: list[int] | None = field(
+        default=None, metadata={"help": "Explain these validation examples instead of misclassified ones."}
+    )
+    num_examples: int = field(default=10, metadata={"help": "Training examples to show in each direction."})
+
+
+def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) -> None:
+    check_processes(config.world_size)
+    set_seed(config.seed)
+    examples = load_examples(data)
+    trainer, examples = make_trainer(recipe, data, config, examples)
+    seconds: dict[str, float] = {}
+
+    if config.do_train:
+        with timed(seconds, "train"):
+            trainer.train()
+        trainer.save_model()
+    with timed(seconds, "predict"):
+        logits = trainer.predict(examples["validation"]).predictions
+    wrong = np.flatnonzero(logits.argmax(axis=1) != np.asarray(examples["validation"]["label"]))
+    accuracy = 1 - len(wrong) / len(logits)
+    if recipe.query_indices is None:
+        chosen = np.sort(np.random.default_rng(config.seed).permutation(wrong)[: recipe.num_queries])
+    else:
+        chosen = np.asarray(recipe.query_indices)
+    queries = examples["validation"].select(chosen)
+
+    with timed(seconds, "build_index"):
+        trainer.build_index()
+    with timed(seconds, "compute_s_test"):
+        s_test = trainer.compute_s_test(queries)
+    with timed(seconds, "find_influential"):
+        result = trainer.find_influential(queries, num_examples=recipe.num_examples, s_test=s_test)
+    result.summary |= {"accuracy": accuracy, "seconds": seconds, "query_rows": chosen.tolist()}
+    if trainer.is_world_process_zero():
+        write(result, Path(config.output_dir) / "influence", without_indexes(trainer.train_dataset))
+
+
+def make_trainer(
+    recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig, examples: DatasetDict
+) -> tuple[InfluenceTrainer, DatasetDict]:
+    path = recipe.model_name_or_path or default_encoder()
+    names = examples["train"].features["label"].names
+    model = AutoModelForSequenceClassification.from_pretrained(
+        path, num_labels=len(names), id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)}
+    )
+    if recipe.num_frozen_layers >= 0:
+        freeze(model, recipe.num_frozen_layers)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    with config.main_process_first(desc="tokenizing"):
+        examples = tokenize(examples, tokenizer, data)
+    trainer = InfluenceTrainer(
+        model=model,
+        args=config,
+        train_dataset=examples["train"],
+        eval_dataset=examples["validation"],
+        processing_class=tokenizer,
+    )
+    return trainer, examples
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[stage] = round(time.perf_counter() - start, 1)
+
+
+def write(result: InfluenceResult, folder: Path, train) -> None:
+    result.save_to_disk(folder)
+    report = result.to_html(folder / "report.html")
+    print(result)
+    print(f"Accuracy on the validation examples: {result.summary['accuracy']:.1%}")
+    print("Seconds: " + ", ".join(f"{stage} {time:.0f}" for stage, time in result.summary["seconds"].items()))
+    if "planted" in train.column_names:
+        print(planted_share(result, train))
+    print(f"Report: {report}")
+
+
+if __name__ == "__main__":
+    main(*parse_arguments(RecipeArguments, DataArguments, InfluenceConfig))

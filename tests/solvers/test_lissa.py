@@ -1,0 +1,171 @@
+"""LiSSA against the exact damped inverse, and what must not change its answer."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import oracles
+import pytest
+import torch
+from tiny import accelerator, batches, tiny_data, tiny_model
+
+from hf_fastif.curvature import CurvatureSample, GaussNewton, Hessian
+from hf_fastif.objective import Objective
+from hf_fastif.solvers import DivergenceError, Lissa, Solution, batch_scale
+
+
+N = 12
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """A training set, its exact curvature, and right-hand sides."""
+    model, examples = tiny_model(double=True, frozen=2), batches(tiny_data(N))
+    matrix = oracles.gauss_newton(model, examples)
+    return model, examples, matrix, oracles.loss_gradients(model, examples)[:3]
+
+
+def lissa(problem, curvature=GaussNewton, **changes) -> Lissa:
+    """Full batches unless changed: the recursion is then free of noise."""
+    model, examples, matrix, _ = problem
+    products = curvature(Objective(model))
+    solver = Lissa(
+        curvature=products,
+        examples=examples,
+        sample=CurvatureSample(products, examples, N, 5, seed=0, accelerator=accelerator()),
+        damping=0.1 * float(torch.linalg.eigvalsh(matrix).max()),
+        scale=1.2 * float(torch.linalg.eigvalsh(matrix).max()),
+        depth=200,
+        batch_size=N,
+        repeats=1,
+        seed=0,
+        accelerator=accelerator(),
+        show_progress=False,
+    )
+    return replace(solver, **changes)
+
+
+def exact(matrix, damping, vectors):
+    return torch.linalg.solve(matrix + damping * torch.eye(len(matrix), dtype=matrix.dtype), vectors.T).T
+
+
+def test_full_batches_give_the_exact_damped_inverse(problem):
+    *_, matrix, vectors = problem
+    solver = lissa(problem)
+
+    solution = solver.solve(vectors)
+
+    torch.testing.assert_close(solution.vectors, exact(matrix, solver.damping, vectors), rtol=1e-5, atol=1e-6)
+    assert solution.residual.max() < 1e-6
+    assert solution.damping == solver.damping
+
+
+def test_hessian_that_damping_outweighs(problem):
+    model, examples, _, vectors = problem
+    matrix = oracles.hessian(model, examples)
+    smallest, largest = (float(end) for end in torch.linalg.eigvalsh(matrix)[[0, -1]])
+    damping = 2 * abs(smallest) + 0.1 * largest
+
+    solution = lissa(problem, Hessian, damping=damping, scale=1.2 * (largest + damping)).solve(vectors)
+
+    torch.testing.assert_close(solution.vectors, exact(matrix, damping, vectors), rtol=1e-5, atol=1e-6)
+
+
+def test_scale_changes_the_path_and_not_the_answer(problem):
+    *_, vectors = problem
+    scale = lissa(problem).scale
+
+    one = lissa(problem, depth=400).solve(vectors).vectors
+    two = lissa(problem, depth=800, scale=2 * scale).solve(vectors).vectors
+
+    torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-7)
+    assert not torch.allclose(
+        lissa(problem, depth=5).solve(vectors).vectors,
+        lissa(problem, depth=5, scale=2 * scale).solve(vectors).vectors,
+        rtol=0.05,
+    )
+
+
+def test_small_batches_are_unbiased_and_their_standard_error_is_honest(problem):
+    *_, matrix, vectors = problem
+    solver = lissa(problem, batch_size=2, repeats=64, depth=60)
+    target = exact(matrix, solver.damping, vectors)
+
+    solution = solver.solve(vectors)
+
+    error = (solution.vectors - target).norm(dim=1) / target.norm(dim=1)
+    assert (error < 2 * solution.std_err).all()
+    assert (error > 0.3 * solution.std_err).all()
+    assert (solution.std_err < 0.2).all()
+
+
+def test_standard_error_falls_with_the_root_of_the_repeats(problem):
+    *_, vectors = problem
+
+    few = lissa(problem, batch_size=2, repeats=8, depth=40).solve(vectors).std_err
+    many = lissa(problem, batch_size=2, repeats=128, depth=40).solve(vectors).std_err
+
+    assert float((few / many).mean()) == pytest.approx(4, rel=0.35)
+    assert torch.isnan(lissa(problem, depth=2).solve(vectors).std_err).all()
+
+
+def test_residual_is_that_of_the_mean_recomputed(problem):
+    *_, matrix, vectors = problem
+    solver = lissa(problem, batch_size=3, repeats=2, depth=20)
+
+    solution = solver.solve(vectors)
+
+    x = solution.vectors
+    expected = (vectors - x @ matrix - solver.damping * x).norm(dim=1) / vectors.norm(dim=1)
+    torch.testing.assert_close(solution.residual, expected)
+    assert expected.min() > 1e-3
+
+
+def test_queries_do_not_disturb_each_other_and_runs_repeat_to_the_bit(problem):
+    *_, vectors = problem
+    solver = lissa(problem, batch_size=3, repeats=2, depth=20)
+
+    together = solver.solve(vectors)
+    alone = Solution.stack([solver.solve(vector[None]) for vector in vectors])
+
+    torch.testing.assert_close(together.vectors, alone.vectors, rtol=1e-9, atol=1e-12)
+    assert torch.equal(solver.solve(vectors).vectors, together.vectors)
+    assert not torch.allclose(replace(solver, seed=1).solve(vectors).vectors, together.vectors, rtol=1e-3)
+
+
+def test_divergence_raises_and_names_a_scale_that_converges(problem):
+    *_, vectors = problem
+    solver = lissa(problem, scale=0.2 * lissa(problem).scale, depth=300)
+
+    with pytest.raises(DivergenceError, match="lissa_scale") as caught:
+        solver.solve(vectors)
+
+    named = float(re.search(r"lissa_scale=(\S+) converges", str(caught.value))[1])
+    assert replace(solver, scale=named).solve(vectors).residual.max() < 0.01
+
+
+def test_indefinite_system_raises_and_names_a_damping(problem):
+    model, examples, _, vectors = problem
+    smallest = float(torch.linalg.eigvalsh(oracles.hessian(model, examples))[0])
+    assert smallest < -1e-3
+
+    with pytest.raises(DivergenceError, match="damping|lissa_scale"):
+        lissa(problem, Hessian, damping=0.2 * -smallest, depth=5000).solve(vectors)
+
+
+def test_auto_scale_bounds_the_batches_and_converges(problem):
+    _, examples, matrix, vectors = problem
+    scale = batch_scale(lissa(problem).curvature, examples, batch_size=2, seed=0)
+    assert scale > float(torch.linalg.eigvalsh(matrix).max())
+
+    solution = lissa(problem, batch_size=2, repeats=8, scale=scale, depth=150).solve(vectors)
+
+    assert solution.residual.max() < 0.6
+
+
+def test_zero_gradient_gives_zero(problem):
+    *_, vectors = problem
+    solution = lissa(problem, depth=3).solve(torch.zeros_like(vectors[:1]))
+    assert not solution.vectors.any()
+    assert solution.residual.item() == 0
