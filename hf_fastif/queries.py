@@ -25,7 +25,7 @@ class Predictions:
     logits: np.ndarray
     losses: np.ndarray
 
-    def names(self, label_names: dict[int, str]) -> list[str]:
+    def names(self, label_names: list[str]) -> list[str]:
         """The predicted label of each query; for regression the number."""
         if self.logits.shape[1] == 1:
             return [f"{value:.4g}" for value in self.logits[:, 0]]

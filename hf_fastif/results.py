@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features, Value
 
 from hf_fastif.files import write_whole
-from hf_fastif.queries import Predictions
 
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from hf_fastif.queries import Predictions
 
 SIGN = (
     "A positive influence is harmful: giving the training example more weight raises the loss of the query. "
@@ -168,8 +169,9 @@ def build_result(
     settings: dict[str, Any],
 ) -> InfluenceResult:
     """Joins scores, texts and predictions; keeps the `num_examples` strongest of each direction (None: all)."""
-    labels = [name for name, feature in candidates.features.items() if isinstance(feature, ClassLabel)]
-    labels += [name for name in ("label", "labels") if name in candidates.column_names]
+    label = _label_column(candidates)
+    names = _label_names(candidates.features[label] if label else None, label_names)
+    queries, candidates = _with_class_labels(queries, label, names), _with_class_labels(candidates, label, names)
     summary = {
         **settings,
         "damping": outcomes[0].quality["damping"],
@@ -177,13 +179,13 @@ def build_result(
         "num_queries": len(queries),
         "num_candidates": len(candidates),
         "text_columns": text_columns(candidates),
-        "label_column": labels[0] if labels else None,
+        "label_column": label,
         "sign": SIGN,
         "versions": {name: version(name) for name in ("hf_fastif", "torch", "transformers", "datasets")},
     }
     return InfluenceResult(
         influences=_influence_table(queries, candidates, outcomes, num_examples),
-        queries=_query_table(queries, predictions, outcomes, label_names),
+        queries=_query_table(queries, predictions, outcomes, names),
         summary=summary,
     )
 
@@ -210,7 +212,7 @@ def _influence_table(
 
 
 def _query_table(
-    queries: Dataset, predictions: Predictions, outcomes: Sequence[QueryOutcome], label_names: dict[int, str]
+    queries: Dataset, predictions: Predictions, outcomes: Sequence[QueryOutcome], label_names: list[str]
 ) -> Dataset:
     own = {
         "query_index": list(range(len(queries))),
@@ -223,6 +225,28 @@ def _query_table(
     plain = plain_columns(queries)
     plain = plain.rename_columns({name: f"{name}_" for name in plain.column_names if name in own})
     return _side_by_side(Dataset.from_dict(own), plain)
+
+
+def _label_column(dataset: Dataset) -> str | None:
+    classes = [name for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)]
+    usual = [name for name in ("label", "labels") if name in dataset.column_names]
+    return next(iter(usual + classes), None)
+
+
+def _label_names(feature: Any, model_names: dict[int, str]) -> list[str]:
+    """The model's names of the labels, or the dataset's where the model was given none."""
+    names = [model_names[label] for label in sorted(model_names)]
+    unnamed = names == [f"LABEL_{label}" for label in range(len(names))]
+    return feature.names if unnamed and isinstance(feature, ClassLabel) and feature.num_classes == len(names) else names
+
+
+def _with_class_labels(dataset: Dataset, column: str | None, names: list[str]) -> Dataset:
+    """Gives a column of class numbers the names that predictions have, so that the two can be compared."""
+    if column is None or not dataset.features[column].dtype.startswith("int"):
+        return dataset
+    features = dataset.features.copy()
+    features[column] = ClassLabel(names=names)
+    return dataset.with_format(None).cast(features)
 
 
 def plain_columns(dataset: Dataset) -> Dataset:

@@ -6,12 +6,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
-from transformers import PreTrainedTokenizerBase
 
 from hf_fastif.data.nli import generate_nli
 from hf_fastif.results import text_columns
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass

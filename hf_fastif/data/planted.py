@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from datasets import Dataset
 
 from hf_fastif.data.nli import WRONG_LABEL_CONSTRUCTIONS
-from hf_fastif.results import InfluenceResult
+
+
+if TYPE_CHECKING:
+    from hf_fastif.results import InfluenceResult
 
 
 def planted_share(result: InfluenceResult, train: Dataset) -> str:

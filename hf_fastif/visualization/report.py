@@ -63,18 +63,12 @@ def _cards(result: InfluenceResult) -> list[dict[str, Any]]:
 
 
 def _verdicts(queries: Dataset, label_column: str | None) -> list[str | None]:
-    """Whether each prediction is "right" or "wrong"; None where its name and the label cannot be compared."""
-    if label_column not in queries.column_names:
+    """Whether each prediction is "right" or "wrong"; None where the label is not one of several classes."""
+    feature = queries.features.get(label_column)
+    if not isinstance(feature, ClassLabel):
         return [None] * len(queries)
-    feature, verdicts = queries.features[label_column], []
-    names = feature.names if isinstance(feature, ClassLabel) else []
-    for label, prediction in zip(queries[label_column], queries["prediction"], strict=True):
-        if label in (None, -1) or not (prediction in names or prediction.startswith("LABEL_")):
-            verdicts.append(None)
-        else:  # a model without names for its labels calls them LABEL_0, LABEL_1, ...
-            expected = names[label] if prediction in names else f"LABEL_{label}"
-            verdicts.append("right" if prediction == expected else "wrong")
-    return verdicts
+    expected = [feature.int2str(label) for label in queries[label_column]]
+    return ["right" if e == p else "wrong" for e, p in zip(expected, queries["prediction"], strict=True)]
 
 
 def _directions(result: InfluenceResult, query: int) -> list[dict[str, Any]]:

@@ -192,13 +192,11 @@ def test_settings_show_the_range_over_queries_and_the_neighbours(result: Influen
     assert "<td>the 5 nearest to each query, of 6</td>" in page
 
 
-def test_label_without_names_is_compared_only_where_it_can_be(result: InfluenceResult) -> None:
+def test_label_that_is_not_a_class_gets_no_verdict(result: InfluenceResult) -> None:
     values = result.queries.to_dict()
     plain = Features({**result.queries.features, "label": Value("int64")})
     result.queries = Dataset.from_dict(values, features=plain)
     assert 'class="verdict' not in render_report(result, "Title")
-    result.queries = Dataset.from_dict(values | {"prediction": ["LABEL_0", "LABEL_0"]}, features=plain)
-    assert ["✓ right" in card for card in cards(render_report(result, "Title"))] == [True, False]
 
 
 def test_page_fetches_nothing(result: InfluenceResult) -> None:

@@ -1,0 +1,78 @@
+"""Reading labelled texts from files: formats, label names, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tiny import tiny_tokenizer
+
+from hf_fastif.data import DataArguments, load_examples, tokenize
+
+
+ROWS = [
+    {"id": "a", "premise": "w1 w2 w3 w4", "hypothesis": "w5 w6 w7", "gold": "neutral"},
+    {"id": "b", "premise": "w2 w2 w3 w4", "hypothesis": "w5 w6 w8", "gold": "entailment"},
+    {"id": "c", "premise": "w3 w2 w3 w4", "hypothesis": "w5 w6 w9", "gold": "contradiction"},
+]
+TWO_LABELS = '{"neutral": "no", "contradiction": "no", "entailment": "yes"}'
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    for name in ("train", "validation"):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in ROWS))
+    return lambda **settings: DataArguments(
+        **{
+            "train_file": str(tmp_path / "train.jsonl"),
+            "validation_file": str(tmp_path / "validation.jsonl"),
+            "label_column": "gold",
+        }
+        | settings
+    )
+
+
+def test_labels_are_named_and_mapped(arguments):
+    three = load_examples(arguments())
+    assert three["train"].features["label"].names == ["contradiction", "entailment", "neutral"]
+    assert three["validation"]["label"] == [2, 1, 0]
+    two = load_examples(arguments(label_mapping=TWO_LABELS))
+    assert two["train"].features["label"].names == ["no", "yes"]
+    assert two["train"]["label"] == [0, 1, 0]
+    assert two["train"].column_names == ["id", "premise", "hypothesis", "label"]
+
+
+def test_text_columns_are_found_and_tokenized_as_a_pair(arguments):
+    splits = tokenize(load_examples(arguments()), tiny_tokenizer(), arguments())
+    pair = tiny_tokenizer()("w1 w2 w3 w4", "w5 w6 w7")["input_ids"]
+    assert splits["train"][0]["input_ids"] == pair
+    short = tokenize(load_examples(arguments()), tiny_tokenizer(), arguments(text_columns=["hypothesis"], max_length=2))
+    assert [len(ids) for ids in short["train"]["input_ids"]] == [2, 2, 2]
+
+
+def test_unknown_columns(arguments):
+    with pytest.raises(ValueError, match="column 'sentence' is not in the train examples, which have: id, premise"):
+        load_examples(arguments(text_columns=["sentence"]))
+    with pytest.raises(ValueError, match="column 'label' is not in"):
+        load_examples(arguments(label_column="label"))
+
+
+def test_labels_that_training_lacks(arguments, tmp_path):
+    (tmp_path / "train.jsonl").write_text("\n".join(json.dumps(row) for row in ROWS[:2]))
+    with pytest.raises(ValueError, match="labels contradiction, which the training examples"):
+        load_examples(arguments())
+
+
+def test_one_file_or_none_at_all(arguments):
+    with pytest.raises(ValueError, match="validation_file=None: give both"):
+        load_examples(arguments(validation_file=None))
+    with pytest.raises(ValueError, match="there is no file 'nowhere.jsonl'"):
+        load_examples(arguments(train_file="nowhere.jsonl"))
+
+
+def test_embedded_default_and_its_splits():
+    assert len(load_examples(DataArguments())["train"]) == 2000
+    assert load_examples(DataArguments(max_train_examples=50))["train"].num_rows == 50
+    assert len(load_examples(DataArguments(dataset_test_split="challenge"))["validation"]) == 300
+    with pytest.raises(ValueError, match="dataset_test_split='test': the embedded data has train, validation"):
+        load_examples(DataArguments(dataset_test_split="test"))

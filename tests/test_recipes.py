@@ -1,0 +1,102 @@
+"""The recipe as a user runs it: a subprocess, local files, a tiny model from a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import VOCABULARY, tiny_model, tiny_tokenizer
+
+from hf_fastif import InfluenceResult
+
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recipe")
+    random = np.random.default_rng(0)
+    for name, size in (("train", 40), ("validation", 30)):
+        rows = [
+            {"text": " ".join(random.choice(VOCABULARY[2:], 6)), "label": str(random.choice(["bad", "good"]))}
+            for _ in range(size)
+        ]
+        (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    tiny_model(frozen=None, num_labels=2).save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    return folder
+
+
+def run(files, output, *flags, launcher=(), check=True):
+    command = [sys.executable, *launcher, str(ROOT / "recipes" / "find_influential.py")]
+    settings = {
+        "model_name_or_path": files / "model",
+        "train_file": files / "train.jsonl",
+        "validation_file": files / "validation.jsonl",
+        "output_dir": output,
+        "num_frozen_layers": 1,
+        "num_queries": 3,
+        "num_examples": 2,
+        "lissa_depth": 3,
+        "lissa_batch_size": 8,
+        "num_neighbors": 20,
+        "save_strategy": "no",
+    }
+    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    return subprocess.run(
+        [*command, "--use_cpu", *words, *flags],
+        check=check,
+        capture_output=True,
+        text=True,
+        env=os.environ,
+        timeout=300,
+    )
+
+
+def test_train_explain_and_report(files, tmp_path):
+    printed = run(files, tmp_path, "--do_train", "--max_steps", "2").stdout
+
+    result = InfluenceResult.load_from_disk(tmp_path / "influence")
+    report = (tmp_path / "influence" / "report.html").read_text()
+    assert len(result.queries) == 3
+    assert len(result.helpful(0)) <= 2
+    assert result.summary["num_neighbors"] == 20
+    assert set(result.summary["seconds"]) == {"train", "predict", "build_index", "compute_s_test", "find_influential"}
+    rows = [json.loads(line) for line in (files / "validation.jsonl").read_text().split("\n")]
+    for position, query in zip(result.summary["query_rows"], result.queries, strict=True):
+        assert rows[position]["text"] == query["text"]
+        assert rows[position]["label"] != query["prediction"]  # only errors are explained
+        assert query["text"] in report
+    assert str(tmp_path / "influence" / "report.html") in printed
+    assert (tmp_path / "model.safetensors").is_file()
+
+
+def test_loaded_model_chosen_queries_two_processes(files, tmp_path):
+    run(files, tmp_path / "one", "--query_indices", "4", "0")
+    run(
+        files,
+        tmp_path / "two",
+        "--query_indices",
+        "4",
+        "0",
+        launcher=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
+    )
+
+    one, two = (InfluenceResult.load_from_disk(tmp_path / name / "influence") for name in ("one", "two"))
+    assert one.summary["query_rows"] == two.summary["query_rows"] == [4, 0]
+    assert one.influences["train_index"] == two.influences["train_index"]
+    np.testing.assert_allclose(one.influences["influence"], two.influences["influence"], rtol=1e-3)
+    assert "train" not in one.summary["seconds"]
+
+
+def test_an_error_is_one_clear_line_and_leaves_nothing(files, tmp_path):
+    failed = run(files, tmp_path, "--text_columns", "sentence", check=False)
+    assert failed.returncode != 0
+    assert "column 'sentence' is not in the train examples, which have: text, label" in failed.stderr
+    assert not (tmp_path / "influence").exists()
