@@ -26,11 +26,12 @@ def check_dataset(name: str, dataset: Any) -> None:
 
 
 def check_inputs(name: str, examples: ExampleBatches, model_input: str | None, num_labels: int) -> None:
-    """The rows must hold what the model reads (`model_input`, unless the collator makes it) and labels that it knows."""
+    """The rows must hold the column that the model reads (None: the collator makes it) and labels that it knows."""
     columns = examples.dataset.column_names
     if model_input is not None and model_input not in columns:
         raise ValueError(
-            f"{name} has no column {model_input!r} (of its columns the model can use: {', '.join(columns)}); tokenize it "
+            f"{name} has no column {model_input!r} (of its columns the model can use: {', '.join(columns)}); "
+            "tokenize it "
             f"first, as in {name}.map(lambda rows: tokenizer(rows['text'], truncation=True), batched=True)."
         )
     if "labels" not in examples.collate(examples.dataset.__getitems__([0])):
@@ -48,7 +49,8 @@ def _check_label_range(name: str, dataset: Dataset, column: str, num_labels: int
         ends = pc.min_max(chunk[column]).as_py()
         if ends["min"] is None or ends["min"] < 0 or ends["max"] >= num_labels:
             raise ValueError(
-                f"{name}: column {column!r} holds labels from {ends['min']} to {ends['max']}, but the model knows 0 to "
+                f"{name}: column {column!r} holds labels from {ends['min']} to {ends['max']}, but the model knows 0 "
+                "to "
                 f"{num_labels - 1} (config.num_labels={num_labels}); filter or map the rows, or load the model with "
                 "as many labels."
             )
@@ -58,12 +60,14 @@ def check_loss(trainer: Trainer) -> None:
     """The loss must be the model's own, since influence needs it for single examples."""
     if trainer.compute_loss_func is not None:
         raise ValueError(
-            "compute_loss_func: it gives the loss of a batch, and influence needs that of single examples; leave it out. "
+            "compute_loss_func: it gives the loss of a batch, and influence needs that of single examples; leave "
+            "it out. "
             "config.problem_type chooses among cross entropy, regression and multi-label losses."
         )
     if type(trainer).compute_loss is not Trainer.compute_loss:
         raise ValueError(
-            f"{type(trainer).__name__}.compute_loss is overridden; influence would be that of another loss. Remove the "
+            f"{type(trainer).__name__}.compute_loss is overridden; influence would be that of another loss. Remove "
+            "the "
             "override while you compute influence."
         )
 
@@ -72,7 +76,8 @@ def check_num_neighbors(num_neighbors: int | None, num_candidates: int) -> None:
     """k must lie between 1 and the number of candidates."""
     if num_neighbors is not None and not 1 <= num_neighbors <= num_candidates:
         raise ValueError(
-            f"num_neighbors={num_neighbors}: there are {num_candidates} candidates; give 1 to {num_candidates}, or None "
+            f"num_neighbors={num_neighbors}: there are {num_candidates} candidates; give 1 to {num_candidates}, or "
+            "None "
             "to score every candidate."
         )
 
@@ -85,8 +90,10 @@ def check_index(name: str, dataset: Dataset, index: str, indexed: dict[str, str]
     rebuild = "trainer.build_index()" if name == "train_dataset" else f"trainer.build_index({name})"
     if dataset._fingerprint not in indexed and (indexed or index in dataset.list_indexes()):
         raise ValueError(
-            f"{name} is not the dataset that the index was built for (its fingerprint is {dataset._fingerprint}, indexed "
-            f"are {', '.join(indexed) or 'none by this trainer'}): rows were changed or replaced since; call {rebuild} again."
+            f"{name} is not the dataset that the index was built for (its fingerprint is {dataset._fingerprint}, "
+            "indexed "
+            f"are {', '.join(indexed) or 'none by this trainer'}): rows were changed or replaced since; call "
+            f"{rebuild} again."
         )
     if index not in dataset.list_indexes():
         raise ValueError(f"{name} has no index {index!r} to find num_neighbors in; call {rebuild} first.")
@@ -98,7 +105,9 @@ def check_s_test(s_test: Solution | None, num_queries: int, num_parameters: int)
     """A given s_test must be that of these queries and this model."""
     if s_test is not None and s_test.vectors.shape != (num_queries, num_parameters):
         raise ValueError(
-            f"s_test holds {len(s_test)} vectors of {s_test.vectors.shape[1]:,} parameters, but there are {num_queries} "
-            f"examples and {num_parameters:,} trainable parameters; pass what compute_s_test(examples) returned for these "
+            f"s_test holds {len(s_test)} vectors of {s_test.vectors.shape[1]:,} parameters, but there are "
+            f"{num_queries} "
+            f"examples and {num_parameters:,} trainable parameters; pass what compute_s_test(examples) returned for "
+            "these "
             "examples and this model."
         )

@@ -38,9 +38,9 @@ class InfluenceConfig(TrainingArguments):
         damping (`float` or `"auto"`, *optional*, defaults to `"auto"`):
             lambda, in units of the curvature of the mean training loss. `"auto"` is 1 % of its largest eigenvalue
             (and enough to outweigh a negative one).
-        curvature_samples (`int`, *optional*, defaults to 256):
+        curvature_samples (`int`, *optional*, defaults to 128):
             Training examples on which the largest eigenvalue and the residual are estimated.
-        lissa_depth (`int`, *optional*, defaults to 100):
+        lissa_depth (`int`, *optional*, defaults to 50):
             J: steps of the recursion. The authors took 1000 to 2000 with a batch size of 1.
         lissa_batch_size (`int`, *optional*, defaults to 32):
             B: training examples drawn for each step.
@@ -66,13 +66,14 @@ class InfluenceConfig(TrainingArguments):
         default="auto", metadata={"help": "lambda; 'auto' is 1 %% of the largest eigenvalue of the curvature."}
     )
     curvature_samples: int = field(
-        default=256, metadata={"help": "Training examples for the largest eigenvalue and the residual."}
+        default=128, metadata={"help": "Training examples for the largest eigenvalue and the residual."}
     )
-    lissa_depth: int = field(default=100, metadata={"help": "J: steps of the recursion."})
+    lissa_depth: int = field(default=50, metadata={"help": "J: steps of the recursion."})
     lissa_batch_size: int = field(default=32, metadata={"help": "B: training examples drawn for each step."})
     lissa_repeats: int = field(default=2, metadata={"help": "T: independent runs that are averaged."})
     lissa_scale: AutoFloat = field(
-        default="auto", metadata={"help": "The step size is 1 / scale; 'auto' takes the largest eigenvalue of batches."}
+        default="auto",
+        metadata={"help": "The step size is 1 / scale; 'auto' takes the largest eigenvalue of batches."},
     )
 
     def __post_init__(self):
@@ -105,6 +106,10 @@ class InfluenceConfig(TrainingArguments):
         if not 0 < number < float("inf"):
             raise ValueError(
                 f"{name}={value!r}: give a number above 0, or 'auto'."
-                + (" C + damping I has no inverse otherwise, or none that a solver finds." if name == "damping" else "")
+                + (
+                    " C + damping I has no inverse otherwise, or none that a solver finds."
+                    if name == "damping"
+                    else ""
+                )
             )
         return number

@@ -90,6 +90,8 @@ def model_fingerprint(model: nn.Module) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for (name, parameter), (norm, total) in zip(named, numbers.tolist(), strict=True):
         if not (math.isfinite(norm) and math.isfinite(total)):
-            raise ValueError(f"model: parameter {name} holds NaN or infinite numbers; load a checkpoint that is whole.")
+            raise ValueError(
+                f"model: parameter {name} holds NaN or infinite numbers; load a checkpoint that is whole."
+            )
         digest.update(f"{name}{tuple(parameter.shape)}{norm!r}{total!r}".encode())
     return digest.hexdigest()

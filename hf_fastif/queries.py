@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from scipy.special import softmax
 
 from hf_fastif.batches import ExampleBatches
@@ -15,7 +16,7 @@ from hf_fastif.objective import Objective
 
 @dataclass(frozen=True)
 class Predictions:
-    """Outputs and losses of Q queries, in their order.
+    """Outputs and losses of Q examples, in their order.
 
     Attributes:
         logits (`np.ndarray` of shape `(Q, C)`): Outputs.
@@ -38,24 +39,26 @@ class Predictions:
         return softmax(self.logits, axis=1).max(axis=1)
 
 
-def predict(objective: Objective, queries: ExampleBatches, batch_size: int) -> Predictions:
-    """Runs the model on every query.
+def predict(objective: Objective, examples: ExampleBatches, batch_size: int, accelerator: Accelerator) -> Predictions:
+    """Runs the model on every example; batches are dealt to the processes, and all get the whole answer.
 
     Raises:
-        ValueError: If the loss of a query is NaN or infinite.
+        ValueError: If the loss of an example is NaN or infinite.
     """
-    logits, losses = [], []
+    outputs = torch.zeros(len(examples), objective.model.config.num_labels + 1, device=accelerator.device)
+    batches = examples.grouped_by_length(np.arange(len(examples)), batch_size)
     with torch.no_grad():
-        for start in range(0, len(queries), batch_size):
-            batch = queries.take(range(start, min(start + batch_size, len(queries))))
-            outputs = objective.logits(objective.theta, batch)
-            logits.append(outputs.float().cpu().numpy())
-            losses.append(objective.losses_of_logits(outputs, batch["labels"]).float().cpu().numpy())
-    found = Predictions(np.concatenate(logits), np.concatenate(losses))
+        for rows in batches[accelerator.process_index :: accelerator.num_processes]:
+            batch = examples.take(rows)
+            logits = objective.logits(objective.theta, batch)
+            losses = objective.losses_of_logits(logits, batch["labels"])
+            outputs[torch.from_numpy(rows).to(outputs.device)] = torch.cat([logits, losses[:, None]], dim=1).float()
+    outputs = accelerator.reduce(outputs, "sum").cpu().numpy()
+    found = Predictions(logits=outputs[:, :-1], losses=outputs[:, -1])
     if not np.isfinite(found.losses).all():
-        query = int(np.flatnonzero(~np.isfinite(found.losses))[0])
+        row = int(np.flatnonzero(~np.isfinite(found.losses))[0])
         raise ValueError(
-            f"examples: the loss of row {query} is {found.losses[query]}; look at its text and label, and at whether the "
+            f"examples: the loss of row {row} is {found.losses[row]}; look at its text and label, and at whether the "
             "model's weights are whole."
         )
     return found

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,20 +18,9 @@ from hf_fastif.files import write_whole
 if TYPE_CHECKING:
     import pandas as pd
 
-    from hf_fastif.queries import Predictions
-
 SIGN = (
     "A positive influence is harmful: giving the training example more weight raises the loss of the query. "
     "A negative one is helpful: more weight lowers the loss."
-)
-INFLUENCE_COLUMNS = Features(
-    {
-        "query_index": Value("int32"),
-        "train_index": Value("int64"),
-        "influence": Value("float32"),
-        "direction": Value("string"),
-        "rank": Value("int32"),
-    }
 )
 
 
@@ -116,7 +103,9 @@ class InfluenceResult:
         ]
         for row in with_label_names(self.queries.select(range(min(3, len(self.queries))))):
             query = row["query_index"]
-            lines.append(f"  query {query}: {self._describe(row)} predicted {row['prediction']}, loss {row['loss']:.3g}")
+            lines.append(
+                f"  query {query}: {self._describe(row)} predicted {row['prediction']}, loss {row['loss']:.3g}"
+            )
             for direction in ("helpful", "harmful"):
                 examples = with_label_names(self._training_examples(query, direction))
                 lines += [
@@ -144,111 +133,6 @@ class InfluenceResult:
         return examples.rename_columns({name: name.removeprefix("train_") for name in plain})
 
 
-@dataclass(frozen=True)
-class QueryOutcome:
-    """What was computed for one query.
-
-    Attributes:
-        rows (`np.ndarray` of shape `(k,)`): The candidates that were scored.
-        scores (`np.ndarray` of shape `(k,)`): Their influence.
-        quality (`dict`): `residual`, `std_err`, `damping` and `scale` of its s_test.
-    """
-
-    rows: np.ndarray
-    scores: np.ndarray
-    quality: dict[str, float]
-
-
-def build_result(
-    queries: Dataset,
-    candidates: Dataset,
-    predictions: Predictions,
-    outcomes: Sequence[QueryOutcome],
-    num_examples: int | None,
-    label_names: dict[int, str],
-    settings: dict[str, Any],
-) -> InfluenceResult:
-    """Joins scores, texts and predictions; keeps the `num_examples` strongest of each direction (None: all)."""
-    label = _label_column(candidates)
-    names = _label_names(candidates.features[label] if label else None, label_names)
-    queries, candidates = _with_class_labels(queries, label, names), _with_class_labels(candidates, label, names)
-    summary = {
-        **settings,
-        "damping": outcomes[0].quality["damping"],
-        "scale": outcomes[0].quality["scale"],
-        "num_queries": len(queries),
-        "num_candidates": len(candidates),
-        "text_columns": text_columns(candidates),
-        "label_column": label,
-        "sign": SIGN,
-        "versions": {name: version(name) for name in ("hf_fastif", "torch", "transformers", "datasets")},
-    }
-    return InfluenceResult(
-        influences=_influence_table(queries, candidates, outcomes, num_examples),
-        queries=_query_table(queries, predictions, outcomes, names),
-        summary=summary,
-    )
-
-
-def _influence_table(
-    queries: Dataset, candidates: Dataset, outcomes: Sequence[QueryOutcome], num_examples: int | None
-) -> Dataset:
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in INFLUENCE_COLUMNS}
-    for query, outcome in enumerate(outcomes):
-        for direction, chosen in (("helpful", outcome.scores < 0), ("harmful", outcome.scores > 0)):
-            rows, scores = outcome.rows[chosen], outcome.scores[chosen]
-            order = np.lexsort((rows, -np.abs(scores)))[:num_examples]  # ties: the smaller index first
-            columns["query_index"].append(np.full(len(order), query))
-            columns["train_index"].append(rows[order])
-            columns["influence"].append(scores[order])
-            columns["direction"].append(np.full(len(order), direction, dtype=object))
-            columns["rank"].append(np.arange(1, len(order) + 1))
-    joined = {name: np.concatenate(parts) for name, parts in columns.items()}
-    return _side_by_side(
-        Dataset.from_dict(joined, features=INFLUENCE_COLUMNS),
-        _prefixed(plain_columns(queries).select(joined["query_index"]), "query_"),
-        _prefixed(plain_columns(candidates).select(joined["train_index"]), "train_"),
-    )
-
-
-def _query_table(
-    queries: Dataset, predictions: Predictions, outcomes: Sequence[QueryOutcome], label_names: list[str]
-) -> Dataset:
-    own = {
-        "query_index": list(range(len(queries))),
-        "prediction": predictions.names(label_names),
-        "probability": predictions.probabilities(),
-        "loss": predictions.losses,
-        "residual": [outcome.quality["residual"] for outcome in outcomes],
-        "std_err": [outcome.quality["std_err"] for outcome in outcomes],
-    }
-    plain = plain_columns(queries)
-    plain = plain.rename_columns({name: f"{name}_" for name in plain.column_names if name in own})
-    return _side_by_side(Dataset.from_dict(own), plain)
-
-
-def _label_column(dataset: Dataset) -> str | None:
-    classes = [name for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)]
-    usual = [name for name in ("label", "labels") if name in dataset.column_names]
-    return next(iter(usual + classes), None)
-
-
-def _label_names(feature: Any, model_names: dict[int, str]) -> list[str]:
-    """The model's names of the labels, or the dataset's where the model was given none."""
-    names = [model_names[label] for label in sorted(model_names)]
-    unnamed = names == [f"LABEL_{label}" for label in range(len(names))]
-    return feature.names if unnamed and isinstance(feature, ClassLabel) and feature.num_classes == len(names) else names
-
-
-def _with_class_labels(dataset: Dataset, column: str | None, names: list[str]) -> Dataset:
-    """Gives a column of class numbers the names that predictions have, so that the two can be compared."""
-    if column is None or not dataset.features[column].dtype.startswith("int"):
-        return dataset
-    features = dataset.features.copy()
-    features[column] = ClassLabel(names=names)
-    return dataset.with_format(None).cast(features)
-
-
 def plain_columns(dataset: Dataset) -> Dataset:
     """The columns that a person can read: strings, numbers and labels, not token ids or arrays."""
     plain = [name for name, feature in dataset.features.items() if isinstance(feature, Value | ClassLabel)]
@@ -258,7 +142,9 @@ def plain_columns(dataset: Dataset) -> Dataset:
 def text_columns(dataset: Dataset) -> list[str]:
     """The string columns that hold running text (three words or more on average in the first rows)."""
     head = dataset.select(range(min(100, len(dataset))))
-    strings = [name for name, feature in dataset.features.items() if feature in (Value("string"), Value("large_string"))]
+    strings = [
+        name for name, feature in dataset.features.items() if feature in (Value("string"), Value("large_string"))
+    ]
     return [name for name in strings if np.mean([len(str(text).split()) for text in head[name]]) >= 3]
 
 
@@ -270,16 +156,3 @@ def with_label_names(dataset: Dataset) -> Dataset:
         columns[name] = [None if value is None or value < 0 else feature.int2str(value) for value in columns[name]]
     features = Features({**dataset.features, **{name: Value("string") for name in labels}})
     return Dataset.from_dict(columns, features=features)
-
-
-def _side_by_side(*tables: Dataset) -> Dataset:
-    columns = {name: values for table in tables for name, values in table.to_dict().items()}
-    features = {name: feature for table in tables for name, feature in table.features.items()}
-    return Dataset.from_dict(columns, features=Features(features))
-
-
-def _prefixed(dataset: Dataset, prefix: str) -> Dataset:
-    # A column called "index" would take the name of our own position column.
-    return dataset.rename_columns(
-        {name: f"{prefix}{name}" + ("_" if name == "index" else "") for name in dataset.column_names}
-    )

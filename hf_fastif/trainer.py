@@ -19,9 +19,10 @@ from hf_fastif.config import InfluenceConfig
 from hf_fastif.curvature import CurvatureSample, GaussNewton, Hessian, Spectrum
 from hf_fastif.index import attach_index, pooled_features, search_index, without_indexes
 from hf_fastif.objective import Objective, differentiable
+from hf_fastif.outcomes import QueryOutcome, build_result
 from hf_fastif.parameters import model_fingerprint
-from hf_fastif.queries import loss_gradients, predict
-from hf_fastif.results import InfluenceResult, QueryOutcome, build_result
+from hf_fastif.queries import Predictions, loss_gradients, predict
+from hf_fastif.results import InfluenceResult
 from hf_fastif.scoring import influence_scores
 from hf_fastif.solvers import Lissa, Solution, batch_scale
 
@@ -72,6 +73,22 @@ class InfluenceTrainer(Trainer):
             attach_index(dataset, features, INDEX_NAME)
             self._indexed[dataset._fingerprint] = model_fingerprint(objective.model)
 
+    def find_misclassified(self, examples: Dataset) -> np.ndarray:
+        """The rows (ascending) of a dataset whose label the model does not predict: the ones to ask about.
+
+        Raises:
+            ValueError: If the labels are not one of several classes.
+        """
+        with self._objective() as objective:
+            batches = self._examples("examples", examples)
+            labels = batches.take(range(len(examples)))["labels"].cpu().numpy()
+            predictions = self._predict(objective, batches)
+        if labels.ndim != 1 or labels.dtype.kind != "i":
+            raise ValueError(
+                "examples: the labels are not classes (one whole number a row), so no prediction is wrong."
+            )
+        return np.flatnonzero(predictions.logits.argmax(axis=1) != labels)
+
     def compute_s_test(self, examples: Dataset) -> Solution:
         """s_test = (C + lambda I)^-1 grad L for every example (sections 3.3 and 3.4 of the paper), by LiSSA.
 
@@ -90,7 +107,7 @@ class InfluenceTrainer(Trainer):
         """
         with self._objective() as objective:
             queries = self._examples("examples", examples)
-            predict(objective, queries, self.args.influence_batch_size)  # a NaN loss is an error now, not in an hour
+            self._predict(objective, queries)  # a NaN loss is an error now, not in an hour
             solver = self._solver(objective)
             return Solution.stack(
                 [solver.solve(loss_gradients(objective, queries, rows)) for rows in self._groups(len(queries))]
@@ -112,7 +129,7 @@ class InfluenceTrainer(Trainer):
         with self._objective() as objective:
             queries = self._examples("examples", examples)
             pool = self._examples(*self._named_candidates(candidates))
-            predict(objective, queries, self.args.influence_batch_size)
+            self._predict(objective, queries)
             return np.stack([outcome.scores for outcome in self._outcomes(objective, queries, pool, None, s_test)])
 
     def find_influential(
@@ -152,7 +169,7 @@ class InfluenceTrainer(Trainer):
         with self._objective() as objective:
             queries = self._examples("examples", examples)
             pool = self._examples(name, candidates)
-            predictions = predict(objective, queries, self.args.influence_batch_size)
+            predictions = self._predict(objective, queries)
             neighbors = None
             if num_neighbors is not None:
                 check_index(name, candidates, INDEX_NAME, self._indexed, objective.model)
@@ -199,7 +216,12 @@ class InfluenceTrainer(Trainer):
             for i in range(len(rows)):
                 yield QueryOutcome(candidates[i], scores[i], solution[i : i + 1].quality())
 
-    def _scores(self, objective: Objective, pool: ExampleBatches, s_test: torch.Tensor, rows: np.ndarray) -> np.ndarray:
+    def _predict(self, objective: Objective, examples: ExampleBatches) -> Predictions:
+        return predict(objective, examples, self.args.influence_batch_size, self.accelerator)
+
+    def _scores(
+        self, objective: Objective, pool: ExampleBatches, s_test: torch.Tensor, rows: np.ndarray
+    ) -> np.ndarray:
         size, quiet = self.args.influence_batch_size, self.args.disable_tqdm
         return influence_scores(objective, pool, s_test, rows, size, self.accelerator, show_progress=not quiet)
 
@@ -262,9 +284,7 @@ class InfluenceTrainer(Trainer):
 
     def _examples(self, name: str, dataset: Dataset) -> ExampleBatches:
         check_dataset(name, dataset)
-        examples = ExampleBatches(
-            self._remove_unused_columns(dataset, name), self.data_collator, self._prepare_inputs
-        )
+        examples = ExampleBatches(self._remove_unused_columns(dataset, name), self.data_collator, self._prepare_inputs)
         # A collator that is given all columns may tokenize by itself.
         model_input = self.model.main_input_name if self.args.remove_unused_columns else None
         check_inputs(name, examples, model_input, self.model.config.num_labels)

@@ -54,9 +54,8 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
             trainer.train()
         trainer.save_model()
     with timed(seconds, "predict"):
-        logits = trainer.predict(examples["validation"]).predictions
-    wrong = np.flatnonzero(logits.argmax(axis=1) != np.asarray(examples["validation"]["label"]))
-    accuracy = 1 - len(wrong) / len(logits)
+        wrong = trainer.find_misclassified(examples["validation"])
+    accuracy = 1 - len(wrong) / len(examples["validation"])
     if recipe.query_indices is None:
         chosen = np.sort(np.random.default_rng(config.seed).permutation(wrong)[: recipe.num_queries])
     else:

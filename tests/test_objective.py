@@ -53,7 +53,9 @@ def test_regression_and_multi_label_heads(num_labels, labels, loss):
 
     losses = objective.losses(objective.theta, batch)
 
-    expected = loss(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits, batch["labels"])
+    expected = loss(
+        model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits, batch["labels"]
+    )
     assert losses.shape == (3,)
     torch.testing.assert_close(losses.mean(), expected)
     torch.testing.assert_close(model_loss(model, batch), expected)
@@ -67,8 +69,8 @@ def test_gradient_is_that_of_the_mean_loss():
 
 
 def test_other_heads_are_refused():
-    from transformers import BertForTokenClassification
     from tiny import tiny_config
+    from transformers import BertForTokenClassification
 
     objective = Objective(BertForTokenClassification(tiny_config("bert")))
     with pytest.raises(ValueError, match="BertForTokenClassification returned logits of shape"):

@@ -9,8 +9,8 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
 from hf_fastif import InfluenceResult
+from hf_fastif.outcomes import QueryOutcome, build_result
 from hf_fastif.queries import Predictions
-from hf_fastif.results import QueryOutcome, build_result
 
 
 TRAIN = Dataset.from_dict(

@@ -173,10 +173,27 @@ def test_influence_does_not_change_the_model_or_its_training(tmp_path):
 
 
 def test_plain_training_arguments_are_completed(tmp_path):
-    args = TrainingArguments(str(tmp_path), use_cpu=True, learning_rate=0.3, lr_scheduler_type="cosine", report_to="none")
+    args = TrainingArguments(
+        str(tmp_path), use_cpu=True, learning_rate=0.3, lr_scheduler_type="cosine", report_to="none"
+    )
     trainer = InfluenceTrainer(tiny_model(), args, train_dataset=TRAIN)
     assert isinstance(trainer.args, InfluenceConfig)
-    assert (trainer.args.learning_rate, trainer.args.lr_scheduler_type, trainer.args.damping) == (0.3, "cosine", "auto")
+    assert (trainer.args.learning_rate, trainer.args.lr_scheduler_type, trainer.args.damping) == (
+        0.3,
+        "cosine",
+        "auto",
+    )
+
+
+def test_misclassified_rows_are_in_the_order_of_the_dataset(tmp_path):
+    trainer = tiny_trainer(tmp_path, train=TRAIN, influence_batch_size=3, train_sampling_strategy="group_by_length")
+    expected = []
+    for row in range(len(TRAIN)):
+        batch = batches(TRAIN).take([row])
+        expected += [row] if int(trainer.model(**batch).logits.argmax()) != int(batch["labels"]) else []
+
+    assert trainer.find_misclassified(TRAIN).tolist() == expected
+    assert 0 < len(expected) < len(TRAIN)
 
 
 # ---------------------------------------------------------------------------------------------------- bad input
@@ -279,6 +296,8 @@ def test_other_losses(tmp_path):
         def compute_loss(self, model, inputs, *args, **kwargs):
             return 2 * Trainer.compute_loss(self, model, inputs, *args, **kwargs)
 
-    weighted = Weighted(tiny_model(), InfluenceConfig(str(tmp_path), use_cpu=True, report_to="none"), train_dataset=TRAIN)
+    weighted = Weighted(
+        tiny_model(), InfluenceConfig(str(tmp_path), use_cpu=True, report_to="none"), train_dataset=TRAIN
+    )
     with pytest.raises(ValueError, match="Weighted.compute_loss is overridden"):
         weighted.compute_s_test(QUERIES)

@@ -47,7 +47,13 @@ def tiny_config(architecture: str, **changes):
         sizes = {"dim": 8, "n_layers": 2, "n_heads": 2, "hidden_dim": 12, "max_position_embeddings": 40}
         return DistilBertConfig(**SIZES | sizes | changes)
     if architecture == "modernbert":
-        tokens = {"bos_token_id": 1, "eos_token_id": 1, "cls_token_id": 1, "sep_token_id": 1, "reference_compile": False}
+        tokens = {
+            "bos_token_id": 1,
+            "eos_token_id": 1,
+            "cls_token_id": 1,
+            "sep_token_id": 1,
+            "reference_compile": False,
+        }
         return ModernBertConfig(**BERT_SIZES | tokens | changes)
     if architecture == "gpt2":
         sizes = {"n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 40, "bos_token_id": 1, "eos_token_id": 1}

@@ -64,7 +64,9 @@ class Hessian:
             gradient = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
             # A gradient that does not depend on theta (an unused or purely linear parameter) has no graph to follow.
             followed = [
-                (g, v) for g, v in zip(gradient, objective.space.split(vectors).values(), strict=True) if g.requires_grad
+                (g, v)
+                for g, v in zip(gradient, objective.space.split(vectors).values(), strict=True)
+                if g.requires_grad
             ]
             pieces = torch.autograd.grad(
                 [g for g, _ in followed],

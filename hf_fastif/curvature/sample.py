@@ -31,7 +31,8 @@ class Spectrum:
             wanted = max(0.01 * self.largest, -1.5 * self.smallest)
             if wanted <= 0:
                 raise ValueError(
-                    "damping='auto': the curvature of the training loss is zero, so there is no scale to take it from; "
+                    "damping='auto': the curvature of the training loss is zero, so there is no scale to take it "
+                    "from; "
                     "is the model trained to a loss of zero? Give damping as a number."
                 )
         if wanted + self.smallest <= 0:
@@ -71,20 +72,31 @@ class CurvatureSample:
         self.seed = seed
         self.num_examples = min(num_examples, len(examples))
         rows = np.random.default_rng(seed).choice(len(examples), self.num_examples, replace=False)
-        self.batches = examples.grouped_by_length(rows, batch_size)
+        self.halves = [examples.grouped_by_length(half, batch_size) for half in np.array_split(rows, 2)]
 
     def product(self, vectors: torch.Tensor) -> torch.Tensor:
         """C V for a stack of vectors (Q, P)."""
-        total = torch.zeros_like(vectors)
-        for rows in self.batches[self.accelerator.process_index :: self.accelerator.num_processes]:
-            share = len(rows) / self.num_examples
-            total += share * self.curvature.product(self.examples.take(rows), vectors)
-        return self.accelerator.reduce(total, "sum")
+        return self._mean_product([*self.halves[0], *self.halves[1]], vectors)
 
     def residual(self, vectors: torch.Tensor, solutions: torch.Tensor, damping: float) -> torch.Tensor:
-        """||v - (C + lambda I) x|| / ||v|| for each of Q right-hand sides; 0 is a perfect solution."""
-        rest = vectors - self.product(solutions) - damping * solutions
-        return rest.norm(dim=1) / vectors.norm(dim=1).clamp_min(torch.finfo(vectors.dtype).tiny)
+        """||v - (C + lambda I) x|| / ||v|| for each of Q right-hand sides; 0 is a perfect solution.
+
+        C is meant to be that of the whole training set. Where only a sample of it is taken, the residual r on the
+        sample would hold the sampling error too; the inner product of the residuals on two halves of it is an
+        unbiased estimate of ||r||^2, since their errors are independent.
+        """
+        norm = vectors.norm(dim=1).clamp_min(torch.finfo(vectors.dtype).tiny)
+        if self.num_examples == len(self.examples):
+            return (vectors - self.product(solutions) - damping * solutions).norm(dim=1) / norm
+        one, two = (vectors - self._mean_product(half, solutions) - damping * solutions for half in self.halves)
+        return (one * two).sum(dim=1).clamp_min(0).sqrt() / norm
+
+    def _mean_product(self, batches: list[np.ndarray], vectors: torch.Tensor) -> torch.Tensor:
+        count = sum(len(rows) for rows in batches)
+        total = torch.zeros_like(vectors)
+        for rows in batches[self.accelerator.process_index :: self.accelerator.num_processes]:
+            total += len(rows) / count * self.curvature.product(self.examples.take(rows), vectors)
+        return self.accelerator.reduce(total, "sum")
 
     def spectrum(self) -> Spectrum:
         """The largest eigenvalue, and for the Hessian the smallest too, to about 1 % (Lanczos).

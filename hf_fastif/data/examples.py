@@ -1,4 +1,4 @@
-"""Labelled texts for a recipe: from the Hub, from local files, or the embedded default; tokenized and label-aligned."""
+"""Labelled texts for a recipe: from the Hub, from local files, or the embedded default; tokenized."""
 
 from __future__ import annotations
 
@@ -22,11 +22,15 @@ if TYPE_CHECKING:
 class DataArguments:
     """Which examples a recipe reads; without a name or a file it generates the embedded data set."""
 
-    dataset_name: str | None = field(default=None, metadata={"help": "A data set on the Hub or a local folder of one."})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "A data set on the Hub or a local folder of one."}
+    )
     dataset_config: str | None = field(default=None, metadata={"help": "Its configuration."})
     dataset_train_split: str = field(default="train", metadata={"help": "Split of the training examples."})
     dataset_test_split: str = field(default="validation", metadata={"help": "Split that queries are taken from."})
-    train_file: str | None = field(default=None, metadata={"help": "Local training examples: json(l), csv or parquet."})
+    train_file: str | None = field(
+        default=None, metadata={"help": "Local training examples: json(l), csv or parquet."}
+    )
     validation_file: str | None = field(default=None, metadata={"help": "Local examples that queries are taken from."})
     text_columns: list[str] | None = field(
         default=None, metadata={"help": "One or two text columns; unless given, the first two that hold running text."}
@@ -34,7 +38,9 @@ class DataArguments:
     label_column: str = field(default="label", metadata={"help": "Column of the labels: numbers or names."})
     label_mapping: str | None = field(
         default=None,
-        metadata={"help": 'Renames labels, as JSON: {"neutral": "non-entailment", "contradiction": "non-entailment"}.'},
+        metadata={
+            "help": 'Renames labels, as JSON: {"neutral": "non-entailment", "contradiction": "non-entailment"}.'
+        },
     )
     max_train_examples: int | None = field(default=None, metadata={"help": "Train on the first ones only."})
     max_length: int = field(default=128, metadata={"help": "Tokens that a text is cut to."})
@@ -62,7 +68,8 @@ def load_examples(args: DataArguments) -> DatasetDict:
 def _read(args: DataArguments) -> DatasetDict:
     if (args.train_file is None) != (args.validation_file is None):
         raise ValueError(
-            f"train_file={args.train_file!r}, validation_file={args.validation_file!r}: give both, or neither for a data "
+            f"train_file={args.train_file!r}, validation_file={args.validation_file!r}: give both, or neither for a "
+            "data "
             "set from the Hub (--dataset_name) or the embedded one."
         )
     if args.train_file is not None:
@@ -75,13 +82,17 @@ def _read(args: DataArguments) -> DatasetDict:
         )
     embedded = generate_nli()
     if args.dataset_test_split not in embedded:
-        raise ValueError(f"dataset_test_split={args.dataset_test_split!r}: the embedded data has {', '.join(embedded)}.")
+        raise ValueError(
+            f"dataset_test_split={args.dataset_test_split!r}: the embedded data has {', '.join(embedded)}."
+        )
     return DatasetDict({"train": embedded["train"], "validation": embedded[args.dataset_test_split]})
 
 
 def _read_file(path: str) -> Dataset:
     if not Path(path).is_file():
-        raise ValueError(f"there is no file {path!r}; give a .jsonl, .json, .csv or .parquet file (or one of them .gz).")
+        raise ValueError(
+            f"there is no file {path!r}; give a .jsonl, .json, .csv or .parquet file (or one of them .gz)."
+        )
     suffix = Path(path.removesuffix(".gz")).suffix.lstrip(".")
     return load_dataset({"jsonl": "json"}.get(suffix, suffix), data_files=path, split="train")
 
@@ -97,7 +108,8 @@ def _with_class_labels(splits: DatasetDict, column: str, mapping: dict[str, str]
     unknown = sorted(set(named["validation"]) - set(names))
     if unknown:
         raise ValueError(
-            f"label_mapping: the validation examples have the labels {', '.join(unknown)}, which the training examples "
+            f"label_mapping: the validation examples have the labels {', '.join(unknown)}, which the training "
+            "examples "
             f"({', '.join(names)}) do not; map them with --label_mapping."
         )
     for name, split in splits.items():

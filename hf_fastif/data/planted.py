@@ -22,16 +22,18 @@ def planted_share(result: InfluenceResult, train: Dataset) -> str:
         result ([`InfluenceResult`]): Of errors on the embedded data set.
         train (`datasets.Dataset`): Its training split.
     """
-    caused = {
-        row["query_index"] for row in result.queries if row["construction"] in WRONG_LABEL_CONSTRUCTIONS
-    }
-    harmful = result.influences.filter(
-        lambda row: row["direction"] == "harmful" and row["query_index"] in caused, load_from_cache_file=False
-    )
-    found = sum(planted == "wrong_label" for planted in harmful["train_planted"])
-    chance = sum(planted == "wrong_label" for planted in train["planted"]) / len(train)
+    caused = {row["query_index"] for row in result.queries if row["construction"] in WRONG_LABEL_CONSTRUCTIONS}
+    harmful = [
+        row["train_planted"]
+        for row in result.influences
+        if row["direction"] == "harmful" and row["query_index"] in caused
+    ]
+    found = harmful.count("wrong_label")
+    chance = list(train["planted"]).count("wrong_label") / len(train)
     return (
-        f"{len(caused)} of the {len(result.queries)} errors are on constructions whose training labels were made wrong. "
-        f"Among their most harmful training examples {found} of {len(harmful)} ({found / max(len(harmful), 1):.0%}) are "
+        f"{len(caused)} of the {len(result.queries)} errors are on constructions whose training labels were made "
+        "wrong. "
+        f"Among their most harmful training examples {found} of {len(harmful)} ({found / max(len(harmful), 1):.0%}) "
+        "are "
         f"planted wrong labels; by chance it would be {chance:.1%}."
     )

@@ -48,7 +48,11 @@ def output_layer(model: nn.Module) -> nn.Linear:
     """The last linear layer that has one output for each label, outside of the encoder."""
     encoder = {id(module) for module in model.base_model.modules()} if model.base_model is not model else set()
     for _, module in reversed(list(model.named_modules())):
-        if isinstance(module, nn.Linear) and module.out_features == model.config.num_labels and id(module) not in encoder:
+        if (
+            isinstance(module, nn.Linear)
+            and module.out_features == model.config.num_labels
+            and id(module) not in encoder
+        ):
             return module
     raise ValueError(
         f"model: found no linear layer with {model.config.num_labels} outputs (config.num_labels) behind the encoder "

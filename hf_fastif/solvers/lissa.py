@@ -100,7 +100,8 @@ class Lissa:
         eigenvalue = dominant_eigenvalue(self.curvature, batch, start) + self.damping
         if eigenvalue <= 0:
             return (
-                f"damping={self.damping:.3g}: the curvature has an eigenvalue near {eigenvalue - self.damping:.3g}, so "
+                f"damping={self.damping:.3g}: the curvature has an eigenvalue near {eigenvalue - self.damping:.3g}, "
+                "so "
                 f"that C + damping I is not positive definite; give damping above {self.damping - eigenvalue:.3g}, or "
                 "curvature='gauss_newton'."
             )
@@ -111,7 +112,7 @@ class Lissa:
         )
 
 
-def batch_scale(curvature: Curvature, examples: ExampleBatches, batch_size: int, seed: int, pilots: int = 8) -> float:
+def batch_scale(curvature: Curvature, examples: ExampleBatches, batch_size: int, seed: int, pilots: int = 4) -> float:
     """The largest eigenvalue of the curvature of single batches, over a few of them: a scale at which LiSSA converges.
 
     The mean curvature is not enough: one batch of B examples may curve many times more, and an occasional step that
@@ -128,7 +129,7 @@ def batch_scale(curvature: Curvature, examples: ExampleBatches, batch_size: int,
     return largest
 
 
-def dominant_eigenvalue(curvature: Curvature, batch: Batch, start: torch.Tensor, iterations: int = 5) -> float:
+def dominant_eigenvalue(curvature: Curvature, batch: Batch, start: torch.Tensor, iterations: int = 4) -> float:
     """The eigenvalue of largest magnitude of the curvature of one batch, by power iteration from `start` (1, P)."""
     vector = start / start.norm()
     eigenvalue = 0.0

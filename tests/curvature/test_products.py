@@ -61,7 +61,9 @@ def test_hessian_product_is_the_finite_difference_of_gradients(architecture, exa
             for parameter, piece in zip(oracles.trainable(moved), objective.space.split(vector).values(), strict=True):
                 parameter.data += sign * step * piece
             ends.append(Objective(moved).gradient(batch))
-        torch.testing.assert_close(product, (ends[0] - ends[1]) / (2 * step), rtol=1e-4, atol=1e-4 * product.abs().max())
+        torch.testing.assert_close(
+            product, (ends[0] - ends[1]) / (2 * step), rtol=1e-4, atol=1e-4 * product.abs().max()
+        )
 
 
 def test_hessian_is_the_explicit_matrix_where_the_gauss_newton_is_not(examples):

@@ -52,11 +52,30 @@ def test_sample_is_a_seeded_part_of_the_training_set():
     examples, curvature = batches(tiny_data(30)), GaussNewton(Objective(tiny_model()))
 
     def rows(seed):
-        return np.concatenate(CurvatureSample(curvature, examples, 10, 4, seed, accelerator()).batches)
+        halves = CurvatureSample(curvature, examples, 10, 4, seed, accelerator()).halves
+        return np.concatenate([*halves[0], *halves[1]])
 
     assert len(set(rows(0))) == 10
     assert (rows(0) == rows(0)).all()
     assert set(rows(0)) != set(rows(1))
+
+
+def test_residual_on_samples_estimates_that_on_the_whole():
+    data, model = tiny_data(60), tiny_model(double=True, frozen=2)
+    examples, curvature = batches(data), GaussNewton(Objective(model))
+    matrix = oracles.gauss_newton(model, examples)
+    damping = 0.05 * float(torch.linalg.eigvalsh(matrix).max())
+    v = oracles.loss_gradients(model, examples)[:1]
+    x = 0.7 * torch.linalg.solve(matrix + damping * torch.eye(len(matrix), dtype=v.dtype), v.T).T
+    whole = float((v - x @ matrix - damping * x).norm() / v.norm())
+
+    samples = [CurvatureSample(curvature, examples, 20, 10, seed, accelerator()) for seed in range(60)]
+    squares = [float(sample.residual(v, x, damping)) ** 2 for sample in samples]
+    naive = [float((v - s.product(x) - damping * x).norm() / v.norm()) ** 2 for s in samples]
+
+    assert whole == pytest.approx(0.3, abs=1e-6)
+    assert np.mean(squares) == pytest.approx(whole**2, rel=0.5)
+    assert np.mean(naive) > 1.5 * whole**2
 
 
 def test_nan_in_training_losses_is_an_error():

@@ -46,7 +46,9 @@ def test_text_columns_are_found_and_tokenized_as_a_pair(arguments):
     splits = tokenize(load_examples(arguments()), tiny_tokenizer(), arguments())
     pair = tiny_tokenizer()("w1 w2 w3 w4", "w5 w6 w7")["input_ids"]
     assert splits["train"][0]["input_ids"] == pair
-    short = tokenize(load_examples(arguments()), tiny_tokenizer(), arguments(text_columns=["hypothesis"], max_length=2))
+    short = tokenize(
+        load_examples(arguments()), tiny_tokenizer(), arguments(text_columns=["hypothesis"], max_length=2)
+    )
     assert [len(ids) for ids in short["train"]["input_ids"]] == [2, 2, 2]
 
 

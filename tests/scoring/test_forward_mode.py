@@ -67,7 +67,9 @@ def test_tied_weights_count_once():
 def test_batch_size_and_its_padding_do_not_matter(batch_size):
     model = tiny_model()
     s_test = directions(model)
-    np.testing.assert_allclose(scores(model, s_test, batch_size=batch_size), scores(model, s_test, batch_size=3), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        scores(model, s_test, batch_size=batch_size), scores(model, s_test, batch_size=3), rtol=1e-3, atol=1e-4
+    )
 
 
 def test_order_and_choice_of_rows_are_kept():

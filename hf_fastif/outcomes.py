@@ -1,0 +1,153 @@
+"""From scores to the tables of an `InfluenceResult`: the strongest of each direction, with texts and predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset, Features, Value
+
+from hf_fastif.queries import Predictions
+from hf_fastif.results import SIGN, InfluenceResult, plain_columns, text_columns
+
+
+INFLUENCE_COLUMNS = Features(
+    {
+        "query_index": Value("int32"),
+        "train_index": Value("int64"),
+        "influence": Value("float32"),
+        "direction": Value("string"),
+        "rank": Value("int32"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class QueryOutcome:
+    """What was computed for one query.
+
+    Attributes:
+        rows (`np.ndarray` of shape `(k,)`): The candidates that were scored.
+        scores (`np.ndarray` of shape `(k,)`): Their influence.
+        quality (`dict`): `residual`, `std_err`, `damping` and `scale` of its s_test.
+    """
+
+    rows: np.ndarray
+    scores: np.ndarray
+    quality: dict[str, float]
+
+
+def build_result(
+    queries: Dataset,
+    candidates: Dataset,
+    predictions: Predictions,
+    outcomes: Sequence[QueryOutcome],
+    num_examples: int | None,
+    label_names: dict[int, str],
+    settings: dict[str, Any],
+) -> InfluenceResult:
+    """Joins scores, texts and predictions; keeps the `num_examples` strongest of each direction (None: all)."""
+    label = _label_column(candidates)
+    names = _label_names(candidates.features[label] if label else None, label_names)
+    summary = {
+        **settings,
+        "damping": outcomes[0].quality["damping"],
+        "scale": outcomes[0].quality["scale"],
+        "num_queries": len(queries),
+        "num_candidates": len(candidates),
+        "text_columns": text_columns(candidates),
+        "label_column": label,
+        "sign": SIGN,
+        "versions": {name: version(name) for name in ("hf_fastif", "torch", "transformers", "datasets")},
+    }
+    return InfluenceResult(
+        influences=_influence_table(queries, candidates, outcomes, num_examples, label, names),
+        queries=_query_table(queries, predictions, outcomes, label, names),
+        summary=summary,
+    )
+
+
+def _influence_table(
+    queries: Dataset,
+    candidates: Dataset,
+    outcomes: Sequence[QueryOutcome],
+    num_examples: int | None,
+    label: str | None,
+    names: list[str],
+) -> Dataset:
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in INFLUENCE_COLUMNS}
+    for query, outcome in enumerate(outcomes):
+        for direction, chosen in (("helpful", outcome.scores < 0), ("harmful", outcome.scores > 0)):
+            rows, scores = outcome.rows[chosen], outcome.scores[chosen]
+            order = np.lexsort((rows, -np.abs(scores)))[:num_examples]  # ties: the smaller index first
+            columns["query_index"].append(np.full(len(order), query))
+            columns["train_index"].append(rows[order])
+            columns["influence"].append(scores[order])
+            columns["direction"].append(np.full(len(order), direction, dtype=object))
+            columns["rank"].append(np.arange(1, len(order) + 1))
+    joined = {name: np.concatenate(parts) for name, parts in columns.items()}
+    return _side_by_side(
+        Dataset.from_dict(joined, features=INFLUENCE_COLUMNS),
+        _prefixed(_readable_rows(queries, joined["query_index"], label, names), "query_"),
+        _prefixed(_readable_rows(candidates, joined["train_index"], label, names), "train_"),
+    )
+
+
+def _query_table(
+    queries: Dataset,
+    predictions: Predictions,
+    outcomes: Sequence[QueryOutcome],
+    label: str | None,
+    names: list[str],
+) -> Dataset:
+    own = {
+        "query_index": list(range(len(queries))),
+        "prediction": predictions.names(names),
+        "probability": predictions.probabilities(),
+        "loss": predictions.losses,
+        "residual": [outcome.quality["residual"] for outcome in outcomes],
+        "std_err": [outcome.quality["std_err"] for outcome in outcomes],
+    }
+    plain = _readable_rows(queries, range(len(queries)), label, names)
+    plain = plain.rename_columns({name: f"{name}_" for name in plain.column_names if name in own})
+    return _side_by_side(Dataset.from_dict(own), plain)
+
+
+def _label_column(dataset: Dataset) -> str | None:
+    classes = [name for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)]
+    usual = [name for name in ("label", "labels") if name in dataset.column_names]
+    return next(iter(usual + classes), None)
+
+
+def _label_names(feature: Any, model_names: dict[int, str]) -> list[str]:
+    """The model's names of the labels, or the dataset's where the model was given none."""
+    names = [model_names[label] for label in sorted(model_names)]
+    unnamed = names == [f"LABEL_{label}" for label in range(len(names))]
+    return (
+        feature.names if unnamed and isinstance(feature, ClassLabel) and feature.num_classes == len(names) else names
+    )
+
+
+def _readable_rows(dataset: Dataset, rows: Sequence[int] | np.ndarray, label: str | None, names: list[str]) -> Dataset:
+    """The plain columns of some rows; class numbers get the names that predictions have."""
+    chosen = plain_columns(dataset).select(rows)
+    features = chosen.features.copy()
+    if label in features and features[label].dtype.startswith("int"):
+        features[label] = ClassLabel(names=names)
+    return Dataset.from_dict(chosen.to_dict(), features=features)
+
+
+def _side_by_side(*tables: Dataset) -> Dataset:
+    columns = {name: values for table in tables for name, values in table.to_dict().items()}
+    features = {name: feature for table in tables for name, feature in table.features.items()}
+    return Dataset.from_dict(columns, features=Features(features))
+
+
+def _prefixed(dataset: Dataset, prefix: str) -> Dataset:
+    # A column called "index" would take the name of our own position column.
+    return dataset.rename_columns(
+        {name: f"{prefix}{name}" + ("_" if name == "index" else "") for name in dataset.column_names}
+    )
