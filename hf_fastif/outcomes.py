@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Value
 
+from hf_fastif.columns import plain_columns, text_columns
 from hf_fastif.queries import Predictions
-from hf_fastif.results import SIGN, InfluenceResult, plain_columns, text_columns
+from hf_fastif.results import SIGN, InfluenceResult
 
 
 INFLUENCE_COLUMNS = Features(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,10 +22,12 @@ class Predictions:
     Attributes:
         logits (`np.ndarray` of shape `(Q, C)`): Outputs.
         losses (`np.ndarray` of shape `(Q,)`): Losses.
+        labels (`np.ndarray` of shape `(Q,)`): True classes as floats; NaN where the label is not one of several.
     """
 
     logits: np.ndarray
     losses: np.ndarray
+    labels: np.ndarray
 
     def names(self, label_names: list[str]) -> list[str]:
         """The predicted label of each query; for regression the number."""
@@ -45,16 +48,21 @@ def predict(objective: Objective, examples: ExampleBatches, batch_size: int, acc
     Raises:
         ValueError: If the loss of an example is NaN or infinite.
     """
-    outputs = torch.zeros(len(examples), objective.model.config.num_labels + 1, device=accelerator.device)
+    outputs = torch.zeros(len(examples), objective.model.config.num_labels + 2, device=accelerator.device)
     batches = examples.grouped_by_length(np.arange(len(examples)), batch_size)
     with torch.no_grad():
         for rows in batches[accelerator.process_index :: accelerator.num_processes]:
             batch = examples.take(rows)
             logits = objective.logits(objective.theta, batch)
             losses = objective.losses_of_logits(logits, batch["labels"])
-            outputs[torch.from_numpy(rows).to(outputs.device)] = torch.cat([logits, losses[:, None]], dim=1).float()
+            labels = batch["labels"]
+            classes = (
+                labels if labels.ndim == 1 and not labels.is_floating_point() else torch.full_like(losses, math.nan)
+            )
+            found = torch.cat([logits, losses[:, None], classes[:, None]], dim=1)
+            outputs[torch.from_numpy(rows).to(outputs.device)] = found.float()
     outputs = accelerator.reduce(outputs, "sum").cpu().numpy()
-    found = Predictions(logits=outputs[:, :-1], losses=outputs[:, -1])
+    found = Predictions(logits=outputs[:, :-2], losses=outputs[:, -2], labels=outputs[:, -1])
     if not np.isfinite(found.losses).all():
         row = int(np.flatnonzero(~np.isfinite(found.losses))[0])
         raise ValueError(

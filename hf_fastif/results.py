@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import Dataset
 
+from hf_fastif.columns import with_label_names
 from hf_fastif.files import write_whole
 
 
@@ -131,28 +132,3 @@ class InfluenceResult:
         examples = table.select(rows).remove_columns([*query_columns, "direction"])
         plain = [name for name in examples.column_names if name.startswith("train_") and name != "train_index"]
         return examples.rename_columns({name: name.removeprefix("train_") for name in plain})
-
-
-def plain_columns(dataset: Dataset) -> Dataset:
-    """The columns that a person can read: strings, numbers and labels, not token ids or arrays."""
-    plain = [name for name, feature in dataset.features.items() if isinstance(feature, Value | ClassLabel)]
-    return dataset.select_columns(plain).with_format(None)
-
-
-def text_columns(dataset: Dataset) -> list[str]:
-    """The string columns that hold running text (three words or more on average in the first rows)."""
-    head = dataset.select(range(min(100, len(dataset))))
-    strings = [
-        name for name, feature in dataset.features.items() if feature in (Value("string"), Value("large_string"))
-    ]
-    return [name for name in strings if np.mean([len(str(text).split()) for text in head[name]]) >= 3]
-
-
-def with_label_names(dataset: Dataset) -> Dataset:
-    """Replaces the numbers of `ClassLabel` columns by their names."""
-    labels = {name: feature for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)}
-    columns = dataset.to_dict()
-    for name, feature in labels.items():
-        columns[name] = [None if value is None or value < 0 else feature.int2str(value) for value in columns[name]]
-    features = Features({**dataset.features, **{name: Value("string") for name in labels}})
-    return Dataset.from_dict(columns, features=features)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -80,14 +81,12 @@ class InfluenceTrainer(Trainer):
             ValueError: If the labels are not one of several classes.
         """
         with self._objective() as objective:
-            batches = self._examples("examples", examples)
-            labels = batches.take(range(len(examples)))["labels"].cpu().numpy()
-            predictions = self._predict(objective, batches)
-        if labels.ndim != 1 or labels.dtype.kind != "i":
+            predictions = self._predict(objective, self._examples("examples", examples))
+        if np.isnan(predictions.labels).any():
             raise ValueError(
-                "examples: the labels are not classes (one whole number a row), so no prediction is wrong."
+                "examples: the labels are not classes (one whole number a row), so no prediction is right or wrong."
             )
-        return np.flatnonzero(predictions.logits.argmax(axis=1) != labels)
+        return np.flatnonzero(predictions.logits.argmax(axis=1) != predictions.labels)
 
     def compute_s_test(self, examples: Dataset) -> Solution:
         """s_test = (C + lambda I)^-1 grad L for every example (sections 3.3 and 3.4 of the paper), by LiSSA.
@@ -265,11 +264,16 @@ class InfluenceTrainer(Trainer):
         key = (model_fingerprint(objective.model), self.train_dataset._fingerprint)
         names = ("curvature", "curvature_samples", "lissa_depth", "lissa_batch_size", "lissa_repeats", "seed")
         return {
-            "model": self.model.config._name_or_path or type(self.model).__name__,
+            "model": self._model_name(),
             "num_parameters": objective.space.size,
             "largest_eigenvalue": self._spectra[key].largest if key in self._spectra else None,
             **{name: getattr(self.args, name) for name in names},
         }
+
+    def _model_name(self) -> str:
+        name = self.model.config._name_or_path or type(self.model).__name__
+        # Of a local folder the last two parts: results are shared, and other people's paths are not for reading.
+        return "/".join(Path(name).parts[-2:]) if Path(name).is_dir() else name
 
     @contextmanager
     def _objective(self) -> Iterator[Objective]:

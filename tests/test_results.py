@@ -35,7 +35,9 @@ def make(num_examples=None, queries=QUERIES, train=TRAIN, names=("no", "yes")) -
     return build_result(
         queries,
         train,
-        Predictions(logits=np.array([[0.0, 2.0], [0.0, 1.0]]), losses=np.array([0.13, 1.31])),
+        Predictions(
+            logits=np.array([[0.0, 2.0], [0.0, 1.0]]), losses=np.array([0.13, 1.31]), labels=np.array([1.0, 0.0])
+        ),
         [QueryOutcome(np.arange(6), scores, quality) for scores in SCORES],
         num_examples,
         dict(enumerate(names)),

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
 
+from hf_fastif.columns import text_columns
 from hf_fastif.data.nli import generate_nli
-from hf_fastif.results import text_columns
 
 
 if TYPE_CHECKING:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets import ClassLabel, Dataset
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from hf_fastif.results import InfluenceResult, with_label_names
+from hf_fastif.columns import with_label_names
+
+
+if TYPE_CHECKING:
+    from hf_fastif.results import InfluenceResult
 
 
 NUM_LISTED = 50  # examples of each direction in the page; a result may hold every candidate

@@ -139,7 +139,7 @@ def test_divergence_raises_and_names_a_scale_that_converges(problem):
     solver = lissa(problem, scale=0.2 * lissa(problem).scale, depth=300)
 
     with pytest.raises(DivergenceError, match="lissa_scale") as caught:
-        solver.solve(vectors)
+        solver.solve(torch.cat([torch.zeros_like(vectors[:1]), vectors]))
 
     named = float(re.search(r"lissa_scale=(\S+) converges", str(caught.value))[1])
     assert replace(solver, scale=named).solve(vectors).residual.max() < 0.01

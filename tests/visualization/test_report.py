@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
+from hf_fastif.outcomes import QueryOutcome, build_result
 from hf_fastif.queries import Predictions
-from hf_fastif.results import InfluenceResult, QueryOutcome, build_result
+from hf_fastif.results import InfluenceResult
 from hf_fastif.visualization.report import NUM_LISTED, render_report
 
 
@@ -46,7 +47,7 @@ def classification(scores: list[list[float]], num_examples: int | None = None) -
     return build_result(
         pairs("query", len(scores)),
         pairs("training", len(scores[0])),
-        Predictions(logits, np.full(len(scores), 0.7)),
+        Predictions(logits, np.full(len(scores), 0.7), np.zeros(len(scores))),
         [QueryOutcome(np.arange(len(row)), np.array(row, "float32"), QUALITY) for row in scores],
         num_examples,
         dict(enumerate(NAMES)),
@@ -61,7 +62,7 @@ def regression() -> InfluenceResult:
     return build_result(
         examples,
         examples,
-        Predictions(np.array([[0.7], [1.5]]), np.array([0.04, 0.06])),
+        Predictions(np.array([[0.7], [1.5]]), np.array([0.04, 0.06]), np.full(2, np.nan)),
         [QueryOutcome(np.arange(2), np.array([-1.0, 2.0], "float32"), quality)] * 2,
         None,
         {},

@@ -1,0 +1,31 @@
+"""Columns of a dataset that a person can read."""
+
+from __future__ import annotations
+
+import numpy as np
+from datasets import ClassLabel, Dataset, Features, Value
+
+
+def plain_columns(dataset: Dataset) -> Dataset:
+    """The columns that a person can read: strings, numbers and labels, not token ids or arrays."""
+    plain = [name for name, feature in dataset.features.items() if isinstance(feature, Value | ClassLabel)]
+    return dataset.select_columns(plain).with_format(None)
+
+
+def text_columns(dataset: Dataset) -> list[str]:
+    """The string columns that hold running text (three words or more on average in the first rows)."""
+    head = dataset.select(range(min(100, len(dataset))))
+    strings = [
+        name for name, feature in dataset.features.items() if feature in (Value("string"), Value("large_string"))
+    ]
+    return [name for name in strings if np.mean([len(str(text).split()) for text in head[name]]) >= 3]
+
+
+def with_label_names(dataset: Dataset) -> Dataset:
+    """Replaces the numbers of `ClassLabel` columns by their names."""
+    labels = {name: feature for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)}
+    columns = dataset.to_dict()
+    for name, feature in labels.items():
+        columns[name] = [None if value is None or value < 0 else feature.int2str(value) for value in columns[name]]
+    features = Features({**dataset.features, **{name: Value("string") for name in labels}})
+    return Dataset.from_dict(columns, features=features)
