@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow.compute as pc
@@ -80,6 +81,13 @@ def check_num_neighbors(num_neighbors: int | None, num_candidates: int) -> None:
             "None "
             "to score every candidate."
         )
+
+
+def check_rows(name: str, rows: Sequence[int], size: int) -> None:
+    """Row numbers must lie within the dataset that they are of."""
+    outside = [row for row in rows if not 0 <= row < size]
+    if outside:
+        raise ValueError(f"{name}={outside}: there are {size} rows; give 0 to {size - 1}.")
 
 
 def check_index(name: str, dataset: Dataset, index: str, indexed: dict[str, str], model: nn.Module) -> None:

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from datasets import DatasetDict
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
+from datasets import Dataset, DatasetDict
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
 from hf_fastif import InfluenceConfig, InfluenceResult, InfluenceTrainer, freeze
+from hf_fastif.checks import check_num_neighbors, check_rows
 from hf_fastif.cli import check_processes, parse_arguments
 from hf_fastif.data import DataArguments, default_encoder, load_examples, planted_share, tokenize
-from hf_fastif.index import without_indexes
 
 
 @dataclass
@@ -45,8 +45,9 @@ class RecipeArguments:
 def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) -> None:
     check_processes(config.world_size)
     set_seed(config.seed)
-    examples = load_examples(data)
-    trainer, examples = make_trainer(recipe, data, config, examples)
+    trainer, examples = make_trainer(recipe, data, config)
+    check_num_neighbors(config.num_neighbors, len(examples["train"]))
+    check_rows("query_indices", recipe.query_indices or [], len(examples["validation"]))
     seconds: dict[str, float] = {}
 
     if config.do_train:
@@ -56,10 +57,10 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
     with timed(seconds, "predict"):
         wrong = trainer.find_misclassified(examples["validation"])
     accuracy = 1 - len(wrong) / len(examples["validation"])
-    if recipe.query_indices is None:
-        chosen = np.sort(np.random.default_rng(config.seed).permutation(wrong)[: recipe.num_queries])
-    else:
-        chosen = np.asarray(recipe.query_indices)
+    if recipe.query_indices is None and not len(wrong):
+        raise ValueError("The model predicts every validation example right; choose some with --query_indices.")
+    errors = np.sort(np.random.default_rng(config.seed).permutation(wrong)[: recipe.num_queries])
+    chosen = errors if recipe.query_indices is None else np.asarray(recipe.query_indices)
     queries = examples["validation"].select(chosen)
 
     with timed(seconds, "build_index"):
@@ -69,14 +70,17 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
     with timed(seconds, "find_influential"):
         result = trainer.find_influential(queries, num_examples=recipe.num_examples, s_test=s_test)
     result.summary |= {"accuracy": accuracy, "seconds": seconds, "query_rows": chosen.tolist()}
+    if data.text_columns is not None:
+        result.summary["text_columns"] = data.text_columns
     if trainer.is_world_process_zero():
-        write(result, Path(config.output_dir) / "influence", without_indexes(trainer.train_dataset))
+        write(result, Path(config.output_dir) / "influence", trainer.train_dataset)
 
 
 def make_trainer(
-    recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig, examples: DatasetDict
+    recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig
 ) -> tuple[InfluenceTrainer, DatasetDict]:
     path = recipe.model_name_or_path or default_encoder()
+    examples = load_examples(data, AutoConfig.from_pretrained(path).id2label, new_head=config.do_train)
     names = examples["train"].features["label"].names
     model = AutoModelForSequenceClassification.from_pretrained(
         path, num_labels=len(names), id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)}
@@ -103,7 +107,7 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     seconds[stage] = round(time.perf_counter() - start, 1)
 
 
-def write(result: InfluenceResult, folder: Path, train) -> None:
+def write(result: InfluenceResult, folder: Path, train: Dataset) -> None:
     result.save_to_disk(folder)
     report = result.to_html(folder / "report.html")
     print(result)

@@ -78,13 +78,15 @@ def test_train_explain_and_report(files, tmp_path):
 
 
 def test_loaded_model_chosen_queries_two_processes(files, tmp_path):
-    run(files, tmp_path / "one", "--query_indices", "4", "0")
+    named = ["--label_mapping", '{"bad": "0", "good": "1"}']  # a model without names for its labels
+    run(files, tmp_path / "one", "--query_indices", "4", "0", *named)
     run(
         files,
         tmp_path / "two",
         "--query_indices",
         "4",
         "0",
+        *named,
         launcher=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
     )
 
@@ -100,3 +102,7 @@ def test_an_error_is_one_clear_line_and_leaves_nothing(files, tmp_path):
     assert failed.returncode != 0
     assert "column 'sentence' is not in the train examples, which have: text, label" in failed.stderr
     assert not (tmp_path / "influence").exists()
+
+    failed = run(files, tmp_path, "--do_train", "--query_indices", "30", check=False)
+    assert "query_indices=[30]: there are 30 rows; give 0 to 29" in failed.stderr
+    assert "train_runtime" not in failed.stdout

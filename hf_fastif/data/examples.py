@@ -46,11 +46,17 @@ class DataArguments:
     max_length: int = field(default=128, metadata={"help": "Tokens that a text is cut to."})
 
 
-def load_examples(args: DataArguments) -> DatasetDict:
+def load_examples(args: DataArguments, model_labels: dict[int, str], new_head: bool) -> DatasetDict:
     """Reads the splits `train` and `validation`, with labels as one `ClassLabel` column `label`.
 
+    Args:
+        args ([`DataArguments`]): What to read.
+        model_labels (`dict`): The model's `config.id2label`; labels are numbered as it numbers them.
+        new_head (`bool`): Whether the model will be trained on these labels, so that it need not know them yet.
+
     Raises:
-        ValueError: If only one file is given, a column does not exist, or the splits have different labels.
+        ValueError: If only one file is given, a column does not exist, or the labels of the splits or of the model
+            differ.
     """
     splits = _read(args)
     if args.max_train_examples is not None:
@@ -62,7 +68,22 @@ def load_examples(args: DataArguments) -> DatasetDict:
                     f"column {column!r} is not in the {name} examples, which have: {', '.join(split.column_names)}; "
                     "set --label_column and --text_columns."
                 )
-    return _with_class_labels(splits, args.label_column, json.loads(args.label_mapping or "{}"))
+    mapping = json.loads(args.label_mapping or "{}")
+    values = {name: _label_values(split, args.label_column, mapping) for name, split in splits.items()}
+    names = _label_order(values["train"], [model_labels[label] for label in sorted(model_labels)], new_head)
+    if unknown := sorted(set(values["validation"]) - set(values["train"])):
+        raise ValueError(
+            f"label_mapping: the validation examples have the labels {', '.join(unknown)}, which the training "
+            "examples "
+            f"({', '.join(sorted(set(values['train'])))}) do not; map them with --label_mapping."
+        )
+    # A file may hold class numbers where the model has names.
+    numbers = {str(number): number for number in range(len(names))} | {n: number for number, n in enumerate(names)}
+    for name, split in splits.items():
+        kept = split.remove_columns(list({args.label_column, "label"} & set(split.column_names)))
+        labels = [numbers[value] for value in values[name]]
+        splits[name] = kept.add_column("label", labels).cast_column("label", ClassLabel(names=names))
+    return splits
 
 
 def _read(args: DataArguments) -> DatasetDict:
@@ -97,25 +118,24 @@ def _read_file(path: str) -> Dataset:
     return load_dataset({"jsonl": "json"}.get(suffix, suffix), data_files=path, split="train")
 
 
-def _with_class_labels(splits: DatasetDict, column: str, mapping: dict[str, str]) -> DatasetDict:
-    named = {}
-    for name, split in splits.items():
-        feature = split.features[column]
-        values = split[column]
-        labels = [feature.int2str(v) for v in values] if isinstance(feature, ClassLabel) else [str(v) for v in values]
-        named[name] = [mapping.get(label, label) for label in labels]
-    names = sorted(set(named["train"]))
-    unknown = sorted(set(named["validation"]) - set(names))
-    if unknown:
+def _label_values(split: Dataset, column: str, mapping: dict[str, str]) -> list[str]:
+    feature = split.features[column]
+    name = feature.int2str if isinstance(feature, ClassLabel) else str
+    return [mapping.get(name(value), name(value)) for value in split[column]]
+
+
+def _label_order(values: list[str], model_names: list[str], new_head: bool) -> list[str]:
+    """The names of the labels in the model's order; in their own (numbers by size) for a head yet to be trained."""
+    found = set(values)
+    numbered = found <= {str(number) for number in range(len(model_names))}
+    if found == set(model_names) or (numbered and not new_head):
+        return model_names
+    if not new_head:
         raise ValueError(
-            f"label_mapping: the validation examples have the labels {', '.join(unknown)}, which the training "
-            "examples "
-            f"({', '.join(names)}) do not; map them with --label_mapping."
+            f"label_mapping: the training examples have the labels {', '.join(sorted(found))}, but the model predicts "
+            f"{', '.join(model_names)}; map them with --label_mapping, or train a new head with --do_train."
         )
-    for name, split in splits.items():
-        kept = split.remove_columns(list({column, "label"} & set(split.column_names)))
-        splits[name] = kept.add_column("label", named[name]).cast_column("label", ClassLabel(names=names))
-    return splits
+    return sorted(found, key=lambda name: (len(name), name)) if all(map(str.isdigit, found)) else sorted(found)
 
 
 def tokenize(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, args: DataArguments) -> DatasetDict:

@@ -7,7 +7,8 @@ import json
 import pytest
 from tiny import tiny_tokenizer
 
-from hf_fastif.data import DataArguments, load_examples, tokenize
+from hf_fastif.data import DataArguments, tokenize
+from hf_fastif.data.examples import load_examples as load
 
 
 ROWS = [
@@ -15,7 +16,12 @@ ROWS = [
     {"id": "b", "premise": "w2 w2 w3 w4", "hypothesis": "w5 w6 w8", "gold": "entailment"},
     {"id": "c", "premise": "w3 w2 w3 w4", "hypothesis": "w5 w6 w9", "gold": "contradiction"},
 ]
+UNNAMED = {0: "LABEL_0", 1: "LABEL_1"}
 TWO_LABELS = '{"neutral": "no", "contradiction": "no", "entailment": "yes"}'
+
+
+def load_examples(args):
+    return load(args, UNNAMED, new_head=True)
 
 
 @pytest.fixture
@@ -40,6 +46,22 @@ def test_labels_are_named_and_mapped(arguments):
     assert two["train"].features["label"].names == ["no", "yes"]
     assert two["train"]["label"] == [0, 1, 0]
     assert two["train"].column_names == ["id", "premise", "hypothesis", "label"]
+
+
+def test_labels_are_numbered_as_the_model_numbers_them(arguments, tmp_path):
+    backwards = {0: "yes", 1: "no"}
+    assert load(arguments(label_mapping=TWO_LABELS), backwards, new_head=False)["train"]["label"] == [1, 0, 1]
+    assert load(arguments(label_mapping=TWO_LABELS), backwards, new_head=True)["train"]["label"] == [1, 0, 1]
+    numbers = '{"neutral": "1", "contradiction": "1", "entailment": "0"}'
+    by_number = load(arguments(label_mapping=numbers), backwards, new_head=False)["train"]
+    assert (by_number["label"], by_number.features["label"].names) == ([1, 0, 1], ["yes", "no"])
+    with pytest.raises(ValueError, match="labels contradiction, entailment, neutral, but the model predicts yes, no"):
+        load(arguments(), backwards, new_head=False)
+
+
+def test_numbers_are_ordered_by_size(arguments):
+    numbers = '{"neutral": "10", "contradiction": "2", "entailment": "1"}'
+    assert load_examples(arguments(label_mapping=numbers))["train"].features["label"].names == ["1", "2", "10"]
 
 
 def test_text_columns_are_found_and_tokenized_as_a_pair(arguments):
