@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -43,11 +44,11 @@ class ExampleBatches:
 
         The longest come first so that a batch that does not fit into memory fails at once and not at the end.
         """
-        lengths = self._lengths()
-        if lengths is not None:
-            rows = rows[np.argsort(-lengths[rows], kind="stable")]
+        if self._lengths is not None:
+            rows = rows[np.argsort(-self._lengths[rows], kind="stable")]
         return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
 
+    @cached_property
     def _lengths(self) -> np.ndarray | None:
         if "input_ids" not in self.dataset.column_names:
             return None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch.func import grad, jvp, vmap
 
+from hf_fastif.batches import ExampleBatches
 from hf_fastif.objective import Batch, Objective
 
 
@@ -18,6 +21,16 @@ class Curvature(Protocol):
     def product(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
         """C V for a stack of vectors (Q, P); all of them share the forward pass of the batch."""
         ...
+
+
+def mean_product(
+    curvature: Curvature, examples: ExampleBatches, batches: Sequence[np.ndarray], count: int, vectors: torch.Tensor
+) -> torch.Tensor:
+    """The part of C V that some batches of rows contribute, C being the mean over `count` examples."""
+    total = torch.zeros_like(vectors)
+    for rows in batches:
+        total += len(rows) / count * curvature.product(examples.take(rows), vectors)
+    return total
 
 
 class GaussNewton:

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 from hf_fastif.batches import ExampleBatches
-from hf_fastif.curvature.products import Curvature, Hessian
+from hf_fastif.curvature.products import Curvature, Hessian, mean_product
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,9 @@ class CurvatureSample:
         return (one * two).sum(dim=1).clamp_min(0).sqrt() / norm
 
     def _mean_product(self, batches: list[np.ndarray], vectors: torch.Tensor) -> torch.Tensor:
+        own = batches[self.accelerator.process_index :: self.accelerator.num_processes]
         count = sum(len(rows) for rows in batches)
-        total = torch.zeros_like(vectors)
-        for rows in batches[self.accelerator.process_index :: self.accelerator.num_processes]:
-            total += len(rows) / count * self.curvature.product(self.examples.take(rows), vectors)
-        return self.accelerator.reduce(total, "sum")
+        return self.accelerator.reduce(mean_product(self.curvature, self.examples, own, count, vectors), "sum")
 
     def spectrum(self) -> Spectrum:
         """The largest eigenvalue, and for the Hessian the smallest too, to about 1 % (Lanczos).

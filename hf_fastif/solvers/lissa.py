@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import tqdm
 
 from hf_fastif.batches import ExampleBatches
-from hf_fastif.curvature import Curvature, CurvatureSample
+from hf_fastif.curvature import Curvature, CurvatureSample, mean_product
 from hf_fastif.objective import Batch
 from hf_fastif.solvers.base import Solution
 
@@ -82,11 +82,13 @@ class Lissa:
         x = v / self.scale
         steps = range(self.depth)
         for _ in tqdm(steps, desc=f"LiSSA {repeat + 1}/{self.repeats}", disable=not self.show_progress, leave=False):
-            batch = self.examples.take(random.choice(len(self.examples), self.batch_size, replace=False))
-            step = v - self.curvature.product(batch, x) - self.damping * x
-            x = x.add_(step, alpha=1 / self.scale)
+            rows = random.choice(len(self.examples), self.batch_size, replace=False)
+            # In passes of similar length: a random batch padded to its longest row is half padding.
+            passes = self.examples.grouped_by_length(rows, max(8, self.batch_size // 4))
+            curved = mean_product(self.curvature, self.examples, passes, self.batch_size, x)
+            x.add_(v - curved - self.damping * x, alpha=1 / self.scale)
             if not (x.norm(dim=1) <= bound).all():
-                raise DivergenceError(self._explain_divergence(batch, x))
+                raise DivergenceError(self._explain_divergence(self.examples.take(rows), x))
         return x
 
     def _relative_standard_error(self, mean: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
