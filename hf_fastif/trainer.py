@@ -25,7 +25,7 @@ from hf_fastif.parameters import model_fingerprint
 from hf_fastif.queries import Predictions, loss_gradients, predict
 from hf_fastif.results import InfluenceResult
 from hf_fastif.scoring import influence_scores
-from hf_fastif.solvers import Lissa, Solution, batch_scale
+from hf_fastif.solvers import Lissa, Solution, Solver, batch_scale
 
 
 INDEX_NAME = "pooled"
@@ -45,8 +45,6 @@ class InfluenceTrainer(Trainer):
             the default settings of influence.
         *other, **named: The other arguments of `Trainer`. `train_dataset` must be a `datasets.Dataset`.
     """
-
-    _tag_names = ["hf-fastif", "influence-functions"]
 
     def __init__(self, model: nn.Module, args: TrainingArguments | None = None, *other: Any, **named: Any):
         if args is None:
@@ -232,7 +230,7 @@ class InfluenceTrainer(Trainer):
         size = self.args.query_batch_size
         return [range(start, min(start + size, num_queries)) for start in range(0, num_queries, size)]
 
-    def _solver(self, objective: Objective) -> Lissa:
+    def _solver(self, objective: Objective) -> Solver:
         args, examples = self.args, self._examples("train_dataset", self.train_dataset)
         curvature = GaussNewton(objective) if args.curvature == "gauss_newton" else Hessian(objective)
         sample = CurvatureSample(
