@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -53,7 +53,7 @@ class InfluenceTrainer(Trainer):
             args = InfluenceConfig(**{f.name: getattr(args, f.name) for f in fields(args) if f.init})
         super().__init__(model, args, *other, **named)
         self._indexed: dict[str, str] = {}  # fingerprint of a dataset -> of the model whose features its index holds
-        self._spectra: dict[tuple[str, str], Spectrum] = {}  # by the fingerprints of model and training set
+        self._spectra: dict[tuple[Hashable, ...], Spectrum] = {}  # by what they were computed from
 
     def build_index(self, dataset: Dataset | None = None) -> None:
         """Extracts the features of a dataset and attaches a FAISS index of them to it, in place.
@@ -236,7 +236,7 @@ class InfluenceTrainer(Trainer):
         sample = CurvatureSample(
             curvature, examples, args.curvature_samples, args.influence_batch_size, args.seed, self.accelerator
         )
-        key = (model_fingerprint(objective.model), self.train_dataset._fingerprint)
+        key = self._spectrum_key(objective)
         if key not in self._spectra:
             self._spectra[key] = sample.spectrum()
         damping = self._spectra[key].damping(args.damping)
@@ -258,8 +258,13 @@ class InfluenceTrainer(Trainer):
             show_progress=not args.disable_tqdm,
         )
 
+    def _spectrum_key(self, objective: Objective) -> tuple[Hashable, ...]:
+        args = self.args
+        weights, rows = model_fingerprint(objective.model), self.train_dataset._fingerprint
+        return weights, rows, args.curvature, args.curvature_samples, args.seed
+
     def _settings(self, objective: Objective) -> dict[str, Any]:
-        key = (model_fingerprint(objective.model), self.train_dataset._fingerprint)
+        key = self._spectrum_key(objective)
         names = ("curvature", "curvature_samples", "lissa_depth", "lissa_batch_size", "lissa_repeats", "seed")
         return {
             "model": self._model_name(),

@@ -280,6 +280,14 @@ def test_indefinite_hessian(tmp_path):
         trainer.compute_s_test(QUERIES)
 
 
+def test_another_curvature_asks_for_its_own_spectrum(tmp_path):
+    trainer = tiny_trainer(tmp_path, train=TRAIN, damping=1e-3, lissa_depth=1)
+    trainer.compute_s_test(QUERIES)
+    trainer.args.curvature = "hessian"
+    with pytest.raises(ValueError, match="the Hessian has an eigenvalue of -"):
+        trainer.compute_s_test(QUERIES)
+
+
 def test_s_test_of_other_queries(trainer):
     s_test = trainer.compute_s_test(QUERIES)
     with pytest.raises(ValueError, match="s_test holds 5 vectors"):
