@@ -74,8 +74,7 @@ def load_examples(args: DataArguments, model_labels: dict[int, str], new_head: b
     if unknown := sorted(set(values["validation"]) - set(values["train"])):
         raise ValueError(
             f"label_mapping: the validation examples have the labels {', '.join(unknown)}, which the training "
-            "examples "
-            f"({', '.join(sorted(set(values['train'])))}) do not; map them with --label_mapping."
+            f"examples ({', '.join(sorted(set(values['train'])))}) do not; map them with --label_mapping."
         )
     # A file may hold class numbers where the model has names.
     numbers = {str(number): number for number in range(len(names))} | {n: number for number, n in enumerate(names)}
@@ -90,8 +89,7 @@ def _read(args: DataArguments) -> DatasetDict:
     if (args.train_file is None) != (args.validation_file is None):
         raise ValueError(
             f"train_file={args.train_file!r}, validation_file={args.validation_file!r}: give both, or neither for a "
-            "data "
-            "set from the Hub (--dataset_name) or the embedded one."
+            "data set from the Hub (--dataset_name) or the embedded one."
         )
     if args.train_file is not None:
         files = {"train": args.train_file, "validation": args.validation_file}

@@ -30,17 +30,13 @@ def pooled_features(
     Raises:
         ValueError: If the model has no linear output layer for its labels.
     """
-    features: torch.Tensor | None = None
+    head = output_layer(model)
+    features = torch.zeros(len(examples), head.in_features, device=accelerator.device)
     batches = examples.grouped_by_length(np.arange(len(examples)), batch_size)
     own = batches[accelerator.process_index :: accelerator.num_processes]
-    head = output_layer(model)
     for rows in tqdm(own, desc="Features", disable=not show_progress, leave=False):
         states = _pooled_state(model, head, examples.take(rows))
-        if features is None:
-            features = states.new_zeros(len(examples), states.shape[1], dtype=torch.float32)
         features[torch.from_numpy(rows).to(states.device)] = states.float()
-    if features is None:  # more processes than batches
-        features = torch.zeros(len(examples), head.in_features, device=accelerator.device)
     return accelerator.reduce(features, "sum").cpu().numpy()
 
 
