@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from transformers import TrainingArguments
 
@@ -12,6 +12,33 @@ if TYPE_CHECKING:
     AutoFloat = float | Literal["auto"]
 else:
     AutoFloat = str  # HfArgumentParser takes one type for a flag; __post_init__ turns what is a number into one
+
+SolverName = Literal["auto", "sdca", "lissa", "cg", "ekfac", "identity", "exact"]
+POSITIVE = (
+    "influence_batch_size",
+    "query_batch_size",
+    "curvature_samples",
+    "sdca_visits",
+    "lissa_depth",
+    "lissa_batch_size",
+    "num_repeats",
+    "cg_samples",
+    "cg_steps",
+    "ekfac_samples",
+)
+# The authors' settings for MultiNLI. Their recursion h <- v + (1 - damp) h - H h / scale with damp = 5e-3 and scale =
+# 1e4 solves (H + damp * scale I) x = v.
+FASTIF = {
+    "solver": "lissa",
+    "curvature": "hessian",
+    "damping": 50.0,
+    "lissa_scale": 1e4,
+    "lissa_depth": 1000,
+    "lissa_batch_size": 1,
+    "num_repeats": 1,
+    "loss_weight_decay": 0.005,
+    "num_neighbors": 1000,
+}
 
 
 @dataclass
@@ -26,74 +53,136 @@ class InfluenceConfig(TrainingArguments):
             scores every candidate, which needs no index, costs about two forward passes over them, and misses
             nothing.
         influence_batch_size (`int`, *optional*, defaults to 32):
-            Examples in one pass when candidates are scored, features extracted and eigenvalues estimated.
+            Examples in one pass, and in one step of SDCA.
         query_batch_size (`int`, *optional*, defaults to 8):
-            Queries that are solved and scored together. They share forward passes; each costs memory for its own
-            tangents.
+            Queries that are solved and scored together. They share passes; each costs memory for its own vectors.
 
     > s_test = (C + lambda I)^-1 grad L
 
+        solver (`str`, *optional*, defaults to `"auto"`):
+            `"sdca"` (dual coordinate ascent: exact in the limit, no step size), `"lissa"` (the paper's), `"cg"`
+            (conjugate gradient on a sample), `"ekfac"` (Kronecker factors, fitted once, then milliseconds a query),
+            `"identity"` (no curvature: the product of gradients), `"exact"` (a few thousand training examples), or
+            `"auto"`: SDCA where it can (Gauss-Newton, and Jacobian rows of several examples fit into memory), else
+            LiSSA.
         curvature (`"gauss_newton"` or `"hessian"`, *optional*, defaults to `"gauss_newton"`):
             C. The Hessian, which the paper uses, may be indefinite.
         damping (`float` or `"auto"`, *optional*, defaults to `"auto"`):
             lambda, in units of the curvature of the mean training loss. `"auto"` is 1 % of its largest eigenvalue
             (and enough to outweigh a negative one).
+        weight_decay_in_damping (`bool`, *optional*, defaults to `False`):
+            Whether `weight_decay`, a curvature that training had, is added to lambda.
+        loss_weight_decay (`float`, *optional*, defaults to 0):
+            w of a term w ||theta||^2 in every loss, as the authors of FastIF have it (0.005). It gives all influences
+            one common offset; it is there to repeat their numbers. It is not part of the Gauss-Newton matrix.
+        preconditioner (`"ekfac"`, *optional*):
+            Lets LiSSA and CG work with the residual that EK-FAC has divided by the curvature.
+        solver_tolerance (`float`, *optional*):
+            Stop when the residual of every query has fallen to this. None takes all steps (CG stops at 0.01).
+        num_repeats (`int`, *optional*, defaults to 1):
+            T: independent runs of SDCA or LiSSA that are averaged. They are dealt to the processes, and from two on
+            they tell the standard error.
         curvature_samples (`int`, *optional*, defaults to 128):
-            Training examples on which the largest eigenvalue and the residual are estimated.
-        lissa_depth (`int`, *optional*, defaults to 50):
+            Training examples on which eigenvalues and the residual are estimated.
+        influence_bf16 (`bool`, *optional*, defaults to `False`):
+            Runs the model in bfloat16 autocast for solving and scoring.
+
+    > SDCA, LiSSA, CG, EK-FAC
+
+        sdca_visits (`int`, *optional*, defaults to 4096):
+            Training examples that SDCA visits; in a smaller training set that many passes are made.
+        lissa_depth (`int`, *optional*, defaults to 200):
             J: steps of the recursion. The authors took 1000 to 2000 with a batch size of 1.
         lissa_batch_size (`int`, *optional*, defaults to 32):
             B: training examples drawn for each step.
-        lissa_repeats (`int`, *optional*, defaults to 2):
-            T: independent runs that are averaged. They are dealt to the processes, and from two on they tell the
-            standard error.
         lissa_scale (`float` or `"auto"`, *optional*, defaults to `"auto"`):
             The step size is 1 / scale. It sets how fast the recursion converges and never what it converges to.
             `"auto"` takes the largest eigenvalue of single batches.
+        cg_samples (`int`, *optional*, defaults to 1024):
+            Training examples whose mean curvature CG solves for.
+        cg_steps (`int`, *optional*, defaults to 30):
+            Steps of CG at most.
+        ekfac_samples (`int`, *optional*, defaults to 1024):
+            Training examples that EK-FAC is fitted to.
     """
 
     num_neighbors: int | None = field(
         default=None, metadata={"help": "k: score only the k nearest neighbours of a query; None scores everything."}
     )
-    influence_batch_size: int = field(
-        default=32, metadata={"help": "Examples in one pass when candidates are scored or features extracted."}
-    )
+    influence_batch_size: int = field(default=32, metadata={"help": "Examples in one pass, and in a step of SDCA."})
     query_batch_size: int = field(default=8, metadata={"help": "Queries that are solved and scored together."})
+    solver: SolverName = field(default="auto", metadata={"help": "How s_test is computed."})
     curvature: Literal["gauss_newton", "hessian"] = field(
         default="gauss_newton", metadata={"help": "Curvature of the mean training loss. The paper's is the Hessian."}
     )
     damping: AutoFloat = field(
         default="auto", metadata={"help": "lambda; 'auto' is 1 %% of the largest eigenvalue of the curvature."}
     )
-    curvature_samples: int = field(
-        default=128, metadata={"help": "Training examples for the largest eigenvalue and the residual."}
+    weight_decay_in_damping: bool = field(default=False, metadata={"help": "Add weight_decay to lambda."})
+    loss_weight_decay: float = field(
+        default=0.0, metadata={"help": "w of a term w ||theta||^2 in every loss, as the authors of FastIF have it."}
     )
-    lissa_depth: int = field(default=50, metadata={"help": "J: steps of the recursion."})
+    preconditioner: Literal["ekfac"] | None = field(default=None, metadata={"help": "For LiSSA and CG."})
+    solver_tolerance: float | None = field(
+        default=None, metadata={"help": "Stop when all residuals have fallen to this; None takes all steps."}
+    )
+    num_repeats: int = field(default=1, metadata={"help": "T: independent runs of SDCA or LiSSA that are averaged."})
+    curvature_samples: int = field(
+        default=128, metadata={"help": "Training examples for eigenvalues and the residual."}
+    )
+    influence_bf16: bool = field(default=False, metadata={"help": "bfloat16 autocast for solving and scoring."})
+    sdca_visits: int = field(default=4096, metadata={"help": "Training examples that SDCA visits."})
+    lissa_depth: int = field(default=200, metadata={"help": "J: steps of the recursion."})
     lissa_batch_size: int = field(default=32, metadata={"help": "B: training examples drawn for each step."})
-    lissa_repeats: int = field(default=2, metadata={"help": "T: independent runs that are averaged."})
     lissa_scale: AutoFloat = field(
         default="auto",
         metadata={"help": "The step size is 1 / scale; 'auto' takes the largest eigenvalue of batches."},
     )
+    cg_samples: int = field(default=1024, metadata={"help": "Training examples whose mean curvature CG solves for."})
+    cg_steps: int = field(default=30, metadata={"help": "Steps of CG at most."})
+    ekfac_samples: int = field(default=1024, metadata={"help": "Training examples that EK-FAC is fitted to."})
+
+    @classmethod
+    def fastif(cls, output_dir: str | None = None, **changes: Any) -> InfluenceConfig:
+        """The setting of the FastIF authors for MultiNLI: their recursion, lambda = 50, weight decay in every loss.
+
+        Args:
+            output_dir (`str`, *optional*): As in `TrainingArguments`.
+            **changes: Other settings, or other values. For HANS and ANLI the authors' scale was 1e6, so that lambda
+                was 5000: `damping=5000.0, lissa_scale=1e6, lissa_depth=2000`.
+        """
+        return cls(output_dir, **FASTIF | changes)
 
     def __post_init__(self):
         super().__post_init__()
         if self.curvature not in ("gauss_newton", "hessian"):
             raise ValueError(f"curvature={self.curvature!r}: give 'gauss_newton' or 'hessian'.")
+        if self.solver not in get_args(SolverName):
+            raise ValueError(f"solver={self.solver!r}: give one of {', '.join(get_args(SolverName))}.")
         self.damping = self._positive_or_auto("damping", self.damping)
         self.lissa_scale = self._positive_or_auto("lissa_scale", self.lissa_scale)
-        for name in (
-            "influence_batch_size",
-            "query_batch_size",
-            "curvature_samples",
-            "lissa_depth",
-            "lissa_batch_size",
-            "lissa_repeats",
-        ):
+        for name in POSITIVE:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: give a whole number of at least 1.")
         if self.num_neighbors is not None and self.num_neighbors < 1:
             raise ValueError(f"num_neighbors={self.num_neighbors}: give at least 1, or None to score every candidate.")
+        if self.solver_tolerance is not None and not 0 < self.solver_tolerance < 1:
+            raise ValueError(f"solver_tolerance={self.solver_tolerance}: give a number between 0 and 1, or None.")
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        if self.curvature == "hessian" and (self.solver in ("sdca", "ekfac") or self.preconditioner is not None):
+            raise ValueError(
+                f"curvature='hessian': solver={self.solver!r} with preconditioner={self.preconditioner!r} needs the "
+                "Gauss-Newton matrix; give curvature='gauss_newton', or solver='lissa', 'cg' or 'exact'."
+            )
+        if self.preconditioner is not None and self.solver not in ("lissa", "cg"):
+            raise ValueError(f"preconditioner={self.preconditioner!r}: only solver='lissa' and 'cg' take one.")
+        if self.solver == "lissa" and self.solver_tolerance is not None and self.lissa_batch_size < 16:
+            raise ValueError(
+                f"solver_tolerance={self.solver_tolerance}: the residual cannot be watched with "
+                f"lissa_batch_size={self.lissa_batch_size}; give at least 16, or solver_tolerance=None."
+            )
 
     @staticmethod
     def _positive_or_auto(name: str, value: float | str) -> float | str:
@@ -104,12 +193,6 @@ class InfluenceConfig(TrainingArguments):
         except ValueError:
             number = float("nan")
         if not 0 < number < float("inf"):
-            raise ValueError(
-                f"{name}={value!r}: give a number above 0, or 'auto'."
-                + (
-                    " C + damping I has no inverse otherwise, or none that a solver finds."
-                    if name == "damping"
-                    else ""
-                )
-            )
+            why = " C + damping I has no inverse otherwise, or none that a solver finds." if name == "damping" else ""
+            raise ValueError(f"{name}={value!r}: give a number above 0, or 'auto'.{why}")
         return number

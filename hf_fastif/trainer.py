@@ -17,7 +17,6 @@ from transformers import Trainer, TrainingArguments
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.checks import check_dataset, check_index, check_inputs, check_loss, check_num_neighbors, check_s_test
 from hf_fastif.config import InfluenceConfig
-from hf_fastif.curvature import CurvatureSample, GaussNewton, Hessian, Spectrum
 from hf_fastif.index import attach_index, pooled_features, search_index, without_indexes
 from hf_fastif.objective import Objective, differentiable
 from hf_fastif.outcomes import QueryOutcome, build_result
@@ -25,7 +24,8 @@ from hf_fastif.parameters import model_fingerprint
 from hf_fastif.queries import Predictions, loss_gradients, predict
 from hf_fastif.results import InfluenceResult
 from hf_fastif.scoring import influence_scores
-from hf_fastif.solvers import Lissa, Solution, Solver, batch_scale
+from hf_fastif.solvers import Solution
+from hf_fastif.solving import SolverSetup
 
 
 INDEX_NAME = "pooled"
@@ -53,7 +53,7 @@ class InfluenceTrainer(Trainer):
             args = InfluenceConfig(**{f.name: getattr(args, f.name) for f in fields(args) if f.init})
         super().__init__(model, args, *other, **named)
         self._indexed: dict[str, str] = {}  # fingerprint of a dataset -> of the model whose features its index holds
-        self._spectra: dict[tuple[Hashable, ...], Spectrum] = {}  # by what they were computed from
+        self._fitted: dict[tuple[Hashable, ...], Any] = {}  # spectra, factors and the like, by what they belong to
 
     def build_index(self, dataset: Dataset | None = None) -> None:
         """Extracts the features of a dataset and attaches a FAISS index of them to it, in place.
@@ -87,7 +87,7 @@ class InfluenceTrainer(Trainer):
         return np.flatnonzero(predictions.logits.argmax(axis=1) != predictions.labels)
 
     def compute_s_test(self, examples: Dataset) -> Solution:
-        """s_test = (C + lambda I)^-1 grad L for every example (sections 3.3 and 3.4 of the paper), by LiSSA.
+        """s_test = (C + lambda I)^-1 grad L for every example (sections 3.3 and 3.4 of the paper), by `args.solver`.
 
         C is the curvature of the mean loss over `train_dataset`. All examples share the batches it is drawn from, so
         that asking for several costs less than asking one by one, and gives the same answer.
@@ -100,12 +100,13 @@ class InfluenceTrainer(Trainer):
 
         Raises:
             DivergenceError: If `lissa_scale` was given and is too small, naming one that converges.
-            ValueError: If the Hessian is so indefinite that `damping` does not outweigh it.
+            ValueError: If the Hessian is so indefinite that `damping` does not outweigh it, or the solver does not
+                work for this model or training set.
         """
         with self._objective() as objective:
             queries = self._examples("examples", examples)
             self._predict(objective, queries)  # a NaN loss is an error now, not in an hour
-            solver = self._solver(objective)
+            solver = self._setup(objective).solver()
             return Solution.stack(
                 [solver.solve(loss_gradients(objective, queries, rows)) for rows in self._groups(len(queries))]
             )
@@ -172,7 +173,7 @@ class InfluenceTrainer(Trainer):
                 check_index(name, candidates, INDEX_NAME, self._indexed, objective.model)
                 neighbors = search_index(candidates, INDEX_NAME, self._features(objective, queries), num_neighbors)
             outcomes = list(self._outcomes(objective, queries, pool, neighbors, s_test))
-            settings = self._settings(objective) | {"num_neighbors": num_neighbors, "num_examples": num_examples}
+            settings = self._settings(objective, num_neighbors, num_examples)
         return build_result(
             without_indexes(examples),
             without_indexes(candidates),
@@ -196,7 +197,7 @@ class InfluenceTrainer(Trainer):
         `neighbors` (Q, k) are the candidates of each query; None scores the whole pool for all queries in one pass.
         """
         check_s_test(s_test, len(queries), objective.space.size)
-        solver = self._solver(objective) if s_test is None else None
+        solver = self._setup(objective).solver() if s_test is None else None
         everything = np.arange(len(pool))
         for rows in self._groups(len(queries)):
             if solver is None:
@@ -230,47 +231,22 @@ class InfluenceTrainer(Trainer):
         size = self.args.query_batch_size
         return [range(start, min(start + size, num_queries)) for start in range(0, num_queries, size)]
 
-    def _solver(self, objective: Objective) -> Solver:
-        args, examples = self.args, self._examples("train_dataset", self.train_dataset)
-        curvature = GaussNewton(objective) if args.curvature == "gauss_newton" else Hessian(objective)
-        sample = CurvatureSample(
-            curvature, examples, args.curvature_samples, args.influence_batch_size, args.seed, self.accelerator
-        )
-        key = self._spectrum_key(objective)
-        if key not in self._spectra:
-            self._spectra[key] = sample.spectrum()
-        damping = self._spectra[key].damping(args.damping)
-        batch_size = min(args.lissa_batch_size, len(examples))
-        scale = args.lissa_scale
-        if scale == "auto":
-            scale = batch_scale(curvature, examples, batch_size, args.seed) + damping
-        return Lissa(
-            curvature=curvature,
-            examples=examples,
-            sample=sample,
-            damping=damping,
-            scale=scale,
-            depth=args.lissa_depth,
-            batch_size=batch_size,
-            repeats=args.lissa_repeats,
-            seed=args.seed,
-            accelerator=self.accelerator,
-            show_progress=not args.disable_tqdm,
-        )
+    def _setup(self, objective: Objective) -> SolverSetup:
+        examples = self._examples("train_dataset", self.train_dataset)
+        fingerprint = self.train_dataset._fingerprint
+        return SolverSetup(self.args, objective, examples, fingerprint, self.accelerator, self._fitted)
 
-    def _spectrum_key(self, objective: Objective) -> tuple[Hashable, ...]:
-        args = self.args
-        weights, rows = model_fingerprint(objective.model), self.train_dataset._fingerprint
-        return weights, rows, args.curvature, args.curvature_samples, args.seed
-
-    def _settings(self, objective: Objective) -> dict[str, Any]:
-        key = self._spectrum_key(objective)
-        names = ("curvature", "curvature_samples", "lissa_depth", "lissa_batch_size", "lissa_repeats", "seed")
+    def _settings(self, objective: Objective, num_neighbors: int | None, num_examples: int | None) -> dict[str, Any]:
+        setup = self._setup(objective)
         return {
             "model": self._model_name(),
             "num_parameters": objective.space.size,
-            "largest_eigenvalue": self._spectra[key].largest if key in self._spectra else None,
-            **{name: getattr(self.args, name) for name in names},
+            "num_neighbors": num_neighbors,
+            "num_examples": num_examples,
+            "solver": setup.describe(),
+            "curvature": self.args.curvature,
+            "largest_eigenvalue": None if setup.name == "identity" else setup.spectrum.largest,
+            "seed": self.args.seed,
         }
 
     def _model_name(self) -> str:
@@ -284,7 +260,13 @@ class InfluenceTrainer(Trainer):
         check_loss(self)
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         with differentiable(model):
-            yield Objective(model, self.args.label_smoothing_factor)
+            yield Objective(
+                model,
+                self.args.label_smoothing_factor,
+                self.args.loss_weight_decay,
+                self.get_decay_parameter_names(model) if self.args.loss_weight_decay else (),
+                self.args.influence_bf16,
+            )
 
     def _named_candidates(self, candidates: Dataset | None) -> tuple[str, Dataset]:
         return ("train_dataset", self.train_dataset) if candidates is None else ("candidates", candidates)

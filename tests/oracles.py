@@ -32,21 +32,32 @@ def loss_gradients(model, examples, rows=None):
     return torch.stack([loss_gradient(model, examples, row) for row in rows])
 
 
-def gauss_newton(model, examples, rows=None):
-    """1/N sum J^T (diag(p) - p p^T) J, for cross entropy."""
-    rows = range(len(examples)) if rows is None else rows
+def jacobian(model, batch):
+    """d f / d theta of the one example in a batch: a row for each output."""
     parameters = trainable(model)
+    logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits[0]
+    return torch.stack(
+        [
+            flat(torch.autograd.grad(output, parameters, retain_graph=True, allow_unused=True), parameters)
+            for output in logits
+        ]
+    )
+
+
+def softmax_hessian(logits):
+    """d2 L / d f2 of the cross entropy of one example."""
+    p = logits.softmax(-1)
+    return p.diag() - p.outer(p)
+
+
+def gauss_newton(model, examples, rows=None, output_hessian=softmax_hessian):
+    """1/N sum J^T H J, H for cross entropy unless told."""
+    rows = range(len(examples)) if rows is None else rows
     total = 0
     for row in rows:
+        jac = jacobian(model, examples.take([row]))
         logits, _ = logits_of(model, examples, row)
-        jacobian = torch.stack(
-            [
-                flat(torch.autograd.grad(output, parameters, retain_graph=True, allow_unused=True), parameters)
-                for output in logits[0]
-            ]
-        )
-        p = logits[0].softmax(-1).detach()
-        total = total + jacobian.T @ (p.diag() - p.outer(p)) @ jacobian
+        total = total + jac.T @ output_hessian(logits[0].detach()) @ jac
     return total / len(rows)
 
 

@@ -15,7 +15,14 @@ def config(tmp_path, **settings) -> InfluenceConfig:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("lissa_repeats", 0),
+        ("num_repeats", 0),
+        ("sdca_visits", 0),
+        ("cg_steps", 0),
+        ("cg_samples", 0),
+        ("ekfac_samples", -2),
+        ("solver_tolerance", 0.0),
+        ("solver_tolerance", 1.5),
+        ("solver", "newton"),
         ("lissa_depth", 0),
         ("lissa_batch_size", -1),
         ("num_neighbors", 0),
@@ -35,6 +42,34 @@ def test_bad_values_name_the_argument_and_the_value(tmp_path, name, value):
         config(tmp_path, **{name: value})
 
 
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"curvature": "hessian", "solver": "ekfac"}, "curvature='hessian': solver='ekfac'.*gauss_newton"),
+        ({"curvature": "hessian", "solver": "sdca"}, "curvature='hessian': solver='sdca'.*gauss_newton"),
+        (
+            {"curvature": "hessian", "solver": "cg", "preconditioner": "ekfac"},
+            "preconditioner='ekfac' needs the Gauss-Newton",
+        ),
+        ({"solver": "sdca", "preconditioner": "ekfac"}, "preconditioner='ekfac': only solver='lissa' and 'cg'"),
+        (
+            {"solver": "lissa", "lissa_batch_size": 4, "solver_tolerance": 0.1},
+            "solver_tolerance=0.1.*lissa_batch_size=4.*at least 16",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together(tmp_path, settings, match):
+    with pytest.raises(ValueError, match=match):
+        config(tmp_path, **settings)
+
+
+def test_setting_of_the_authors(tmp_path):
+    args = InfluenceConfig.fastif(str(tmp_path), use_cpu=True, lissa_depth=2000)
+    # damp * scale of their recursion
+    assert args.damping == 5e-3 * 1e4
+    assert (args.curvature, args.lissa_scale, args.lissa_batch_size, args.lissa_depth) == ("hessian", 1e4, 1, 2000)
+
+
 def test_numbers_and_auto(tmp_path):
     assert config(tmp_path).damping == "auto"
     assert config(tmp_path, damping="1e-3").damping == 1e-3
@@ -47,4 +82,8 @@ def test_flags_and_help(tmp_path):
         ["--output_dir", str(tmp_path), "--use_cpu", "--damping", "0.5", "--num_neighbors", "7"]
     )
     assert (parsed.damping, parsed.num_neighbors, parsed.lissa_scale) == (0.5, 7, "auto")
+    chosen = parser.parse_args_into_dataclasses(
+        ["--output_dir", str(tmp_path), "--use_cpu", "--solver", "lissa", "--preconditioner", "ekfac"]
+    )[0]
+    assert (chosen.solver, chosen.preconditioner, parsed.preconditioner) == ("lissa", "ekfac", None)
     assert "1 % of the largest eigenvalue" in " ".join(parser.format_help().split())

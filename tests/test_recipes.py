@@ -43,8 +43,7 @@ def run(files, output, *flags, launcher=(), check=True):
         "num_frozen_layers": 1,
         "num_queries": 3,
         "num_examples": 2,
-        "lissa_depth": 3,
-        "lissa_batch_size": 8,
+        "sdca_visits": 40,
         "num_neighbors": 20,
         "save_strategy": "no",
     }

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    AlbertConfig,
     AutoModelForSequenceClassification,
     BertConfig,
     DataCollatorWithPadding,
@@ -43,6 +44,8 @@ def tiny_config(architecture: str, **changes):
         return RobertaConfig(**BERT_SIZES | changes)
     if architecture == "electra":
         return ElectraConfig(embedding_size=6, **BERT_SIZES | changes)
+    if architecture == "albert":
+        return AlbertConfig(embedding_size=6, **BERT_SIZES | changes)
     if architecture == "distilbert":
         sizes = {"dim": 8, "n_layers": 2, "n_heads": 2, "hidden_dim": 12, "max_position_embeddings": 40}
         return DistilBertConfig(**SIZES | sizes | changes)

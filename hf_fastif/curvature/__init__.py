@@ -1,7 +1,20 @@
-"""Curvature of the mean training loss: products of it with vectors, and its extreme eigenvalues."""
+"""Curvature of the mean training loss: products of it with vectors, its spectrum, and its Kronecker factors."""
 
+from hf_fastif.curvature.gram import jacobian_gram
+from hf_fastif.curvature.kronecker import KroneckerFactors, fit_kronecker_factors
 from hf_fastif.curvature.products import Curvature, GaussNewton, Hessian, mean_product
-from hf_fastif.curvature.sample import CurvatureSample, Spectrum
+from hf_fastif.curvature.sample import CurvatureSample
+from hf_fastif.curvature.spectrum import Spectrum
 
 
-__all__ = ["Curvature", "CurvatureSample", "GaussNewton", "Hessian", "Spectrum", "mean_product"]
+__all__ = [
+    "Curvature",
+    "CurvatureSample",
+    "GaussNewton",
+    "Hessian",
+    "KroneckerFactors",
+    "Spectrum",
+    "fit_kronecker_factors",
+    "jacobian_gram",
+    "mean_product",
+]

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
-from torch.func import grad, jvp, vmap
+from torch.func import hessian, jvp, vmap
 
 from hf_fastif.batches import ExampleBatches
+from hf_fastif.curvature.captures import Layer, captured_layers, captures
 from hf_fastif.objective import Batch, Objective
+
+
+ROW_MEMORY = 2 << 30  # bytes for the Jacobian rows of some examples
+MIN_ROWS = 8  # examples whose rows must fit, or passes get too small to be worth it
+NOT_FINITE = (
+    "train_dataset: the curvature of the training loss holds NaN or infinite numbers; some training example has a NaN "
+    "loss, or the model's weights are broken. trainer.evaluate() finds out which."
+)
 
 
 class Curvature(Protocol):
@@ -42,25 +51,130 @@ class GaussNewton:
 
     def __init__(self, objective: Objective):
         self.objective = objective
+        self._layers: list[Layer] | None = None
 
     def product(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
-        """C V, shapes (Q, P): one forward pass, and a forward tangent and a backward pass for each vector."""
-        objective, labels = self.objective, batch["labels"]
+        """C V, shapes (Q, P), in the cheaper of two ways that give the same."""
+        if self._rows_pay(batch, len(vectors)):
+            return self.product_by_rows(batch, vectors)
+        return self.product_by_tangents(batch, vectors)
 
-        def tangents_of_outputs(tangent):
+    def product_by_tangents(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
+        """C V for any model: one forward pass, and a forward tangent and a backward pass for each vector."""
+        with torch.enable_grad():
+            logits, tangents = self._outputs_along(batch, vectors)
+            roots = self.output_roots(logits.detach(), batch["labels"])
+            cotangents = torch.einsum("rbc,rbd,qbd->qbc", roots, roots, tangents.detach()) / len(logits)
+            return self._pull_back(logits, cotangents)
+
+    def product_by_rows(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
+        """C V from the rows of G themselves: after one forward and r backward passes a vector is a matrix product."""
+        total = torch.zeros_like(vectors)
+        for _, rows in self._rows(batch):
+            self.add_combined(total, self.along(rows, vectors) / len(batch["labels"]), rows)
+        return total
+
+    def jacobian_product(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
+        """G V, (Q, B, r), with G_i = R_i^T J_i, so that C is the mean of G_i^T G_i over the examples."""
+        if self._rows_pay(batch, len(vectors)):
+            rank = self.objective.output_rank(batch["labels"])
+            parts = [self.along(rows, vectors).unflatten(1, (rank, -1)) for _, rows in self._rows(batch)]
+            return torch.cat(parts, dim=2).mT
+        with torch.no_grad():
+            logits, tangents = self._outputs_along(batch, vectors)
+            return torch.einsum("rbc,qbc->qbr", self.output_roots(logits, batch["labels"]), tangents)
+
+    def jacobian_transpose_product(self, batch: Batch, coefficients: torch.Tensor) -> torch.Tensor:
+        """G^T A, (Q, P), for coefficients (Q, B, r): the sum over the examples of the batch."""
+        if self._rows_pay(batch, len(coefficients)):
+            total = coefficients.new_zeros(len(coefficients), self.objective.space.size)
+            for part, rows in self._rows(batch):
+                self.add_combined(total, coefficients[:, part].mT.flatten(1), rows)
+            return total
+        with torch.enable_grad():
+            logits = self.objective.logits(self.objective.theta, batch)
+            roots = self.output_roots(logits.detach(), batch["labels"])
+            return self._pull_back(logits, torch.einsum("rbc,qbr->qbc", roots, coefficients))
+
+    def jacobian_rows(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """G itself, (r, B, size) for each parameter; only where every trained parameter is in a captured layer."""
+        found = captures(self.objective, batch, self._captured_layers(batch), self.output_roots)
+        pieces = [(name, gradients) for capture in found for name, gradients in capture.rows().items()]
+        return {name: gradients.flatten(2) for name, gradients in pieces}
+
+    def num_rows_held(self, batch: Batch) -> int:
+        """How many examples' rows fit into `ROW_MEMORY`; 0 if some parameter has no rows."""
+        covered = {name for layer in self._captured_layers(batch) for name in layer.names}
+        if len(covered) < len(self.objective.theta):
+            return 0
+        row = self.objective.output_rank(batch["labels"]) * sum(p.nbytes for p in self.objective.theta.values())
+        return ROW_MEMORY // row
+
+    def _rows(self, batch: Batch) -> Iterator[tuple[slice, dict[str, torch.Tensor]]]:
+        """G as (r n, size) for each parameter, for n examples at a time."""
+        step = self.num_rows_held(batch)
+        for start in range(0, len(batch["labels"]), step):
+            part = slice(start, start + step)
+            rows = self.jacobian_rows({name: values[part] for name, values in batch.items()})
+            yield part, {name: values.flatten(0, 1) for name, values in rows.items()}
+
+    def along(self, rows: dict[str, torch.Tensor], vectors: torch.Tensor) -> torch.Tensor:
+        """The products (Q, r n) of rows and vectors."""
+        space = self.objective.space
+        pieces = zip(space.parameters, vectors.split(space.sizes, dim=-1), strict=True)
+        return sum(piece @ rows[name].T for name, piece in pieces)
+
+    def add_combined(self, total: torch.Tensor, coefficients: torch.Tensor, rows: dict[str, torch.Tensor]) -> None:
+        """Adds combinations of the rows, coefficients (Q, r n), to vectors (Q, P)."""
+        space = self.objective.space
+        for name, into in zip(space.parameters, total.split(space.sizes, dim=-1), strict=True):
+            into += coefficients @ rows[name]
+
+    def _rows_pay(self, batch: Batch, num_vectors: int) -> bool:
+        # r backward passes and r sets of rows, against a tangent and a backward pass for each vector.
+        cheaper = self.objective.output_rank(batch["labels"]) <= 2 * num_vectors
+        return cheaper and self.num_rows_held(batch) >= MIN_ROWS
+
+    def _captured_layers(self, batch: Batch) -> list[Layer]:
+        if self._layers is None:
+            self._layers = captured_layers(self.objective, batch)
+        return self._layers
+
+    def output_roots(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """R_i with R_i R_i^T = d2 L_i / d f_i^2, as (r, B, C): the r columns are directions of the outputs.
+
+        The cross entropy does not see a shift of all outputs, so its r is C - 1.
+
+        Raises:
+            ValueError: If an output is NaN.
+        """
+        loss = self.objective.losses_of_logits
+
+        def of_one(z, label):
+            return hessian(lambda outputs: loss(outputs[None], label[None]).sum())(z)
+
+        hessians = vmap(of_one)(logits, labels)
+        if not torch.isfinite(hessians).all():
+            raise ValueError(NOT_FINITE)
+        eigenvalues, eigenvectors = torch.linalg.eigh(hessians)
+        roots = eigenvectors * eigenvalues.clamp_min(0).sqrt()[:, None, :]
+        return roots[..., logits.shape[1] - self.objective.output_rank(labels) :].permute(2, 0, 1)
+
+    def _outputs_along(self, batch: Batch, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The outputs (B, C), and their derivatives (Q, B, C) along the vectors."""
+        objective = self.objective
+
+        def along(tangent):
             return jvp(lambda theta: objective.logits(theta, batch), (objective.theta,), (tangent,))
 
-        def tangents_of_output_gradients(tangent):
-            gradient = grad(lambda z: objective.losses_of_logits(z, labels).mean())
-            return jvp(gradient, (logits.detach(),), (tangent,))[1]
+        return vmap(along, out_dims=(None, 0))(objective.space.split(vectors))
 
-        with torch.enable_grad():
-            logits, jv = vmap(tangents_of_outputs, out_dims=(None, 0))(objective.space.split(vectors))
-            hjv = vmap(tangents_of_output_gradients)(jv.detach())
-            pieces = torch.autograd.grad(
-                logits, list(objective.theta.values()), hjv, is_grads_batched=True, allow_unused=True
-            )
-        return objective.space.join(pieces, lead=(len(vectors),))
+    def _pull_back(self, logits: torch.Tensor, cotangents: torch.Tensor) -> torch.Tensor:
+        space = self.objective.space
+        pieces = torch.autograd.grad(
+            logits, list(space.parameters.values()), cotangents, is_grads_batched=True, allow_unused=True
+        )
+        return space.join(pieces, lead=(len(cotangents),))
 
 
 class Hessian:

@@ -1,8 +1,6 @@
-"""The curvature of a fixed sample of the training set: its extreme eigenvalues, and residuals against it."""
+"""The curvature of a fixed sample of the training set: its eigenvalues, and residuals against it."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,37 +8,9 @@ from accelerate import Accelerator
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 from hf_fastif.batches import ExampleBatches
-from hf_fastif.curvature.products import Curvature, Hessian, mean_product
-
-
-@dataclass(frozen=True)
-class Spectrum:
-    """The extreme eigenvalues of the curvature; `smallest` is 0 for Gauss-Newton, which has no negative ones."""
-
-    largest: float
-    smallest: float = 0.0
-
-    def damping(self, wanted: float | str) -> float:
-        """lambda: the wanted value if C + lambda I is then positive definite, or for "auto" one that makes it so.
-
-        "auto" is 1 % of the largest eigenvalue. Between 0.3 % and 3 % of it the scores predict retraining about
-        equally well; far above, s_test is hardly more than the plain gradient, and far below it chases directions in
-        which the training set says nothing.
-        """
-        if wanted == "auto":
-            wanted = max(0.01 * self.largest, -1.5 * self.smallest)
-            if wanted <= 0:
-                raise ValueError(
-                    "damping='auto': the curvature of the training loss is zero, so there is no scale to take it "
-                    "from; "
-                    "is the model trained to a loss of zero? Give damping as a number."
-                )
-        if wanted + self.smallest <= 0:
-            raise ValueError(
-                f"damping={wanted:.3g}: the Hessian has an eigenvalue of {self.smallest:.3g}, so C + damping I is not "
-                f"positive definite; give damping above {-1.1 * self.smallest:.3g}, or curvature='gauss_newton'."
-            )
-        return wanted
+from hf_fastif.curvature.gram import jacobian_gram
+from hf_fastif.curvature.products import NOT_FINITE, Curvature, GaussNewton, mean_product
+from hf_fastif.curvature.spectrum import Spectrum
 
 
 class CurvatureSample:
@@ -76,7 +46,7 @@ class CurvatureSample:
 
     def product(self, vectors: torch.Tensor) -> torch.Tensor:
         """C V for a stack of vectors (Q, P)."""
-        return self._mean_product([*self.halves[0], *self.halves[1]], vectors)
+        return self._mean_product(self.batches, vectors)
 
     def residual(self, vectors: torch.Tensor, solutions: torch.Tensor, damping: float) -> torch.Tensor:
         """||v - (C + lambda I) x|| / ||v|| for each of Q right-hand sides; 0 is a perfect solution.
@@ -91,17 +61,56 @@ class CurvatureSample:
         one, two = (vectors - self._mean_product(half, solutions) - damping * solutions for half in self.halves)
         return (one * two).sum(dim=1).clamp_min(0).sqrt() / norm
 
+    @property
+    def batches(self) -> list[np.ndarray]:
+        """The rows of the sample, in batches."""
+        return [*self.halves[0], *self.halves[1]]
+
+    def jacobian_product(self, vectors: torch.Tensor) -> torch.Tensor:
+        """G V, (Q, N, r), for the examples in the order of `batches`; the curvature must be Gauss-Newton."""
+        first = self.examples.take(self.batches[0][:1])
+        rank = self.curvature.objective.output_rank(first["labels"])
+        found = vectors.new_zeros(len(vectors), self.num_examples, rank)
+        for place, rows in self._own_places():
+            found[:, place] = self.curvature.jacobian_product(self.examples.take(rows), vectors)
+        return self.accelerator.reduce(found, "sum")
+
+    def jacobian_transpose_product(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """G^T A, (Q, P), for coefficients (Q, N, r) in the order of `batches`."""
+        total = coefficients.new_zeros(len(coefficients), self.curvature.objective.space.size)
+        for place, rows in self._own_places():
+            batch = self.examples.take(rows)
+            total += self.curvature.jacobian_transpose_product(batch, coefficients[:, place])
+        return self.accelerator.reduce(total, "sum")
+
+    def _own_places(self) -> list[tuple[slice, np.ndarray]]:
+        """This process's batches, and where their examples stand in the sample."""
+        ends = np.cumsum([len(rows) for rows in self.batches])
+        places = [slice(end - len(rows), end) for end, rows in zip(ends, self.batches, strict=True)]
+        dealt = list(zip(places, self.batches, strict=True))
+        return dealt[self.accelerator.process_index :: self.accelerator.num_processes]
+
     def _mean_product(self, batches: list[np.ndarray], vectors: torch.Tensor) -> torch.Tensor:
         own = batches[self.accelerator.process_index :: self.accelerator.num_processes]
         count = sum(len(rows) for rows in batches)
         return self.accelerator.reduce(mean_product(self.curvature, self.examples, own, count, vectors), "sum")
 
     def spectrum(self) -> Spectrum:
-        """The largest eigenvalue, and for the Hessian the smallest too, to about 1 % (Lanczos).
+        """The eigenvalues of the Gauss-Newton matrix; of the Hessian the two ends, to about 1 % (Lanczos).
+
+        The Gauss-Newton matrix of n examples has as many eigenvalues as their Jacobians have rows, and the Gram
+        matrix of these gives all of them for the price of a few products.
 
         Raises:
             ValueError: If the curvature holds NaN, which a NaN loss of a training example brings.
         """
+        if isinstance(self.curvature, GaussNewton):
+            gram = jacobian_gram(self.curvature, self.examples, self.batches, self.accelerator) / self.num_examples
+            return Spectrum(torch.linalg.eigvalsh(gram.double()).flip(0).clamp_min(0).cpu().numpy())
+        return Spectrum(self._ends())
+
+    def _ends(self) -> np.ndarray:
+        """The largest and the smallest eigenvalue."""
         parameter = next(iter(self.curvature.objective.theta.values()))
         size = self.curvature.objective.space.size
 
@@ -109,19 +118,12 @@ class CurvatureSample:
             column = torch.from_numpy(vector.reshape(1, -1)).to(parameter.device, parameter.dtype)
             image = self.product(column)[0]
             if not torch.isfinite(image).all():
-                raise ValueError(
-                    "train_dataset: the curvature of the training loss holds NaN or infinite numbers; some training "
-                    "example has a NaN loss, or the model's weights are broken. trainer.evaluate() finds out which."
-                )
+                raise ValueError(NOT_FINITE)
             return image.cpu().numpy()
 
-        start = np.random.default_rng(self.seed).standard_normal(size)
         if size < 16:  # Lanczos needs room for its basis
             matrix = np.stack([matvec(column) for column in np.eye(size)])
-            eigenvalues = np.linalg.eigvalsh((matrix + matrix.T) / 2)
-        else:
-            operator = LinearOperator((size, size), matvec=matvec, dtype=start.dtype)
-            ends = {"k": 2, "which": "BE"} if isinstance(self.curvature, Hessian) else {"k": 1, "which": "LA"}
-            eigenvalues = eigsh(operator, ncv=8, tol=1e-2, v0=start, return_eigenvectors=False, **ends)
-        smallest = float(eigenvalues.min()) if isinstance(self.curvature, Hessian) else 0.0
-        return Spectrum(largest=float(eigenvalues.max()), smallest=smallest)
+            return np.linalg.eigvalsh((matrix + matrix.T) / 2)[[-1, 0]]
+        operator = LinearOperator((size, size), matvec=matvec, dtype=np.float64)
+        start = np.random.default_rng(self.seed).standard_normal(size)
+        return eigsh(operator, k=2, which="BE", ncv=8, tol=1e-2, v0=start, return_eigenvectors=False)[::-1]

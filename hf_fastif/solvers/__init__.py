@@ -1,7 +1,25 @@
 """Solvers of (C + lambda I) x = v, behind one protocol."""
 
-from hf_fastif.solvers.base import Solution, Solver
+from hf_fastif.solvers.base import Precondition, Solution, Solver
+from hf_fastif.solvers.conjugate_gradient import ConjugateGradient
+from hf_fastif.solvers.direct import Ekfac, Identity
+from hf_fastif.solvers.exact import Decomposition, Exact, decompose
 from hf_fastif.solvers.lissa import DivergenceError, Lissa, batch_scale
+from hf_fastif.solvers.sdca import DualAscent
 
 
-__all__ = ["DivergenceError", "Lissa", "Solution", "Solver", "batch_scale"]
+__all__ = [
+    "ConjugateGradient",
+    "Decomposition",
+    "DivergenceError",
+    "DualAscent",
+    "Ekfac",
+    "Exact",
+    "Identity",
+    "Lissa",
+    "Precondition",
+    "Solution",
+    "Solver",
+    "batch_scale",
+    "decompose",
+]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
+from torch.nn.functional import pad
+
+
+Precondition = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -18,42 +22,57 @@ class Solution:
         residual (`torch.Tensor` of shape `(Q,)`): ||v - (C + lambda I) x|| / ||v||, C taken on a sample of the
             training set. 0 is perfect, 1 is no better than x = 0.
         std_err (`torch.Tensor` of shape `(Q,)`): Standard error of the mean over independent repeats, relative to
-            ||x||; NaN for a single repeat.
+            ||x||; NaN where there is nothing to repeat.
         damping (`float`): lambda.
-        scale (`float`): The step size was 1 / scale.
+        steps (`int`): How many steps the solver took (the most of its repeats); 0 for a direct one.
+        trace (`torch.Tensor` of shape `(steps, Q)`): The residual before each step, estimated from the examples
+            that the solver itself works with; no rows where it has no steps or too few examples.
+        scale (`float`, *optional*): The step size was 1 / scale.
     """
 
     vectors: torch.Tensor
     residual: torch.Tensor
     std_err: torch.Tensor
     damping: float
-    scale: float
+    steps: int
+    trace: torch.Tensor
+    scale: float | None = None
 
     def __len__(self) -> int:
         return len(self.vectors)
 
     def __getitem__(self, queries: slice) -> Solution:
         return replace(
-            self, vectors=self.vectors[queries], residual=self.residual[queries], std_err=self.std_err[queries]
+            self,
+            vectors=self.vectors[queries],
+            residual=self.residual[queries],
+            std_err=self.std_err[queries],
+            trace=self.trace[:, queries],
         )
 
-    def quality(self) -> dict[str, float]:
+    def quality(self) -> dict[str, float | int | None]:
         """The numbers beside the vector, of a single query."""
         return {
             "residual": float(self.residual),
             "std_err": float(self.std_err),
             "damping": self.damping,
+            "steps": self.steps,
             "scale": self.scale,
         }
 
     @classmethod
     def stack(cls, parts: Sequence[Solution]) -> Solution:
         """Joins the solutions of several groups of queries, solved alike."""
+        steps = max(part.steps for part in parts)
+        longest = max(len(part.trace) for part in parts)
+        traces = [pad(part.trace, (0, 0, 0, longest - len(part.trace)), value=torch.nan) for part in parts]
         return replace(
             parts[0],
             vectors=torch.cat([part.vectors for part in parts]),
             residual=torch.cat([part.residual for part in parts]),
             std_err=torch.cat([part.std_err for part in parts]),
+            steps=steps,
+            trace=torch.cat(traces, dim=1),
         )
 
     def __repr__(self) -> str:
@@ -61,7 +80,7 @@ class Solution:
         residual = ", ".join(f"{value:.2g}" for value in self.residual.tolist())
         std_err = ", ".join(f"{value:.2g}" for value in self.std_err.tolist())
         return (
-            f"Solution({queries} x {parameters:,} parameters, damping={self.damping:.4g}, scale={self.scale:.4g}, "
+            f"Solution({queries} x {parameters:,} parameters, damping={self.damping:.4g}, steps={self.steps}, "
             f"residual=[{residual}], std_err=[{std_err}])"
         )
 

@@ -13,7 +13,11 @@ from accelerate.utils import tqdm
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.curvature import Curvature, CurvatureSample, mean_product
 from hf_fastif.objective import Batch
-from hf_fastif.solvers.base import Solution
+from hf_fastif.solvers.base import Precondition, Solution
+from hf_fastif.solvers.repeats import Run, Watch, average
+
+
+MIN_WATCHED = 16  # examples in a step from which the residual can be told from two halves of them
 
 
 class DivergenceError(ArithmeticError):
@@ -22,22 +26,25 @@ class DivergenceError(ArithmeticError):
 
 @dataclass
 class Lissa:
-    """x <- x + (v - (C_B + lambda I) x) / sigma, J times from x = v / sigma; the mean of T independent runs.
+    """x <- x + M (v - (C_B + lambda I) x) / sigma, J times from x = M v / sigma; the mean of T independent runs.
 
-    C_B is the curvature of a batch of B examples drawn anew at each step. With h = sigma x this is the paper's
-    recursion h <- v + (I - C) h, but its fixed point is (C + lambda I)^-1 v for every sigma: sigma is only a step
-    size. The queries of one call share each batch and its forward pass.
+    C_B is the curvature of a batch of B examples drawn anew at each step, and M is the identity unless there is a
+    preconditioner. With h = sigma x this is the paper's recursion h <- v + (I - C) h, but its fixed point is
+    (C + lambda I)^-1 v for every sigma and every M: they only set the way. The queries of one call share each batch.
 
     Attributes:
         curvature (`Curvature`): Products with C_B.
         examples (`ExampleBatches`): The training set.
         sample (`CurvatureSample`): A fixed sample of it, for the residual.
         damping (`float`): lambda.
-        scale (`float`): sigma; `batch_scale` finds one that converges.
+        scale (`float`): sigma; `batch_scale` finds one that converges (with the preconditioner, if there is one).
         depth (`int`): J.
         batch_size (`int`): B.
         repeats (`int`): T; dealt to the processes and averaged.
         seed (`int`): Repeat t draws its batches from the seed (seed, t), whatever process runs it.
+        tolerance (`float`, *optional*): Stop when the watched residual has fallen to this; batches must have at least
+            `MIN_WATCHED` examples for it to be watched.
+        precondition (`Callable`, *optional*): M, an approximate inverse of C + lambda I; EK-FAC's.
         accelerator (`Accelerator`): Averages over processes.
         show_progress (`bool`): Whether the main process shows a bar.
     """
@@ -52,6 +59,8 @@ class Lissa:
     repeats: int
     seed: int
     accelerator: Accelerator
+    tolerance: float | None = None
+    precondition: Precondition | None = None
     show_progress: bool = True
 
     def solve(self, vectors: torch.Tensor) -> Solution:
@@ -60,48 +69,54 @@ class Lissa:
         Raises:
             DivergenceError: If the step size is too large for some batch, or C + lambda I is not positive definite.
         """
-        total, squares = torch.zeros_like(vectors), vectors.new_zeros(len(vectors))
-        for repeat in range(self.accelerator.process_index, self.repeats, self.accelerator.num_processes):
-            run = self._run(vectors, repeat)
-            total += run
-            squares += run.square().sum(dim=1)
-        mean = self.accelerator.reduce(total, "sum") / self.repeats
-        squares = self.accelerator.reduce(squares, "sum")
+        found = average(lambda repeat: self._run(vectors, repeat), self.repeats, vectors, self.accelerator)
         return Solution(
-            vectors=mean,
-            residual=self.sample.residual(vectors, mean, self.damping),
-            std_err=self._relative_standard_error(mean, squares),
+            vectors=found.vectors,
+            residual=self.sample.residual(vectors, found.vectors, self.damping),
+            std_err=found.std_err,
             damping=self.damping,
+            steps=found.steps,
+            trace=found.trace,
             scale=self.scale,
         )
 
-    def _run(self, v: torch.Tensor, repeat: int) -> torch.Tensor:
+    def _run(self, v: torch.Tensor, repeat: int) -> Run:
         random = np.random.default_rng([self.seed, repeat])
         # ||(C + lambda I)^-1 v|| <= ||v|| / lambda for semi-definite C; the factor leaves room for noise.
         bound = 1000 * v.norm(dim=1) / self.damping
-        x = v / self.scale
-        steps = range(self.depth)
-        for _ in tqdm(steps, desc=f"LiSSA {repeat + 1}/{self.repeats}", disable=not self.show_progress, leave=False):
+        x = self._preconditioned(v) / self.scale
+        watch, steps = Watch(v, self.tolerance), 0
+        title = f"LiSSA {repeat + 1}/{self.repeats}"
+        for _ in tqdm(range(self.depth), desc=title, disable=not self.show_progress, leave=False):
             rows = random.choice(len(self.examples), self.batch_size, replace=False)
-            # In passes of similar length: a random batch padded to its longest row is half padding.
-            passes = self.examples.grouped_by_length(rows, max(8, self.batch_size // 4))
-            curved = mean_product(self.curvature, self.examples, passes, self.batch_size, x)
-            x.add_(v - curved - self.damping * x, alpha=1 / self.scale)
+            if self.batch_size >= MIN_WATCHED:
+                halves = np.array_split(rows, 2)
+                one, two = (self._residual(half, v, x) for half in halves)
+                if watch.add((one * two).sum(dim=1)):
+                    break
+                residual = (len(halves[0]) * one + len(halves[1]) * two) / self.batch_size
+            else:
+                residual = self._residual(rows, v, x)
+            x.add_(self._preconditioned(residual), alpha=1 / self.scale)
+            steps += 1
             if not (x.norm(dim=1) <= bound).all():
                 raise DivergenceError(self._explain_divergence(self.examples.take(rows), x))
-        return x
+        return Run(x, steps, watch.values)
 
-    def _relative_standard_error(self, mean: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
-        if self.repeats == 1:
-            return torch.full_like(squares, math.nan)
-        norm = mean.norm(dim=1)
-        variance = (squares / self.repeats - norm**2).clamp_min(0) * self.repeats / (self.repeats - 1)
-        return (variance / self.repeats).sqrt() / norm
+    def _residual(self, rows: np.ndarray, v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """v - (C_B + lambda I) x for a batch of rows."""
+        # In passes of similar length: a random batch padded to its longest row is half padding.
+        passes = self.examples.grouped_by_length(rows, max(8, len(rows) // 2))
+        curved = mean_product(self.curvature, self.examples, passes, len(rows), x)
+        return (v - curved).sub_(x, alpha=self.damping)
+
+    def _preconditioned(self, vectors: torch.Tensor) -> torch.Tensor:
+        return vectors if self.precondition is None else self.precondition(vectors)
 
     def _explain_divergence(self, batch: Batch, x: torch.Tensor) -> str:
         worst = int(torch.nan_to_num(x.norm(dim=1), nan=math.inf).argmax())
         start = torch.nan_to_num(x[worst : worst + 1], posinf=1.0, neginf=-1.0)
-        eigenvalue = dominant_eigenvalue(self.curvature, batch, start) + self.damping
+        eigenvalue = dominant_eigenvalue(self.curvature, batch, start, self.damping, self.precondition)
         if eigenvalue <= 0:
             return (
                 f"damping={self.damping:.3g}: the curvature has an eigenvalue near {eigenvalue - self.damping:.3g}, "
@@ -115,8 +130,16 @@ class Lissa:
         )
 
 
-def batch_scale(curvature: Curvature, examples: ExampleBatches, batch_size: int, seed: int, pilots: int = 4) -> float:
-    """The largest eigenvalue of the curvature of single batches, over a few of them: a scale at which LiSSA converges.
+def batch_scale(
+    curvature: Curvature,
+    examples: ExampleBatches,
+    batch_size: int,
+    seed: int,
+    damping: float,
+    precondition: Precondition | None = None,
+    pilots: int = 4,
+) -> float:
+    """The largest eigenvalue of M (C_B + lambda I) over a few batches: a scale at which LiSSA converges.
 
     The mean curvature is not enough: one batch of B examples may curve many times more, and an occasional step that
     is too long undoes hundreds of good ones. A step of 1 / sigma is stable for eigenvalues up to 2 sigma, so this
@@ -128,16 +151,24 @@ def batch_scale(curvature: Curvature, examples: ExampleBatches, batch_size: int,
         batch = examples.take(random.choice(len(examples), batch_size, replace=False))
         start = torch.from_numpy(random.standard_normal((1, curvature.objective.space.size)))
         parameter = next(iter(curvature.objective.theta.values()))
-        largest = max(largest, abs(dominant_eigenvalue(curvature, batch, start.to(parameter))))
+        largest = max(largest, abs(dominant_eigenvalue(curvature, batch, start.to(parameter), damping, precondition)))
     return largest
 
 
-def dominant_eigenvalue(curvature: Curvature, batch: Batch, start: torch.Tensor, iterations: int = 4) -> float:
-    """The eigenvalue of largest magnitude of the curvature of one batch, by power iteration from `start` (1, P)."""
+def dominant_eigenvalue(
+    curvature: Curvature,
+    batch: Batch,
+    start: torch.Tensor,
+    damping: float,
+    precondition: Precondition | None = None,
+    iterations: int = 4,
+) -> float:
+    """The eigenvalue of M (C_B + lambda I) of largest magnitude, by power iteration from `start` (1, P)."""
     vector = start / start.norm()
     eigenvalue = 0.0
     for _ in range(iterations):
-        image = curvature.product(batch, vector)
+        image = curvature.product(batch, vector) + damping * vector
+        image = image if precondition is None else precondition(image)
         eigenvalue = float((vector * image).sum())
         norm = image.norm()
         if norm == 0:

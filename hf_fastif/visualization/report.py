@@ -131,7 +131,7 @@ def _settings(result: InfluenceResult) -> list[tuple[str, str]]:
     summary, damping, largest = result.summary, result.summary["damping"], result.summary["largest_eigenvalue"]
     share = f", {damping / largest:.2%} of the largest eigenvalue {largest:.4g}" if largest else ""
     total, k = f"{summary['num_candidates']:,}", summary["num_neighbors"]
-    solver = "J = {lissa_depth:,} steps, B = {lissa_batch_size:,} examples a step, T = {lissa_repeats:,} repeats"
+    scale = "" if summary["scale"] is None else f", scale {summary['scale']:.4g}"
     settings = {
         "Model": summary["model"],
         "Accuracy": f"{summary['accuracy']:.1%}" if "accuracy" in summary else "",
@@ -139,7 +139,7 @@ def _settings(result: InfluenceResult) -> list[tuple[str, str]]:
         "Candidates": f"all {total} (full scan)" if k is None else f"the {k:,} nearest to each query, of {total}",
         "Curvature": summary["curvature"].replace("_", "-").title(),
         "Damping \N{GREEK SMALL LETTER LAMDA}": f"{damping:.4g}{share}",
-        "LiSSA solver": solver.format(**summary) + f", scale {summary['scale']:.4g}",
+        "Solver": summary["solver"] + scale,
         "Residual": _span(result.queries["residual"]),
         "Standard error": _span(result.queries["std_err"]),
         "Seconds": ", ".join(f"{stage} {time:,.1f}" for stage, time in summary.get("seconds", {}).items()),

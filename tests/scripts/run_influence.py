@@ -11,7 +11,7 @@ from tiny import tiny_data, tiny_trainer
 
 folder = Path(sys.argv[1])
 trainer = tiny_trainer(
-    folder, train=tiny_data(23), lissa_depth=6, lissa_repeats=3, lissa_batch_size=4, influence_batch_size=4
+    folder, train=tiny_data(23), lissa_depth=6, num_repeats=3, lissa_batch_size=4, influence_batch_size=4
 )
 queries = tiny_data(3, seed=1)
 trainer.build_index()

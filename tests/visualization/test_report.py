@@ -21,9 +21,7 @@ SETTINGS: dict[str, Any] = {
     "num_parameters": 1234567,
     "largest_eigenvalue": 20.0,
     "curvature": "gauss_newton",
-    "lissa_depth": 1000,
-    "lissa_batch_size": 8,
-    "lissa_repeats": 4,
+    "solver": "LiSSA, J = 1,000 steps, B = 8 examples a step, T = 4 repeats",
     "num_neighbors": None,
 }
 QUALITY = {"residual": 0.125, "std_err": 0.03, "damping": 0.1, "scale": 7.5}
@@ -66,7 +64,7 @@ def regression() -> InfluenceResult:
         [QueryOutcome(np.arange(2), np.array([-1.0, 2.0], "float32"), quality)] * 2,
         None,
         {},
-        SETTINGS | {"largest_eigenvalue": None, "lissa_repeats": 1},
+        SETTINGS | {"largest_eigenvalue": None},
     )
 
 

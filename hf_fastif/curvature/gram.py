@@ -1,0 +1,137 @@
+"""The Gram matrix of the per-example Jacobians of a training set, built layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import tqdm
+
+from hf_fastif.batches import ExampleBatches
+from hf_fastif.curvature.captures import Capture, Layer, captured_layers, captures
+from hf_fastif.curvature.products import GaussNewton
+
+
+MEMORY = 3 << 30  # bytes for captures, and again for per-example gradients
+BLOCK = 512  # rows of the Gram matrix computed at once; what lies below the diagonal is mirrored
+
+
+def jacobian_gram(
+    curvature: GaussNewton,
+    examples: ExampleBatches,
+    batches: list[np.ndarray],
+    accelerator: Accelerator,
+    show_progress: bool = False,
+) -> torch.Tensor:
+    """G G^T for G of shape (N r, P) with the rows R_i^T J_i (see `GaussNewton`), without ever holding G.
+
+    The Gauss-Newton matrix of the N examples is G^T G / N, so the two share their eigenvalues. Linear layers give
+    their part from what they received and what came back, strip by strip; all other parameters give theirs from
+    backward passes of single examples. The layers are dealt to the processes.
+
+    Args:
+        curvature (`GaussNewton`): Products for the model.
+        examples (`ExampleBatches`): The training set.
+        batches (`list[np.ndarray]`): Its rows, in batches; they set the order of the answer.
+        accelerator (`Accelerator`): Adds up what the processes found.
+        show_progress (`bool`): Whether the main process shows a bar.
+
+    Returns:
+        `torch.Tensor` of shape `(N r, N r)`, the r rows of an example side by side.
+    """
+    objective, first = curvature.objective, examples.take(batches[0])
+    layers = captured_layers(objective, first)
+    rank = objective.output_rank(first["labels"])
+    size = rank * sum(map(len, batches))
+    gram = next(iter(objective.theta.values())).new_zeros(size, size)
+
+    own = layers[accelerator.process_index :: accelerator.num_processes]
+    with tqdm(total=len(own), desc="Gram matrix", disable=not show_progress, leave=False) as bar:
+        for group in _fitting(curvature, examples, own, batches):
+            seen = _captured(curvature, examples, group, batches)
+            for layer in group:
+                for strip in _strips(seen.pop(layer), size):
+                    for start in range(0, size, BLOCK):
+                        gram[start : start + BLOCK, start:] += strip[start : start + BLOCK] @ strip[start:].T
+                bar.update()
+    covered = {name for layer in layers for name in layer.names}
+    rest = [name for name in objective.theta if name not in covered]
+    if rest and accelerator.is_main_process:
+        _add_single_examples(gram, curvature, examples, rest, np.concatenate(batches), rank)
+    return accelerator.reduce(gram.triu() + gram.triu(1).T, "sum")
+
+
+def _fitting(
+    curvature: GaussNewton, examples: ExampleBatches, layers: list[Layer], batches: list[np.ndarray]
+) -> Iterator[list[Layer]]:
+    """Groups of layers whose captures fit into memory together, judged by the first (the longest) batch."""
+    group: list[Layer] = []
+    used = 0
+    for capture in captures(curvature.objective, examples.take(batches[0]), layers, curvature.output_roots):
+        needed = len(batches) * capture.nbytes
+        if group and used + needed > MEMORY:
+            yield group
+            group, used = [], 0
+        group.append(capture.layer)
+        used += needed
+    if group:
+        yield group
+
+
+def _captured(
+    curvature: GaussNewton, examples: ExampleBatches, layers: list[Layer], batches: list[np.ndarray]
+) -> dict[Layer, list[Capture]]:
+    seen: dict[Layer, list[Capture]] = {layer: [] for layer in layers}
+    for rows in batches:
+        for capture in captures(curvature.objective, examples.take(rows), layers, curvature.output_roots):
+            seen[capture.layer].append(capture)
+    return seen
+
+
+def _strips(seen: list[Capture], size: int) -> Iterator[torch.Tensor]:
+    """The gradients (N r, columns) of all examples for some outputs of a layer at a time."""
+    row_bytes = seen[0].num_inputs * 4
+    width = max(1, MEMORY // (size * row_bytes))
+    for start in range(0, seen[0].num_outputs, width):
+        parts = [list(capture.rows(slice(start, start + width)).values()) for capture in seen]
+        for columns in zip(*parts, strict=True):  # weight and bias
+            yield torch.cat([part.transpose(0, 1).flatten(0, 1).flatten(1) for part in columns])
+
+
+def _add_single_examples(
+    gram: torch.Tensor,
+    curvature: GaussNewton,
+    examples: ExampleBatches,
+    names: list[str],
+    rows: np.ndarray,
+    rank: int,
+) -> None:
+    """Adds the part of parameters that no capture tells, above the diagonal."""
+    columns = sum(curvature.objective.theta[name].nbytes for name in names)
+    step = max(1, MEMORY // (2 * rank * columns))
+    for i in range(0, len(rows), step):
+        left = _single_gradients(curvature, examples, names, rows[i : i + step])
+        for j in range(i, len(rows), step):
+            right = left if i == j else _single_gradients(curvature, examples, names, rows[j : j + step])
+            gram[i * rank : (i + step) * rank, j * rank : (j + step) * rank] += left @ right.T
+
+
+def _single_gradients(
+    curvature: GaussNewton, examples: ExampleBatches, names: list[str], rows: np.ndarray
+) -> torch.Tensor:
+    """The rows of G (n r, columns) for some parameters, from backward passes of one example each."""
+    objective = curvature.objective
+    parameters = [objective.theta[name] for name in names]
+    found = []
+    for row in rows:
+        batch = examples.take([row])
+        with torch.enable_grad():
+            logits = objective.logits(objective.theta, batch)
+            directions = curvature.output_roots(logits.detach(), batch["labels"])
+            pieces = torch.autograd.grad(
+                logits, parameters, directions, is_grads_batched=True, allow_unused=True, materialize_grads=True
+            )
+        found.append(torch.cat([piece.flatten(1) for piece in pieces], dim=1))
+    return torch.cat(found)

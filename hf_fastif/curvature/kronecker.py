@@ -1,0 +1,213 @@
+"""EK-FAC: the Gauss-Newton matrix, layer by layer, in a Kronecker-factored eigenbasis (George et al., 2018)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import tqdm
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from hf_fastif.batches import ExampleBatches
+from hf_fastif.curvature.captures import Layer, LinearCapture, captured_layers, captures
+from hf_fastif.curvature.products import GaussNewton
+from hf_fastif.files import write_whole
+from hf_fastif.parameters import ParameterSpace
+
+
+MEMORY = 1 << 30  # bytes for the per-example gradients of a layer
+MAX_DIRECTIONS = 4  # of the outputs of an example; more are mixed into that many random ones
+
+
+@dataclass(frozen=True)
+class KroneckerBlock:
+    """The curvature of one layer's matrix W (outputs, inputs): W -> U ((U^T W V) * eigenvalues) V^T.
+
+    Attributes:
+        layer (`Layer`): Which parameters the matrix holds.
+        output_basis (`torch.Tensor` of shape `(outputs, outputs)`): U.
+        input_basis (`torch.Tensor` of shape `(inputs, inputs)`): V.
+        eigenvalues (`torch.Tensor` of shape `(outputs, inputs)`): The diagonal of the curvature in that basis, exact
+            for the examples it was fitted on (the eigenvalue correction).
+    """
+
+    layer: Layer
+    output_basis: torch.Tensor
+    input_basis: torch.Tensor
+    eigenvalues: torch.Tensor
+
+    def solve(self, matrices: torch.Tensor, damping: float) -> torch.Tensor:
+        """(C + lambda I)^-1 for a stack of matrices (Q, outputs, inputs)."""
+        rotated = self.output_basis.T @ matrices @ self.input_basis
+        return self.output_basis @ (rotated / (self.eigenvalues + damping)) @ self.input_basis.T
+
+
+@dataclass(frozen=True)
+class KroneckerFactors:
+    """EK-FAC of all trainable parameters: a block for each linear layer, a diagonal for everything else.
+
+    Attributes:
+        blocks (`list[KroneckerBlock]`): The linear layers.
+        diagonal (`dict[str, torch.Tensor]`): The diagonal of the curvature of the other parameters, by name.
+    """
+
+    blocks: list[KroneckerBlock]
+    diagonal: dict[str, torch.Tensor]
+
+    def solve(self, space: ParameterSpace, vectors: torch.Tensor, damping: float) -> torch.Tensor:
+        """(C + lambda I)^-1 V for a stack of vectors (Q, P), C being this approximation."""
+        pieces = space.split(vectors)
+        solved = {name: pieces[name] / (values + damping) for name, values in self.diagonal.items()}
+        for block in self.blocks:
+            solved |= block.layer.from_matrix(block.solve(block.layer.to_matrix(pieces), damping))
+        return space.join([solved[name] for name in pieces], lead=(len(vectors),))
+
+    def save(self, path: Path, manifest: dict[str, str]) -> None:
+        """Writes one safetensors file, with a manifest of what the factors were fitted on."""
+        tensors = {f"diagonal/{name}": values for name, values in self.diagonal.items()}
+        for i, block in enumerate(self.blocks):
+            for part in ("output_basis", "input_basis", "eigenvalues"):
+                tensors[f"{part}/{i}"] = getattr(block, part).contiguous()
+        layers = json.dumps([asdict(block.layer) for block in self.blocks])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, lambda file: save_file(tensors, file, {"layers": layers} | manifest))
+
+    @classmethod
+    def load(cls, path: Path, manifest: dict[str, str], device: torch.device) -> KroneckerFactors | None:
+        """Reads what `save` wrote; None if it was fitted on something else than the manifest says."""
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            written = file.metadata()
+            if any(written.get(name) != value for name, value in manifest.items()):
+                return None
+            blocks = [
+                KroneckerBlock(
+                    Layer(**layer | {"names": tuple(layer["names"])}),
+                    *(file.get_tensor(f"{part}/{i}") for part in ("output_basis", "input_basis", "eigenvalues")),
+                )
+                for i, layer in enumerate(json.loads(written["layers"]))
+            ]
+            diagonal = {
+                name.removeprefix("diagonal/"): file.get_tensor(name)
+                for name in file.keys()  # noqa: SIM118 (a safetensors file is no mapping)
+                if name.startswith("diagonal/")
+            }
+        return cls(blocks, diagonal)
+
+
+def fit_kronecker_factors(
+    curvature: GaussNewton,
+    examples: ExampleBatches,
+    batches: list[np.ndarray],
+    seed: int,
+    accelerator: Accelerator,
+    show_progress: bool = False,
+) -> KroneckerFactors:
+    """Fits EK-FAC to the Gauss-Newton matrix of some examples, in two passes over them.
+
+    The bases are the eigenvectors of E[G^T G] and E[G G^T], where G is an example's gradient of a layer's matrix
+    along a direction of the outputs (its sum over tokens, not single tokens). Where one direction carries the
+    curvature and the layer sees one token, they are exact. The diagonal of the other parameters is estimated from
+    backward passes in which the examples of a batch have random signs, so that E[(sum_i s_i g_i)^2] = sum_i g_i^2.
+
+    Args:
+        curvature (`GaussNewton`): Products for the model.
+        examples (`ExampleBatches`): The training set.
+        batches (`list[np.ndarray]`): The rows to fit to, in batches. They are dealt to the processes.
+        seed (`int`): Of the random signs.
+        accelerator (`Accelerator`): Adds up what the processes found.
+        show_progress (`bool`): Whether the main process shows a bar.
+    """
+    objective = curvature.objective
+    layers = [layer for layer in captured_layers(objective, examples.take(batches[0])) if layer.linear]
+    covered = {name for layer in layers for name in layer.names}
+    diagonal = {name: torch.zeros_like(p) for name, p in objective.theta.items() if name not in covered}
+    count = sum(map(len, batches))
+    own = list(enumerate(batches))[accelerator.process_index :: accelerator.num_processes]
+    eigenvalues = {layer: torch.zeros_like(layer.to_matrix(objective.theta)) for layer in layers}
+    inner = {layer: values.new_zeros(values.shape[1], values.shape[1]) for layer, values in eigenvalues.items()}
+    outer = {layer: values.new_zeros(values.shape[0], values.shape[0]) for layer, values in eigenvalues.items()}
+
+    def directions(i: int) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        return lambda logits, labels: _few(curvature.output_roots(logits, labels), [seed, i])
+
+    with tqdm(total=2 * len(own), desc="EK-FAC", disable=not show_progress, leave=False) as bar:
+        for i, rows in own:
+            batch = examples.take(rows)
+            for capture in captures(objective, batch, layers, directions(i)):
+                _add_gradient_covariances(inner[capture.layer], outer[capture.layer], capture.with_bias())
+            if diagonal:
+                _add_diagonal(diagonal, curvature, batch, [seed, i], count)
+            bar.update()
+        bases = {
+            layer: tuple(torch.linalg.eigh(accelerator.reduce(part[layer], "sum"))[1] for part in (outer, inner))
+            for layer in layers
+        }
+        for i, rows in own:
+            for capture in captures(objective, examples.take(rows), layers, directions(i)):
+                _add_eigenvalues(eigenvalues[capture.layer], bases[capture.layer], capture.with_bias(), count)
+            bar.update()
+    return KroneckerFactors(
+        [KroneckerBlock(layer, *bases[layer], accelerator.reduce(eigenvalues[layer], "sum")) for layer in layers],
+        {name: accelerator.reduce(values, "sum") for name, values in diagonal.items()},
+    )
+
+
+def _add_gradient_covariances(inner: torch.Tensor, outer: torch.Tensor, capture: LinearCapture) -> None:
+    """Adds G^T G and G G^T over examples and directions; G = sum_t g_t x_t^T itself is never formed."""
+    x, g = capture.inputs, capture.gradients
+    inner += (x.mT @ torch.einsum("rbto,rbso->bts", g, g) @ x).sum(dim=0)
+    outer += torch.einsum("rbto,rbtp->op", g, x @ x.mT @ g)
+
+
+def _add_eigenvalues(
+    total: torch.Tensor, bases: tuple[torch.Tensor, torch.Tensor], capture: LinearCapture, count: int
+) -> None:
+    """Adds the squares of the gradients in the eigenbasis, for as many outputs at a time as fit into memory."""
+    outer, inner = bases
+    x, g = capture.inputs @ inner, capture.gradients @ outer
+    width = max(1, MEMORY // (4 * len(g) * len(x) * len(inner)))
+    for start in range(0, len(outer), width):
+        rows = torch.einsum("rbto,bti->rboi", g[..., start : start + width], x)
+        total[start : start + width] += rows.square().sum(dim=(0, 1)) / count
+
+
+def _few(roots: torch.Tensor, seed: list[int]) -> torch.Tensor:
+    """Mixes many directions (r, B, C) into a few random ones with the same expected sum of squares."""
+    if len(roots) <= MAX_DIRECTIONS:
+        return roots
+    signs = _signs((MAX_DIRECTIONS, *roots.shape[:2]), [*seed, 0], roots)
+    return torch.einsum("krb,rbc->kbc", signs, roots) / MAX_DIRECTIONS**0.5
+
+
+def _signs(shape: tuple[int, ...], seed: list[int], like: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).choice([-1.0, 1.0], shape)).to(like)
+
+
+def _add_diagonal(
+    diagonal: dict[str, torch.Tensor],
+    curvature: GaussNewton,
+    batch: dict[str, torch.Tensor],
+    seed: list[int],
+    count: int,
+) -> None:
+    objective = curvature.objective
+    with torch.enable_grad():
+        logits = objective.logits(objective.theta, batch)
+        roots = curvature.output_roots(logits.detach(), batch["labels"])
+        signs = _signs((MAX_DIRECTIONS, *roots.shape[:2]), [*seed, 1], roots)
+        pieces = torch.autograd.grad(
+            logits,
+            [objective.theta[name] for name in diagonal],
+            torch.einsum("krb,rbc->kbc", signs, roots),
+            is_grads_batched=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    for values, piece in zip(diagonal.values(), pieces, strict=True):
+        values += piece.square().mean(dim=0) / count

@@ -1,0 +1,51 @@
+"""Solvers without steps: the gradient itself, and EK-FAC."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from hf_fastif.curvature import CurvatureSample, KroneckerFactors
+from hf_fastif.parameters import ParameterSpace
+from hf_fastif.solvers.base import Solution
+
+
+@dataclass
+class Identity:
+    """x = v: no curvature at all, so that influence is the product of two gradients."""
+
+    def solve(self, vectors: torch.Tensor) -> Solution:
+        """Answers with the right-hand sides (Q, P) themselves; there is no residual to speak of."""
+        unknown = vectors.new_full((len(vectors),), math.nan)
+        return Solution(vectors, unknown, unknown, damping=1.0, steps=0, trace=vectors.new_zeros(0, len(vectors)))
+
+
+@dataclass
+class Ekfac:
+    """x = (C~ + lambda I)^-1 v with the Kronecker-factored C~: a few matrix products for each query.
+
+    Attributes:
+        factors (`KroneckerFactors`): C~.
+        space (`ParameterSpace`): The trainable parameters.
+        sample (`CurvatureSample`): For the residual, against the curvature that C~ stands for.
+        damping (`float`): lambda.
+    """
+
+    factors: KroneckerFactors
+    space: ParameterSpace
+    sample: CurvatureSample
+    damping: float
+
+    def solve(self, vectors: torch.Tensor) -> Solution:
+        """Solves for Q right-hand sides, shape (Q, P)."""
+        x = self.factors.solve(self.space, vectors, self.damping)
+        return Solution(
+            vectors=x,
+            residual=self.sample.residual(vectors, x, self.damping),
+            std_err=torch.full_like(vectors[:, 0], math.nan),
+            damping=self.damping,
+            steps=0,
+            trace=vectors.new_zeros(0, len(vectors)),
+        )

@@ -1,0 +1,83 @@
+"""What stochastic solvers share: independent repeats that are averaged, and a residual that is watched on the way."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+
+WINDOW = 8  # estimates that the watched residual is a mean of
+
+
+class Watch:
+    """The residuals of Q queries as a solver sees them on its way, and whether they are small enough.
+
+    An estimate of ||r||^2 is the product of the residuals on two halves of a step's examples: their errors are
+    independent, so that it is not biased by them. It is noisy, so the mean of the last few is taken.
+
+    Args:
+        vectors (`torch.Tensor` of shape `(Q, P)`): The right-hand sides.
+        tolerance (`float`, *optional*): When to stop.
+    """
+
+    def __init__(self, vectors: torch.Tensor, tolerance: float | None):
+        self.squared_norms = vectors.square().sum(dim=1).clamp_min(torch.finfo(vectors.dtype).tiny)
+        self.tolerance = tolerance
+        self.last: deque[torch.Tensor] = deque(maxlen=WINDOW)
+        self.values: list[torch.Tensor] = []
+
+    def add(self, squares: torch.Tensor) -> bool:
+        """Takes estimates of ||r||^2, shape (Q,); whether all queries are done."""
+        self.last.append(squares / self.squared_norms)
+        self.values.append(torch.stack(list(self.last)).mean(dim=0).clamp_min(0).sqrt())
+        enough = self.tolerance is not None and len(self.last) == WINDOW
+        return enough and bool((self.values[-1] <= self.tolerance).all())
+
+
+@dataclass(frozen=True)
+class Run:
+    """One repeat: the solutions (Q, P), the steps it took, and the residuals (steps, Q) that it saw."""
+
+    vectors: torch.Tensor
+    steps: int
+    trace: list[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """The mean over the repeats, its standard error relative to its norm, and the way that the first took."""
+
+    vectors: torch.Tensor
+    std_err: torch.Tensor
+    steps: int
+    trace: torch.Tensor
+
+
+def average(run: Callable[[int], Run], repeats: int, vectors: torch.Tensor, accelerator: Accelerator) -> Averaged:
+    """Runs repeat t = 0, 1, ... for right-hand sides (Q, P), dealt to the processes, and averages (section 3.4)."""
+    total, squares = torch.zeros_like(vectors), vectors.new_zeros(len(vectors))
+    first = [0, vectors.new_zeros(0, len(vectors))]
+    for repeat in range(accelerator.process_index, repeats, accelerator.num_processes):
+        found = run(repeat)
+        total += found.vectors
+        squares += found.vectors.square().sum(dim=1)
+        if repeat == 0:
+            first = [found.steps, torch.stack(found.trace) if found.trace else first[1]]
+    mean = accelerator.reduce(total, "sum") / repeats
+    squares = accelerator.reduce(squares, "sum")
+    steps, trace = broadcast_object_list(first)
+    return Averaged(mean, _relative_standard_error(mean, squares, repeats), steps, trace.to(vectors.device))
+
+
+def _relative_standard_error(mean: torch.Tensor, squares: torch.Tensor, repeats: int) -> torch.Tensor:
+    if repeats == 1:
+        return torch.full_like(squares, math.nan)
+    norm = mean.norm(dim=1)
+    variance = (squares / repeats - norm**2).clamp_min(0) * repeats / (repeats - 1)
+    return (variance / repeats).sqrt() / norm

@@ -1,0 +1,238 @@
+"""The solver that a configuration asks for, with what has to be fitted for it once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from transformers.utils import logging
+
+from hf_fastif.batches import ExampleBatches
+from hf_fastif.config import InfluenceConfig
+from hf_fastif.curvature import (
+    CurvatureSample,
+    GaussNewton,
+    Hessian,
+    KroneckerFactors,
+    Spectrum,
+    fit_kronecker_factors,
+)
+from hf_fastif.curvature.products import MIN_ROWS
+from hf_fastif.objective import Objective
+from hf_fastif.parameters import model_fingerprint
+from hf_fastif.solvers import (
+    ConjugateGradient,
+    DualAscent,
+    Ekfac,
+    Exact,
+    Identity,
+    Lissa,
+    Precondition,
+    Solver,
+    batch_scale,
+    decompose,
+)
+
+
+logger = logging.get_logger(__name__)
+
+
+class SolverSetup:
+    """Curvature, damping and solver for one model and one training set.
+
+    Eigenvalues, Kronecker factors and the like are fitted when they are first needed and stay in `kept` for as long
+    as weights, training set and settings are the same. Kronecker factors are also written to
+    `output_dir/influence/ekfac.safetensors` and read from there.
+
+    Args:
+        args ([`InfluenceConfig`]): What is asked for.
+        objective (`Objective`): The loss.
+        examples (`ExampleBatches`): The training set.
+        fingerprint (`str`): Of the training set.
+        accelerator (`Accelerator`): The processes.
+        kept (`dict`): What earlier setups have fitted.
+    """
+
+    def __init__(
+        self,
+        args: InfluenceConfig,
+        objective: Objective,
+        examples: ExampleBatches,
+        fingerprint: str,
+        accelerator: Accelerator,
+        kept: dict[tuple[Hashable, ...], Any],
+    ):
+        self.args = args
+        self.objective = objective
+        self.examples = examples
+        self.fingerprint = fingerprint
+        self.accelerator = accelerator
+        self.kept = kept
+        self.curvature = GaussNewton(objective) if args.curvature == "gauss_newton" else Hessian(objective)
+        self.sample = self._sample(args.curvature_samples, args.seed)
+
+    @cached_property
+    def name(self) -> str:
+        """The solver, "auto" resolved."""
+        if self.args.solver != "auto":
+            return self.args.solver
+        return "sdca" if self._rows_fit() else "lissa"
+
+    @cached_property
+    def spectrum(self) -> Spectrum:
+        """Eigenvalues on a sample of the training set."""
+        return self._once(("spectrum", self.args.curvature_samples), self.sample.spectrum)
+
+    @cached_property
+    def damping(self) -> float:
+        """lambda."""
+        decay = self.args.weight_decay if self.args.weight_decay_in_damping else 0.0
+        return self.spectrum.damping(self.args.damping) + decay
+
+    def solver(self) -> Solver:
+        """The solver, ready.
+
+        Raises:
+            ValueError: If it does not work for this model or training set, naming one that does.
+        """
+        return getattr(self, f"_{self.name}")()
+
+    def describe(self) -> str:
+        """The solver and its settings in a line."""
+        args = self.args
+        repeats = f", mean of T = {args.num_repeats} runs" if args.num_repeats > 1 else ""
+        preconditioned = ", preconditioned by EK-FAC" if args.preconditioner else ""
+        return {
+            "sdca": f"SDCA, {args.sdca_visits:,} examples visited{repeats}",
+            "lissa": f"LiSSA, J = {args.lissa_depth:,} steps, B = {args.lissa_batch_size} examples a step, "
+            f"T = {args.num_repeats} repeats{preconditioned}",
+            "cg": f"conjugate gradient on {self._count(args.cg_samples):,} examples{preconditioned}",
+            "ekfac": f"EK-FAC fitted to {self._count(args.ekfac_samples):,} examples",
+            "identity": "none (product of gradients)",
+            "exact": f"exact inverse for {len(self.examples):,} examples",
+        }[self.name]
+
+    def _identity(self) -> Solver:
+        return Identity()
+
+    def _ekfac(self) -> Solver:
+        return Ekfac(self._factors(), self.objective.space, self.sample, self.damping)
+
+    def _exact(self) -> Solver:
+        whole = self._sample(len(self.examples), self.args.seed)
+        show = not self.args.disable_tqdm
+        return Exact(self._once(("exact",), lambda: decompose(self.curvature, whole, show)), whole, self.damping)
+
+    def _cg(self) -> Solver:
+        args = self.args
+        matrix = self._sample(args.cg_samples, args.seed + 1)  # not the sample that judges the answer
+        return ConjugateGradient(
+            matrix=matrix,
+            sample=self.sample,
+            damping=self.damping,
+            max_steps=args.cg_steps,
+            tolerance=0.01 if args.solver_tolerance is None else args.solver_tolerance,
+            precondition=self._precondition(),
+            show_progress=not args.disable_tqdm,
+        )
+
+    def _sdca(self) -> Solver:
+        args = self.args
+        if not self._rows_fit():
+            raise ValueError(
+                "solver='sdca': it holds the Jacobian rows of several examples, which takes trained parameters that "
+                "are few enough and all in linear layers and norms (freeze embeddings with hf_fastif.freeze); give "
+                "solver='lissa' or 'cg'."
+            )
+        return DualAscent(
+            curvature=self.curvature,
+            examples=self.examples,
+            sample=self.sample,
+            damping=self.damping,
+            visits=args.sdca_visits,
+            batch_size=args.influence_batch_size,
+            repeats=args.num_repeats,
+            seed=args.seed,
+            tolerance=args.solver_tolerance,
+            accelerator=self.accelerator,
+            show_progress=not args.disable_tqdm,
+        )
+
+    def _lissa(self) -> Solver:
+        args, precondition = self.args, self._precondition()
+        size, scale = min(args.lissa_batch_size, len(self.examples)), args.lissa_scale
+        if scale == "auto":
+            scale = self._once(
+                ("scale", size, self.damping, args.preconditioner),
+                lambda: batch_scale(self.curvature, self.examples, size, args.seed, self.damping, precondition),
+            )
+        return Lissa(
+            curvature=self.curvature,
+            examples=self.examples,
+            sample=self.sample,
+            damping=self.damping,
+            scale=scale,
+            depth=args.lissa_depth,
+            batch_size=size,
+            repeats=args.num_repeats,
+            seed=args.seed,
+            accelerator=self.accelerator,
+            tolerance=args.solver_tolerance,
+            precondition=precondition,
+            show_progress=not args.disable_tqdm,
+        )
+
+    def _rows_fit(self) -> bool:
+        if not isinstance(self.curvature, GaussNewton):
+            return False
+        return self.curvature.num_rows_held(self.examples.take(range(min(2, len(self.examples))))) >= MIN_ROWS
+
+    def _precondition(self) -> Precondition | None:
+        if self.args.preconditioner is None:
+            return None
+        factors, damping = self._factors(), self.damping
+        return lambda vectors: factors.solve(self.objective.space, vectors, damping)
+
+    def _factors(self) -> KroneckerFactors:
+        return self._once(("ekfac", self.args.ekfac_samples), self._load_or_fit_factors)
+
+    def _load_or_fit_factors(self) -> KroneckerFactors:
+        args, path = self.args, Path(self.args.output_dir) / "influence" / "ekfac.safetensors"
+        manifest = {
+            "model": model_fingerprint(self.objective.model),
+            "train_dataset": self.fingerprint,
+            "settings": f"samples={args.ekfac_samples} seed={args.seed} bf16={args.influence_bf16}",
+        }
+        there = broadcast_object_list([path.exists()])[0]  # one process may see a file that another just wrote
+        if there:
+            found = KroneckerFactors.load(path, manifest, self.accelerator.device)
+            if found is not None:
+                return found
+            logger.warning_once(f"{path} was fitted to another model, training set or setting; EK-FAC is fitted anew.")
+        sample = self._sample(args.ekfac_samples, args.seed)
+        show = not args.disable_tqdm
+        factors = fit_kronecker_factors(
+            self.curvature, self.examples, sample.batches, args.seed, self.accelerator, show
+        )
+        if self.accelerator.is_main_process:
+            factors.save(path, manifest)
+        return factors
+
+    def _sample(self, count: int, seed: int) -> CurvatureSample:
+        size = self.args.influence_batch_size
+        return CurvatureSample(self.curvature, self.examples, count, size, seed, self.accelerator)
+
+    def _count(self, wanted: int) -> int:
+        return min(wanted, len(self.examples))
+
+    def _once(self, what: tuple[Hashable, ...], fit: Callable[[], Any]) -> Any:
+        args = self.args
+        key = (*what, model_fingerprint(self.objective.model), self.fingerprint, args.curvature, args.seed)
+        key += (args.influence_bf16, args.label_smoothing_factor)
+        if key not in self.kept:
+            self.kept[key] = fit()
+        return self.kept[key]
