@@ -93,6 +93,23 @@ class SolverSetup:
         decay = self.args.weight_decay if self.args.weight_decay_in_damping else 0.0
         return self.spectrum.damping(self.args.damping) + decay
 
+    @property
+    def lissa_batch_size(self) -> int:
+        """B, at most the training set."""
+        return min(self.args.lissa_batch_size, len(self.examples))
+
+    @property
+    def lissa_scale(self) -> float:
+        """A step size at which LiSSA converges, unless one is given."""
+        args, precondition = self.args, self._precondition()
+        if args.lissa_scale != "auto":
+            return args.lissa_scale
+        size = self.lissa_batch_size
+        return self._once(
+            ("scale", size, self.damping, args.preconditioner),
+            lambda: batch_scale(self.curvature, self.examples, size, args.seed, self.damping, precondition),
+        )
+
     def solver(self) -> Solver:
         """The solver, ready.
 
@@ -163,26 +180,20 @@ class SolverSetup:
         )
 
     def _lissa(self) -> Solver:
-        args, precondition = self.args, self._precondition()
-        size, scale = min(args.lissa_batch_size, len(self.examples)), args.lissa_scale
-        if scale == "auto":
-            scale = self._once(
-                ("scale", size, self.damping, args.preconditioner),
-                lambda: batch_scale(self.curvature, self.examples, size, args.seed, self.damping, precondition),
-            )
+        args = self.args
         return Lissa(
             curvature=self.curvature,
             examples=self.examples,
             sample=self.sample,
             damping=self.damping,
-            scale=scale,
+            scale=self.lissa_scale,
             depth=args.lissa_depth,
-            batch_size=size,
+            batch_size=self.lissa_batch_size,
             repeats=args.num_repeats,
             seed=args.seed,
             accelerator=self.accelerator,
             tolerance=args.solver_tolerance,
-            precondition=precondition,
+            precondition=self._precondition(),
             show_progress=not args.disable_tqdm,
         )
 

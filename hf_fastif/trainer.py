@@ -17,6 +17,7 @@ from transformers import Trainer, TrainingArguments
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.checks import check_dataset, check_index, check_inputs, check_loss, check_num_neighbors, check_s_test
 from hf_fastif.config import InfluenceConfig
+from hf_fastif.diagnosis import Diagnosis, diagnose
 from hf_fastif.index import attach_index, pooled_features, search_index, without_indexes
 from hf_fastif.objective import Objective, differentiable
 from hf_fastif.outcomes import QueryOutcome, build_result
@@ -183,6 +184,28 @@ class InfluenceTrainer(Trainer):
             self.model.config.id2label,
             settings,
         )
+
+    def diagnose(self, examples: Dataset | None = None) -> Diagnosis:
+        """Looks at curvature, damping and solver, and says what it sees: `print(trainer.diagnose())`.
+
+        Which damping, which scale, how many steps, is the answer to be trusted, what does the sign mean?
+
+        Args:
+            examples (`datasets.Dataset`, *optional*): Queries to solve for; unless given, four drawn from
+                `eval_dataset`, or else from `train_dataset`.
+
+        Returns:
+            [`Diagnosis`]: A page of text; `.plot(path)` writes its figure.
+        """
+        if examples is None:
+            source = self.eval_dataset if isinstance(self.eval_dataset, Dataset) else self.train_dataset
+            check_dataset("train_dataset", source)
+            rows = np.random.default_rng(self.args.seed).permutation(len(source))[:4]
+            examples = without_indexes(source).select(rows)
+        with self._objective() as objective:
+            queries = self._examples("examples", examples)
+            self._predict(objective, queries)
+            return diagnose(self._setup(objective), loss_gradients(objective, queries, range(len(queries))))
 
     def _outcomes(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -108,3 +110,10 @@ def tiny_trainer(tmp_path, model=None, train=None, **settings) -> InfluenceTrain
 
 def accelerator() -> Accelerator:
     return Accelerator(cpu=True)
+
+
+def one_process(index: int, count: int) -> SimpleNamespace:
+    """What one of several processes does on its own, before the parts are added up."""
+    return SimpleNamespace(
+        process_index=index, num_processes=count, is_main_process=index == 0, reduce=lambda part, _: part
+    )

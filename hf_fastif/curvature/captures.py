@@ -170,7 +170,7 @@ def _linear_capture(layer: Layer, pairs: list[tuple[torch.Tensor, torch.Tensor]]
     x = torch.cat([x if x.ndim == 3 else x.unsqueeze(1) for x, _ in pairs], dim=1)
     g = torch.cat([g if g.ndim == 4 else g.unsqueeze(2) for _, g in pairs], dim=2)
     # Padding gets no gradient, nor does all but the first token above the last attention of an encoder.
-    alive = g.abs().amax(dim=(0, 1, 3)) > 0
+    alive = g.abs().amax(dim=(0, 1, 3)) != 0
     return LinearCapture(layer, x[:, alive], g[:, :, alive])
 
 

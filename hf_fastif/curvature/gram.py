@@ -97,7 +97,7 @@ def _strips(seen: list[Capture], size: int) -> Iterator[torch.Tensor]:
     for start in range(0, seen[0].num_outputs, width):
         parts = [list(capture.rows(slice(start, start + width)).values()) for capture in seen]
         for columns in zip(*parts, strict=True):  # weight and bias
-            yield torch.cat([part.transpose(0, 1).flatten(0, 1).flatten(1) for part in columns])
+            yield torch.cat([part.transpose(0, 1).reshape(part.shape[0] * part.shape[1], -1) for part in columns])
 
 
 def _add_single_examples(
@@ -130,8 +130,10 @@ def _single_gradients(
         with torch.enable_grad():
             logits = objective.logits(objective.theta, batch)
             directions = curvature.output_roots(logits.detach(), batch["labels"])
-            pieces = torch.autograd.grad(
-                logits, parameters, directions, is_grads_batched=True, allow_unused=True, materialize_grads=True
-            )
-        found.append(torch.cat([piece.flatten(1) for piece in pieces], dim=1))
+            pieces = torch.autograd.grad(logits, parameters, directions, is_grads_batched=True, allow_unused=True)
+        flat = [
+            parameter.new_zeros(len(directions), parameter.numel()) if piece is None else piece.reshape(len(piece), -1)
+            for piece, parameter in zip(pieces, parameters, strict=True)
+        ]
+        found.append(torch.cat(flat, dim=1))
     return torch.cat(found)

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch.func import hessian, jvp, vmap
+from torch.nn import functional as F
 
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.curvature.captures import Layer, captured_layers, captures
@@ -100,7 +101,7 @@ class GaussNewton:
         """G itself, (r, B, size) for each parameter; only where every trained parameter is in a captured layer."""
         found = captures(self.objective, batch, self._captured_layers(batch), self.output_roots)
         pieces = [(name, gradients) for capture in found for name, gradients in capture.rows().items()]
-        return {name: gradients.flatten(2) for name, gradients in pieces}
+        return {name: gradients.reshape(*gradients.shape[:2], -1) for name, gradients in pieces}
 
     def num_rows_held(self, batch: Batch) -> int:
         """How many examples' rows fit into `ROW_MEMORY`; 0 if some parameter has no rows."""
@@ -143,7 +144,9 @@ class GaussNewton:
     def output_roots(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """R_i with R_i R_i^T = d2 L_i / d f_i^2, as (r, B, C): the r columns are directions of the outputs.
 
-        The cross entropy does not see a shift of all outputs, so its r is C - 1.
+        The cross entropy does not see a shift of all outputs, so its r is C - 1. R is a smooth function of the
+        outputs, as eigenvectors with their arbitrary signs are not: in two passes over an example the outputs differ
+        by rounding, and the directions still have to be the same.
 
         Raises:
             ValueError: If an output is NaN.
@@ -153,12 +156,14 @@ class GaussNewton:
         def of_one(z, label):
             return hessian(lambda outputs: loss(outputs[None], label[None]).sum())(z)
 
-        hessians = vmap(of_one)(logits, labels)
-        if not torch.isfinite(hessians).all():
+        if self.objective.output_rank(labels) < logits.shape[1]:
+            roots = _softmax_roots(logits) * (labels.view(-1, 1) != -100)
+        else:  # each output has a loss of its own
+            curvatures = vmap(of_one)(logits, labels).diagonal(dim1=1, dim2=2)
+            roots = curvatures.clamp_min(0).sqrt().diag_embed().transpose(0, 1)
+        if not torch.isfinite(roots).all():
             raise ValueError(NOT_FINITE)
-        eigenvalues, eigenvectors = torch.linalg.eigh(hessians)
-        roots = eigenvectors * eigenvalues.clamp_min(0).sqrt()[:, None, :]
-        return roots[..., logits.shape[1] - self.objective.output_rank(labels) :].permute(2, 0, 1)
+        return roots
 
     def _outputs_along(self, batch: Batch, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The outputs (B, C), and their derivatives (Q, B, C) along the vectors."""
@@ -175,6 +180,19 @@ class GaussNewton:
             logits, list(space.parameters.values()), cotangents, is_grads_batched=True, allow_unused=True
         )
         return space.join(pieces, lead=(len(cotangents),))
+
+
+def _softmax_roots(logits: torch.Tensor) -> torch.Tensor:
+    """The Cholesky factor of diag(p) - p p^T for p = softmax(f), as (C - 1, B, C).
+
+    With s_j = p_j + ... + p_C, column j is sqrt(p_j / (s_j s_j+1)) (0, ..., 0, s_j+1, -p_j+1, ..., -p_C).
+    """
+    logs = logits.log_softmax(dim=-1)
+    tails = logs.flip(-1).logcumsumexp(dim=-1).flip(-1)
+    scales = (logs[:, :-1] - tails[:, :-1] - tails[:, 1:]) / 2
+    own = (scales + tails[:, 1:]).exp().diag_embed()
+    others = (scales[..., None] + logs[:, None]).exp().triu(1)
+    return (F.pad(own, (0, 1)) - others).transpose(0, 1)
 
 
 class Hessian:

@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 
 
 Precondition = Callable[[torch.Tensor], torch.Tensor]
+Callback = Callable[[int, torch.Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,10 @@ class Solution:
             std_err=self.std_err[queries],
             trace=self.trace[:, queries],
         )
+
+    def without_vectors(self) -> Solution:
+        """The numbers alone, for keeping."""
+        return replace(self, vectors=self.vectors[:, :0])
 
     def quality(self) -> dict[str, float | int | None]:
         """The numbers beside the vector, of a single query."""

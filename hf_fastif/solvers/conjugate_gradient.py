@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import tqdm
 
 from hf_fastif.curvature import CurvatureSample
-from hf_fastif.solvers.base import Precondition, Solution
+from hf_fastif.solvers.base import Callback, Precondition, Solution
 from hf_fastif.solvers.lissa import DivergenceError
 
 
@@ -29,6 +29,7 @@ class ConjugateGradient:
         tolerance (`float`): A query is done when its residual on S has fallen to this.
         precondition (`Callable`, *optional*): An approximate inverse of C + lambda I; EK-FAC's.
         show_progress (`bool`): Whether the main process shows a bar.
+        callback (`Callable`, *optional*): Called after each step with its number and the present solutions (Q, P).
     """
 
     matrix: CurvatureSample
@@ -38,6 +39,7 @@ class ConjugateGradient:
     tolerance: float
     precondition: Precondition | None = None
     show_progress: bool = True
+    callback: Callback | None = None
 
     def solve(self, vectors: torch.Tensor) -> Solution:
         """Solves for Q right-hand sides, shape (Q, P).
@@ -67,6 +69,8 @@ class ConjugateGradient:
             new_sizes = (residuals[left] * z).sum(dim=1)
             directions[left] = z + (new_sizes / sizes[left])[:, None] * p
             sizes[left] = new_sizes
+            if self.callback is not None:
+                self.callback(len(trace), x)
         return Solution(
             vectors=x,
             residual=self.sample.residual(vectors, x, self.damping),

@@ -13,7 +13,7 @@ from accelerate.utils import tqdm
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.curvature import Curvature, CurvatureSample, mean_product
 from hf_fastif.objective import Batch
-from hf_fastif.solvers.base import Precondition, Solution
+from hf_fastif.solvers.base import Callback, Precondition, Solution
 from hf_fastif.solvers.repeats import Run, Watch, average
 
 
@@ -47,6 +47,7 @@ class Lissa:
         precondition (`Callable`, *optional*): M, an approximate inverse of C + lambda I; EK-FAC's.
         accelerator (`Accelerator`): Averages over processes.
         show_progress (`bool`): Whether the main process shows a bar.
+        callback (`Callable`, *optional*): Called after each step with its number and the present solutions (Q, P).
     """
 
     curvature: Curvature
@@ -62,6 +63,7 @@ class Lissa:
     tolerance: float | None = None
     precondition: Precondition | None = None
     show_progress: bool = True
+    callback: Callback | None = None
 
     def solve(self, vectors: torch.Tensor) -> Solution:
         """Solves for Q right-hand sides, shape (Q, P).
@@ -99,6 +101,8 @@ class Lissa:
                 residual = self._residual(rows, v, x)
             x.add_(self._preconditioned(residual), alpha=1 / self.scale)
             steps += 1
+            if self.callback is not None:
+                self.callback(steps, x)
             if not (x.norm(dim=1) <= bound).all():
                 raise DivergenceError(self._explain_divergence(self.examples.take(rows), x))
         return Run(x, steps, watch.values)

@@ -12,7 +12,7 @@ from accelerate.utils import tqdm
 
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.curvature import CurvatureSample, GaussNewton
-from hf_fastif.solvers.base import Solution
+from hf_fastif.solvers.base import Callback, Solution
 from hf_fastif.solvers.repeats import Run, Watch, average
 
 
@@ -41,6 +41,7 @@ class DualAscent:
         tolerance (`float`, *optional*): Stop when the watched residual has fallen to this.
         accelerator (`Accelerator`): Averages over processes.
         show_progress (`bool`): Whether the main process shows a bar.
+        callback (`Callable`, *optional*): Called after each step with its number and the present solutions (Q, P).
     """
 
     curvature: GaussNewton
@@ -54,6 +55,7 @@ class DualAscent:
     tolerance: float | None
     accelerator: Accelerator
     show_progress: bool = True
+    callback: Callback | None = None
 
     def solve(self, vectors: torch.Tensor) -> Solution:
         """Solves for Q right-hand sides, shape (Q, P)."""
@@ -92,6 +94,8 @@ class DualAscent:
                 self.curvature.add_combined(u, d, block)
                 steps += 1
                 bar.update(len(rows))
+                if self.callback is not None:
+                    self.callback(steps, v / self.damping + u)
         return Run(v / self.damping + u, steps, watch.values)
 
     def _title(self, repeat: int) -> str:
@@ -117,9 +121,8 @@ class DualAscent:
         self, block: dict[str, torch.Tensor], u: torch.Tensor, v: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """G_B u and G_B v, (Q, r n), and G_B G_B^T."""
-        along = self.curvature.along(block, torch.cat([u, v]))
         gram = sum(rows @ rows.T for rows in block.values())
-        return *along.chunk(2), gram
+        return self.curvature.along(block, u), self.curvature.along(block, v), gram
 
     def _squared_residual(
         self, u: torch.Tensor, along_u: torch.Tensor, along_x: torch.Tensor, gram: torch.Tensor, size: int

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import oracles
 import pytest
 import torch
-from tiny import accelerator, batches, tiny_data, tiny_model
+from tiny import accelerator, batches, one_process, tiny_data, tiny_model
+from torch import nn
 
 from hf_fastif.curvature import CurvatureSample, GaussNewton, gram, jacobian_gram
 from hf_fastif.objective import Objective
@@ -82,18 +81,30 @@ def test_more_rows_than_parameters(examples):
     assert_eigenvalues_agree(gram_of(model, examples), oracles.gauss_newton(model, examples), SIZE)
 
 
-def test_parameters_in_no_captured_layer_are_counted_too(examples):
+class Scale(nn.Module):
+    def __init__(self, factor: float):
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(factor, dtype=torch.float64))
+
+    def forward(self, x):
+        return self.factor * x
+
+
+def test_parameters_of_every_kind_are_counted(examples):
     model = tiny_model(double=True)
-    model.unused = torch.nn.Linear(2, 3).double()
-    model.scale = torch.nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
+    model.dropout = Scale(1.5)  # a layer whose parameter has no dimension
+    model.outer = Scale(0.5)  # the same outside of any layer that is called
+    model.classifier.register_forward_hook(lambda module, args, output: output * model.outer.factor)
+    model.unused = nn.Linear(2, 3).double()
+    model.classifier.weight.requires_grad_(False)  # a bias alone
     attention = model.bert.encoder.layer[1].attention.self
-    attention.key = attention.query
-    model.classifier.register_forward_hook(lambda module, args, output: output * model.scale)
-    model.classifier.weight.requires_grad_(False)
-
+    attention.key = attention.query  # shared
+    names = [name for name, _ in model.named_parameters() if "factor" in name]
     expected = oracles.gauss_newton(model, examples)
+    diagonal = Objective(model).space.split(expected.diagonal())
 
-    assert float(expected[:1, :1]) > 1e-3  # the scale stands first
+    assert names == ["dropout.factor", "outer.factor"]
+    assert all(float(diagonal[name]) > 1e-2 for name in names)
     assert_eigenvalues_agree(gram_of(model, examples), expected, SIZE)
 
 
@@ -135,7 +146,7 @@ def test_little_memory_takes_the_layers_in_groups(examples, monkeypatch):
     monkeypatch.setattr(gram, "_captured", lambda *args: passes.append(len(args[2])) or captured(*args))
 
     gram_of(tiny_model(), examples)
-    assert passes == [12]  # all at once: 8 linear layers, 2 norms, pooler and classifier... 
+    assert passes == [10]  # all at once
 
     passes.clear()
     monkeypatch.setattr(gram, "MEMORY", 4096)
@@ -143,15 +154,12 @@ def test_little_memory_takes_the_layers_in_groups(examples, monkeypatch):
     assert len(passes) > 3 and sum(passes) == 10
 
 
-@pytest.mark.parametrize("processes", [3, 40])  # 40: more than there are layers
+@pytest.mark.parametrize("processes", [3, 12])  # 12: more than there are layers
 def test_parts_of_the_processes_add_up(processes, examples):
-    model = tiny_model(frozen=None, double=True)
-    parts = []
-    for index in range(processes):
-        process = SimpleNamespace(
-            process_index=index, num_processes=processes, is_main_process=index == 0, reduce=lambda part, _: part
-        )
-        parts.append(gram_of(model, examples, process=process))
+    model = tiny_model(frozen=2, double=True)
+    model.bert.embeddings.requires_grad_(True)
+
+    parts = [gram_of(model, examples, process=one_process(i, processes)) for i in range(processes)]
 
     torch.testing.assert_close(sum(parts), gram_of(model, examples), rtol=1e-9, atol=1e-10)
 

@@ -44,7 +44,7 @@ def error(problem, solution) -> float:
 @pytest.mark.parametrize("settings", [{}, {"num_labels": 2, "architecture": "distilbert", "frozen": 1}])
 def test_passes_converge_to_the_exact_damped_inverse(settings, batch_size):
     problem = Problem(**settings)
-    solution = sdca(problem, batch_size=batch_size, visits=60 * problem.size).solve(problem.vectors)
+    solution = sdca(problem, batch_size=batch_size, visits=150 * problem.size).solve(problem.vectors)
     torch.testing.assert_close(solution.vectors, problem.exact(), rtol=1e-5, atol=1e-6)
     assert solution.residual.max() < 1e-5
 

@@ -1,4 +1,4 @@
-"""Forward-mode scores against a loop of autograd over single, unpadded examples."""
+"""Scores, in forward mode and from rows, against a loop of autograd over single, unpadded examples."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ def directions(model, queries=2):
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "electra", "modernbert"])
 @pytest.mark.parametrize("frozen", [None, 1])
-def test_scores_are_minus_s_test_times_gradient(architecture, frozen):
+@pytest.mark.parametrize("queries", [1, 3])
+def test_scores_are_minus_s_test_times_gradient(architecture, frozen, queries):
     for double in (True, False):
         model = tiny_model(architecture, frozen, double=double)
-        s_test = directions(model)
+        s_test = directions(model, queries)
         expected = -(s_test @ oracles.loss_gradients(model, batches(DATA)).T)
 
         found = torch.from_numpy(scores(model, s_test))
