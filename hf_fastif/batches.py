@@ -44,9 +44,14 @@ class ExampleBatches:
 
         The longest come first so that a batch that does not fit into memory fails at once and not at the end.
         """
+        return [rows[places] for places in self.places_by_length(rows, batch_size)]
+
+    def places_by_length(self, rows: np.ndarray, batch_size: int) -> list[np.ndarray]:
+        """The same as places in `rows`, for rows that may occur twice."""
+        places = np.arange(len(rows))
         if self._lengths is not None:
-            rows = rows[np.argsort(-self._lengths[rows], kind="stable")]
-        return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+            places = np.argsort(-self._lengths[rows], kind="stable")
+        return [places[start : start + batch_size] for start in range(0, len(rows), batch_size)]
 
     @cached_property
     def _lengths(self) -> np.ndarray | None:

@@ -116,7 +116,15 @@ class SolverSetup:
         Raises:
             ValueError: If it does not work for this model or training set, naming one that does.
         """
-        return getattr(self, f"_{self.name}")()
+        makers = {
+            "sdca": self._sdca,
+            "lissa": self._lissa,
+            "cg": self._cg,
+            "ekfac": self._ekfac,
+            "identity": self._identity,
+            "exact": self._exact,
+        }
+        return makers[self.name]()
 
     def describe(self) -> str:
         """The solver and its settings in a line."""

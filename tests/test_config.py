@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import yaml
 from transformers import HfArgumentParser
 
 from hf_fastif import InfluenceConfig
+from hf_fastif.config import FASTIF
 
 
 def config(tmp_path, **settings) -> InfluenceConfig:
@@ -68,6 +72,12 @@ def test_setting_of_the_authors(tmp_path):
     # damp * scale of their recursion
     assert args.damping == 5e-3 * 1e4
     assert (args.curvature, args.lissa_scale, args.lissa_batch_size, args.lissa_depth) == ("hessian", 1e4, 1, 2000)
+
+
+def test_recipe_of_the_authors_setting_is_the_preset():
+    path = Path(__file__).parent.parent / "recipes" / "configs" / "find_influential-fastif.yaml"
+    settings = yaml.safe_load(path.read_text("utf-8"))
+    assert {name: type(value)(settings[name]) for name, value in FASTIF.items()} == FASTIF
 
 
 def test_numbers_and_auto(tmp_path):

@@ -55,24 +55,33 @@ class GaussNewton:
         self._layers: list[Layer] | None = None
 
     def product(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
-        """C V, shapes (Q, P), in the cheaper of two ways that give the same."""
-        if self._rows_pay(batch, len(vectors)):
-            return self.product_by_rows(batch, vectors)
-        return self.product_by_tangents(batch, vectors)
+        """C V, shapes (Q, P)."""
+        size = len(batch["labels"])
+        return self.weighted_product(batch, vectors, vectors.new_full((1, size), 1 / size))
 
-    def product_by_tangents(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
-        """C V for any model: one forward pass, and a forward tangent and a backward pass for each vector."""
+    def weighted_product(self, batch: Batch, vectors: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """sum_i w_qi G_i^T G_i v_q for vectors (Q, P) and weights (Q or 1, B), in the cheaper of two ways.
+
+        With weights of its own each vector sees a batch of its own, in a pass that all share.
+        """
+        if self._rows_pay(batch, len(vectors)):
+            return self.product_by_rows(batch, vectors, weights)
+        return self.product_by_tangents(batch, vectors, weights)
+
+    def product_by_tangents(self, batch: Batch, vectors: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """For any model: one forward pass, and a forward tangent and a backward pass for each vector."""
         with torch.enable_grad():
             logits, tangents = self._outputs_along(batch, vectors)
             roots = self.output_roots(logits.detach(), batch["labels"])
-            cotangents = torch.einsum("rbc,rbd,qbd->qbc", roots, roots, tangents.detach()) / len(logits)
+            cotangents = torch.einsum("rbc,rbd,qbd->qbc", roots, roots, tangents.detach()) * weights[..., None]
             return self._pull_back(logits, cotangents)
 
-    def product_by_rows(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
-        """C V from the rows of G themselves: after one forward and r backward passes a vector is a matrix product."""
+    def product_by_rows(self, batch: Batch, vectors: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """From the rows of G themselves: after one forward and r backward passes a vector is a matrix product."""
         total = torch.zeros_like(vectors)
-        for _, rows in self._rows(batch):
-            self.add_combined(total, self.along(rows, vectors) / len(batch["labels"]), rows)
+        rank = self.objective.output_rank(batch["labels"])
+        for part, rows in self._rows(batch):
+            self.add_combined(total, self.along(rows, vectors) * weights[:, part].repeat(1, rank), rows)
         return total
 
     def jacobian_product(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:

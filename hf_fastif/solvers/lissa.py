@@ -11,10 +11,11 @@ from accelerate import Accelerator
 from accelerate.utils import tqdm
 
 from hf_fastif.batches import ExampleBatches
-from hf_fastif.curvature import Curvature, CurvatureSample, mean_product
+from hf_fastif.curvature import Curvature, CurvatureSample, GaussNewton, mean_product
+from hf_fastif.curvature.products import MIN_ROWS
 from hf_fastif.objective import Batch
 from hf_fastif.solvers.base import Callback, Precondition, Solution
-from hf_fastif.solvers.repeats import Run, Watch, average
+from hf_fastif.solvers.repeats import Run, Watch, average, own_repeats
 
 
 MIN_WATCHED = 16  # examples in a step from which the residual can be told from two halves of them
@@ -30,7 +31,8 @@ class Lissa:
 
     C_B is the curvature of a batch of B examples drawn anew at each step, and M is the identity unless there is a
     preconditioner. With h = sigma x this is the paper's recursion h <- v + (I - C) h, but its fixed point is
-    (C + lambda I)^-1 v for every sigma and every M: they only set the way. The queries of one call share each batch.
+    (C + lambda I)^-1 v for every sigma and every M: they only set the way. The queries of one call share each batch,
+    and the repeats of a process share passes.
 
     Attributes:
         curvature (`Curvature`): Products with C_B.
@@ -71,7 +73,10 @@ class Lissa:
         Raises:
             DivergenceError: If the step size is too large for some batch, or C + lambda I is not positive definite.
         """
-        found = average(lambda repeat: self._run(vectors, repeat), self.repeats, vectors, self.accelerator)
+        own = own_repeats(self.repeats, self.accelerator)
+        groups = [own] if own and self._repeats_share() else [[repeat] for repeat in own]
+        runs = (run for group in groups for run in self._run(vectors, group))
+        found = average(runs, self.repeats, vectors, self.accelerator)
         return Solution(
             vectors=found.vectors,
             residual=self.sample.residual(vectors, found.vectors, self.damping),
@@ -82,37 +87,57 @@ class Lissa:
             scale=self.scale,
         )
 
-    def _run(self, v: torch.Tensor, repeat: int) -> Run:
-        random = np.random.default_rng([self.seed, repeat])
+    def _run(self, v: torch.Tensor, repeats: list[int]) -> list[Run]:
+        """Takes some repeats through the same steps, each with its own batches."""
+        randoms = [np.random.default_rng([self.seed, repeat]) for repeat in repeats]
         # ||(C + lambda I)^-1 v|| <= ||v|| / lambda for semi-definite C; the factor leaves room for noise.
         bound = 1000 * v.norm(dim=1) / self.damping
-        x = self._preconditioned(v) / self.scale
-        watch, steps = Watch(v, self.tolerance), 0
-        title = f"LiSSA {repeat + 1}/{self.repeats}"
+        x = (self._preconditioned(v) / self.scale).repeat(len(repeats), 1, 1)
+        watches, steps = [Watch(v, self.tolerance) for _ in repeats], np.zeros(len(repeats), dtype=int)
+        going = np.full(len(repeats), True)
+        title = "LiSSA" if self.repeats == 1 else f"LiSSA, repeats {', '.join(str(repeat + 1) for repeat in repeats)}"
         for _ in tqdm(range(self.depth), desc=title, disable=not self.show_progress, leave=False):
-            rows = random.choice(len(self.examples), self.batch_size, replace=False)
+            draws = np.stack([random.choice(len(self.examples), self.batch_size, replace=False) for random in randoms])
             if self.batch_size >= MIN_WATCHED:
-                halves = np.array_split(rows, 2)
+                halves = np.array_split(draws, 2, axis=1)
                 one, two = (self._residual(half, v, x) for half in halves)
-                if watch.add((one * two).sum(dim=1)):
+                residual = (halves[0].shape[1] * one + halves[1].shape[1] * two) / self.batch_size
+                for i in np.flatnonzero(going):  # a repeat that is done stays as it is
+                    going[i] = not watches[i].add((one[i] * two[i]).sum(dim=1))
+                if not going.any():
                     break
-                residual = (len(halves[0]) * one + len(halves[1]) * two) / self.batch_size
             else:
-                residual = self._residual(rows, v, x)
-            x.add_(self._preconditioned(residual), alpha=1 / self.scale)
-            steps += 1
+                residual = self._residual(draws, v, x)
+            for i in np.flatnonzero(going):
+                x[i].add_(self._preconditioned(residual[i]), alpha=1 / self.scale)
+                if not (x[i].norm(dim=1) <= bound).all():
+                    raise DivergenceError(self._explain_divergence(self.examples.take(draws[i]), x[i]))
+            steps += going
             if self.callback is not None:
-                self.callback(steps, x)
-            if not (x.norm(dim=1) <= bound).all():
-                raise DivergenceError(self._explain_divergence(self.examples.take(rows), x))
-        return Run(x, steps, watch.values)
+                self.callback(int(steps.max()), x.mean(dim=0))
+        return [Run(x[i], int(steps[i]), watches[i].values) for i in range(len(repeats))]
 
-    def _residual(self, rows: np.ndarray, v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """v - (C_B + lambda I) x for a batch of rows."""
+    def _repeats_share(self) -> bool:
+        """Whether repeats cost less in shared passes: where Jacobian rows are held, each is used by its own repeat."""
+        if not isinstance(self.curvature, GaussNewton):
+            return False
+        return self.curvature.num_rows_held(self.examples.take([0])) >= MIN_ROWS
+
+    def _residual(self, draws: np.ndarray, v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """v - (C_B + lambda I) x, (T, Q, P), for T batches of rows (T, B) and solutions (T, Q, P)."""
+        rows, (repeats, size) = draws.reshape(-1), draws.shape
         # In passes of similar length: a random batch padded to its longest row is half padding.
-        passes = self.examples.grouped_by_length(rows, max(8, len(rows) // 2))
-        curved = mean_product(self.curvature, self.examples, passes, len(rows), x)
-        return (v - curved).sub_(x, alpha=self.damping)
+        passes = self.examples.places_by_length(rows, max(8, len(rows) // 2))
+        if repeats == 1:
+            curved = mean_product(self.curvature, self.examples, [rows[places] for places in passes], size, x[0])
+        else:
+            curved = torch.zeros_like(x).flatten(0, 1)
+            for places in passes:
+                weights = curved.new_zeros(repeats, x.shape[1], len(places))
+                weights[places // size, :, np.arange(len(places))] = 1 / size
+                batch = self.examples.take(rows[places])
+                curved += self.curvature.weighted_product(batch, x.flatten(0, 1), weights.flatten(0, 1))
+        return (v - curved.view_as(x)).sub_(x, alpha=self.damping)
 
     def _preconditioned(self, vectors: torch.Tensor) -> torch.Tensor:
         return vectors if self.precondition is None else self.precondition(vectors)

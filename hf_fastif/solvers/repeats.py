@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -59,19 +60,23 @@ class Averaged:
     trace: torch.Tensor
 
 
-def average(run: Callable[[int], Run], repeats: int, vectors: torch.Tensor, accelerator: Accelerator) -> Averaged:
-    """Runs repeat t = 0, 1, ... for right-hand sides (Q, P), dealt to the processes, and averages (section 3.4)."""
+def own_repeats(repeats: int, accelerator: Accelerator) -> list[int]:
+    """Which of the repeats 0, 1, ... this process runs."""
+    return list(range(accelerator.process_index, repeats, accelerator.num_processes))
+
+
+def average(runs: Iterable[Run], repeats: int, vectors: torch.Tensor, accelerator: Accelerator) -> Averaged:
+    """Averages the runs of all processes for right-hand sides (Q, P) (section 3.4 of the paper)."""
     total, squares = torch.zeros_like(vectors), vectors.new_zeros(len(vectors))
-    first = [0, vectors.new_zeros(0, len(vectors))]
-    for repeat in range(accelerator.process_index, repeats, accelerator.num_processes):
-        found = run(repeat)
-        total += found.vectors
-        squares += found.vectors.square().sum(dim=1)
-        if repeat == 0:
-            first = [found.steps, torch.stack(found.trace) if found.trace else first[1]]
+    first: list[Any] | None = None
+    for run in runs:
+        total += run.vectors
+        squares += run.vectors.square().sum(dim=1)
+        if first is None:
+            first = [run.steps, torch.stack(run.trace) if run.trace else vectors.new_zeros(0, len(vectors))]
     mean = accelerator.reduce(total, "sum") / repeats
     squares = accelerator.reduce(squares, "sum")
-    steps, trace = broadcast_object_list(first)
+    steps, trace = broadcast_object_list(first or [0, None])  # from the main process, which has repeat 0
     return Averaged(mean, _relative_standard_error(mean, squares, repeats), steps, trace.to(vectors.device))
 
 

@@ -13,7 +13,7 @@ from accelerate.utils import tqdm
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.curvature import CurvatureSample, GaussNewton
 from hf_fastif.solvers.base import Callback, Solution
-from hf_fastif.solvers.repeats import Run, Watch, average
+from hf_fastif.solvers.repeats import Run, Watch, average, own_repeats
 
 
 @dataclass
@@ -59,7 +59,8 @@ class DualAscent:
 
     def solve(self, vectors: torch.Tensor) -> Solution:
         """Solves for Q right-hand sides, shape (Q, P)."""
-        found = average(lambda repeat: self._run(vectors, repeat), self.repeats, vectors, self.accelerator)
+        runs = (self._run(vectors, repeat) for repeat in own_repeats(self.repeats, self.accelerator))
+        found = average(runs, self.repeats, vectors, self.accelerator)
         return Solution(
             vectors=found.vectors,
             residual=self.sample.residual(vectors, found.vectors, self.damping),

@@ -38,14 +38,33 @@ def test_gauss_newton_is_the_explicit_jacobian_form(architecture, examples, monk
     matrix = oracles.gauss_newton(model, examples)
     vectors = torch.randn(3, len(matrix), dtype=torch.float64)
 
-    found = [curvature.product(batch, vectors), curvature.product_by_tangents(batch, vectors)]
+    mean = torch.full((1, len(ROWS)), 1 / len(ROWS), dtype=torch.float64)
+    found = [curvature.product(batch, vectors), curvature.product_by_tangents(batch, vectors, mean)]
     keep_three_rows(monkeypatch, curvature, batch)
-    found.append(curvature.product_by_rows(batch, vectors))
+    found.append(curvature.product_by_rows(batch, vectors, mean))
 
     # ModernBERT takes its softmax in float32, whatever the model's type.
     tolerance = {"rtol": 1e-4, "atol": 1e-5} if architecture == "modernbert" else {"rtol": 1e-9, "atol": 1e-10}
     for product in found:
         torch.testing.assert_close(product, vectors @ matrix, **tolerance)
+
+
+def test_vectors_with_weights_of_their_own_see_batches_of_their_own(examples, monkeypatch):
+    model = tiny_model(double=True)
+    curvature, batch = GaussNewton(Objective(model)), examples.take(ROWS)
+    vectors = torch.randn(2, curvature.objective.space.size, dtype=torch.float64)
+    weights = torch.tensor([[1, 1, 0, 0, 1, 0, 0], [0, 0, 0, 2, 0, 0, 0]], dtype=torch.float64)
+    expected = torch.stack(
+        [
+            3 * vectors[0] @ oracles.gauss_newton(model, examples, [0, 1, 4]),
+            2 * vectors[1] @ oracles.gauss_newton(model, examples, [3]),
+        ]
+    )
+
+    torch.testing.assert_close(curvature.product_by_tangents(batch, vectors, weights), expected)
+    torch.testing.assert_close(curvature.product_by_rows(batch, vectors, weights), expected)
+    keep_three_rows(monkeypatch, curvature, batch)
+    torch.testing.assert_close(curvature.product_by_rows(batch, vectors, weights), expected)
 
 
 @pytest.mark.parametrize(("frozen", "cut"), [(1, False), (1, True), (None, False)])  # embeddings have no rows

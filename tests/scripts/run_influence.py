@@ -8,16 +8,27 @@ from pathlib import Path
 import numpy as np
 from tiny import tiny_data, tiny_trainer
 
+from hf_fastif.solvers import exact
+
 
 folder = Path(sys.argv[1])
+settings = {"lissa_depth": 6, "num_repeats": 3, "lissa_batch_size": 4, "influence_batch_size": 4, "cg_steps": 4}
 trainer = tiny_trainer(
-    folder, train=tiny_data(23), lissa_depth=6, num_repeats=3, lissa_batch_size=4, influence_batch_size=4
+    folder / "out", train=tiny_data(23), solver="lissa", sdca_visits=30, cg_samples=17, ekfac_samples=19, **settings
 )
 queries = tiny_data(3, seed=1)
 trainer.build_index()
 s_test = trainer.compute_s_test(queries)
 scores = trainer.compute_influence(queries, s_test=s_test)
 result = trainer.find_influential(queries, num_examples=None, num_neighbors=9, s_test=s_test)
+solved = {}
+exact.MAX_PRIMAL = 10
+for name in ("sdca", "cg", "ekfac", "exact"):
+    trainer.args.solver = name
+    solution = trainer.compute_s_test(queries)
+    solved[f"{name}/s_test"] = solution.vectors.numpy()
+    solved[f"{name}/residual"] = solution.residual.numpy()
+    solved[f"{name}/trace"] = solution.trace.numpy()
 np.savez(
     folder / f"{trainer.accelerator.num_processes}-{trainer.accelerator.process_index}.npz",
     s_test=s_test.vectors.numpy(),
@@ -26,4 +37,5 @@ np.savez(
     scores=scores,
     train_index=np.asarray(result.influences["train_index"]),
     rank=np.asarray(result.influences["rank"]),
+    **solved,
 )

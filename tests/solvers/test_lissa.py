@@ -13,6 +13,7 @@ from tiny import accelerator, batches, tiny_data, tiny_model
 from hf_fastif.curvature import CurvatureSample, GaussNewton, Hessian
 from hf_fastif.objective import Objective
 from hf_fastif.solvers import DivergenceError, Lissa, Solution, batch_scale
+from hf_fastif.solvers import lissa as lissa_module
 
 
 N = 12
@@ -132,6 +133,33 @@ def test_queries_do_not_disturb_each_other_and_runs_repeat_to_the_bit(problem):
     torch.testing.assert_close(together.vectors, alone.vectors, rtol=1e-9, atol=1e-12)
     assert torch.equal(solver.solve(vectors).vectors, together.vectors)
     assert not torch.allclose(replace(solver, seed=1).solve(vectors).vectors, together.vectors, rtol=1e-3)
+
+
+@pytest.mark.parametrize("tolerance", [None, 0.6])
+def test_repeats_share_passes_without_changing_each_other(problem, tolerance, monkeypatch):
+    *_, vectors = problem
+    monkeypatch.setattr(lissa_module, "MIN_WATCHED", 6)
+    solver = lissa(problem, batch_size=6, repeats=3, depth=40, tolerance=tolerance)
+    assert solver._repeats_share()
+
+    together = solver._run(vectors, [0, 1, 2])
+    alone = [solver._run(vectors, [repeat])[0] for repeat in range(3)]
+
+    assert [run.steps for run in together] == [run.steps for run in alone]
+    assert (len({run.steps for run in alone}) > 1) == (tolerance is not None)
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one.vectors, other.vectors, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(torch.stack(one.trace), torch.stack(other.trace), rtol=1e-7, atol=1e-9)
+
+
+def test_watched_residual_is_near_the_true_one(problem, monkeypatch):
+    *_, matrix, vectors = problem
+    monkeypatch.setattr(lissa_module, "MIN_WATCHED", 6)
+    solver = lissa(problem, batch_size=N, depth=30)
+    x = replace(solver, depth=20).solve(vectors).vectors
+    expected = (vectors - x @ matrix - solver.damping * x).norm(dim=1) / vectors.norm(dim=1)
+    watched = torch.stack(solver._run(vectors, [0])[0].trace)[20:28].mean(dim=0)
+    assert ((watched / expected).log().abs() < 1).all()
 
 
 def test_divergence_raises_and_names_a_scale_that_converges(problem):

@@ -1,0 +1,75 @@
+"""The page that `trainer.diagnose` prints, and its figure."""
+
+from __future__ import annotations
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from tiny import batches, tiny_data, tiny_model, tiny_trainer
+
+
+TRAIN, QUERIES = tiny_data(40), tiny_data(3, seed=1)
+
+
+def diagnosis_of(tmp_path, **settings):
+    settings = {"sdca_visits": 80, "influence_batch_size": 8} | settings
+    return tiny_trainer(tmp_path, tiny_model(frozen=2), TRAIN, **settings).diagnose(QUERIES)
+
+
+def test_numbers_on_the_page_are_those_of_the_curvature(tmp_path):
+    found = diagnosis_of(tmp_path, num_repeats=2)
+    eigenvalues = torch.linalg.eigvalsh(oracles.gauss_newton(tiny_model(frozen=2, double=True), batches(TRAIN)))
+    largest = float(eigenvalues[-1])
+    assert found.spectrum.largest == pytest.approx(largest, rel=1e-3)
+    assert found.damping == pytest.approx(0.01 * largest, rel=1e-3)
+    assert found.lissa_scale >= 0.9 * largest
+    assert found.lissa_depth == pytest.approx(np.log(20) * found.lissa_scale / found.damping, abs=1)
+    page = str(found)
+    assert "lambda = " in page and "1.00% of the largest eigenvalue" in page
+    assert "SDCA, 80 examples visited, mean of T = 2 runs" in page
+    assert f"5 % takes T = {found.repeats}" in page
+    assert f"J = {found.lissa_depth:,} steps" in page
+    assert "positive influence is harmful" in page
+    assert found.solution.vectors.numel() == 0
+
+
+def test_damping_that_swamps_everything_is_said(tmp_path):
+    heavy = str(diagnosis_of(tmp_path, damping=1e6))
+    assert "It swamps 100% of the curvature" in heavy
+    assert "s_test is within 1 % of grad / lambda" in heavy
+    assert "within 1 %" not in str(diagnosis_of(tmp_path))
+
+
+def test_cosine_and_distance_to_the_gradient(tmp_path):
+    found = diagnosis_of(tmp_path, solver="exact", damping=1.0)
+    model = tiny_model(frozen=2, double=True)
+    v = oracles.loss_gradients(model, batches(QUERIES))
+    matrix = oracles.gauss_newton(model, batches(TRAIN))
+    x = torch.linalg.solve(matrix + torch.eye(len(matrix), dtype=v.dtype), v.T).T
+    torch.testing.assert_close(found.cosine.double(), torch.cosine_similarity(x, v), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found.distance.double(), (x - v).norm(dim=1) / v.norm(dim=1), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"solver": "lissa", "lissa_depth": 5, "curvature": "hessian"},
+        {"solver": "cg", "cg_steps": 5},
+        {"solver": "ekfac"},
+        {"solver": "identity"},
+    ],
+)
+def test_every_solver_has_a_page_and_a_figure(tmp_path, settings):
+    found = diagnosis_of(tmp_path, **settings)
+    for title in ("Curvature", "Damping", "Solver", "If you choose LiSSA", "Sign"):
+        assert f"{title}\n" in f"{found}\n"
+    assert "nan" not in str(found)
+    path = found.plot(tmp_path / "diagnosis.png")
+    assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5_000
+
+
+def test_queries_are_drawn_where_none_are_given(tmp_path):
+    trainer = tiny_trainer(tmp_path, tiny_model(frozen=2), TRAIN, sdca_visits=16)
+    assert len(trainer.diagnose().solution.residual) == 4
