@@ -171,10 +171,11 @@ class Diagnosis:
         axes.set(xlabel="step", ylabel="residual", yscale="log", title="Residual of each query (dots: on the sample)")
 
 
-def diagnose(setup: SolverSetup, gradients: torch.Tensor) -> Diagnosis:
-    """Solves for some gradients of queries (Q, P) and reports what happened; see `Diagnosis`."""
+def diagnose(setup: SolverSetup, gradients: torch.Tensor, solution: Solution | None = None) -> Diagnosis:
+    """Solves for some gradients of queries (Q, P), unless that was done, and reports; see `Diagnosis`."""
     args, damping = setup.args, setup.damping
-    solution = setup.solver().solve(gradients)
+    if solution is None:
+        solution = setup.solver().solve(gradients)
     x, norm = solution.vectors, gradients.norm(dim=1).clamp_min(torch.finfo(gradients.dtype).tiny)
     return Diagnosis(
         curvature=args.curvature,

@@ -185,7 +185,7 @@ class InfluenceTrainer(Trainer):
             settings,
         )
 
-    def diagnose(self, examples: Dataset | None = None) -> Diagnosis:
+    def diagnose(self, examples: Dataset | None = None, s_test: Solution | None = None) -> Diagnosis:
         """Looks at curvature, damping and solver, and says what it sees: `print(trainer.diagnose())`.
 
         Which damping, which scale, how many steps, is the answer to be trusted, what does the sign mean?
@@ -193,6 +193,7 @@ class InfluenceTrainer(Trainer):
         Args:
             examples (`datasets.Dataset`, *optional*): Queries to solve for; unless given, four drawn from
                 `eval_dataset`, or else from `train_dataset`.
+            s_test ([`Solution`], *optional*): What `compute_s_test(examples)` returned, if it was called before.
 
         Returns:
             [`Diagnosis`]: A page of text; `.plot(path)` writes its figure.
@@ -204,8 +205,10 @@ class InfluenceTrainer(Trainer):
             examples = without_indexes(source).select(rows)
         with self._objective() as objective:
             queries = self._examples("examples", examples)
+            check_s_test(s_test, len(queries), objective.space.size)
             self._predict(objective, queries)
-            return diagnose(self._setup(objective), loss_gradients(objective, queries, range(len(queries))))
+            gradients = loss_gradients(objective, queries, range(len(queries)))
+            return diagnose(self._setup(objective), gradients, s_test)
 
     def _outcomes(
         self,

@@ -1,7 +1,8 @@
 """Explains predictions by the training examples behind them.
 
 Trains a classifier (`--do_train`) or loads one, builds the index, takes misclassified (or chosen) validation examples,
-and writes `influences.parquet`, `queries.parquet`, `summary.json` and `report.html` into `OUTPUT_DIR/influence`.
+and writes `influences.parquet`, `queries.parquet`, `summary.json` and `report.html` into `OUTPUT_DIR/influence`, with
+`--diagnose` also `diagnosis.txt` and `diagnosis.png`.
 
     python recipes/find_influential.py --config recipes/configs/find_influential-demo.yaml
     accelerate launch recipes/find_influential.py --config recipes/configs/find_influential-mnli.yaml --num_queries 20
@@ -23,6 +24,8 @@ from hf_fastif import InfluenceConfig, InfluenceResult, InfluenceTrainer, freeze
 from hf_fastif.checks import check_num_neighbors, check_rows
 from hf_fastif.cli import check_processes, parse_arguments
 from hf_fastif.data import DataArguments, default_encoder, load_examples, planted_share, tokenize
+from hf_fastif.diagnosis import Diagnosis
+from hf_fastif.files import write_whole
 
 
 @dataclass
@@ -40,6 +43,9 @@ class RecipeArguments:
         default=None, metadata={"help": "Explain these validation examples instead of misclassified ones."}
     )
     num_examples: int = field(default=10, metadata={"help": "Training examples to show in each direction."})
+    diagnose: bool = field(
+        default=False, metadata={"help": "Also look at curvature, damping and solver: diagnosis.txt and .png."}
+    )
 
 
 def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) -> None:
@@ -72,8 +78,9 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
     result.summary |= {"accuracy": accuracy, "seconds": seconds, "query_rows": chosen.tolist()}
     if data.text_columns is not None:
         result.summary["text_columns"] = data.text_columns
+    diagnosis = trainer.diagnose(queries, s_test) if recipe.diagnose else None
     if trainer.is_world_process_zero():
-        write(result, Path(config.output_dir) / "influence", trainer.train_dataset)
+        write(result, diagnosis, Path(config.output_dir) / "influence", trainer.train_dataset)
 
 
 def make_trainer(
@@ -107,10 +114,14 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     seconds[stage] = round(time.perf_counter() - start, 1)
 
 
-def write(result: InfluenceResult, folder: Path, train: Dataset) -> None:
+def write(result: InfluenceResult, diagnosis: Diagnosis | None, folder: Path, train: Dataset) -> None:
     result.save_to_disk(folder)
     report = result.to_html(folder / "report.html")
     print(result)
+    if diagnosis is not None:
+        print(diagnosis)
+        write_whole(folder / "diagnosis.txt", lambda file: file.write_text(f"{diagnosis}\n", "utf-8"))
+        diagnosis.plot(folder / "diagnosis.png")
     print(f"Accuracy on the validation examples: {result.summary['accuracy']:.1%}")
     print("Seconds: " + ", ".join(f"{stage} {time:.0f}" for stage, time in result.summary["seconds"].items()))
     if "planted" in train.column_names:

@@ -8,6 +8,8 @@ import pytest
 import torch
 from tiny import batches, tiny_data, tiny_model, tiny_trainer
 
+from hf_fastif.solving import SolverSetup
+
 
 TRAIN, QUERIES = tiny_data(40), tiny_data(3, seed=1)
 
@@ -73,3 +75,13 @@ def test_every_solver_has_a_page_and_a_figure(tmp_path, settings):
 def test_queries_are_drawn_where_none_are_given(tmp_path):
     trainer = tiny_trainer(tmp_path, tiny_model(frozen=2), TRAIN, sdca_visits=16)
     assert len(trainer.diagnose().solution.residual) == 4
+
+
+def test_a_solution_at_hand_is_not_solved_again(tmp_path, monkeypatch):
+    trainer = tiny_trainer(tmp_path, tiny_model(frozen=2), TRAIN, sdca_visits=16)
+    s_test = trainer.compute_s_test(QUERIES)
+    monkeypatch.setattr(SolverSetup, "solver", lambda _: pytest.fail("solved again"))
+    found = trainer.diagnose(QUERIES, s_test)
+    assert torch.equal(found.solution.residual, s_test.residual)
+    with pytest.raises(ValueError, match="s_test holds 3 vectors"):
+        trainer.diagnose(QUERIES.select([0]), s_test)

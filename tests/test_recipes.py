@@ -59,7 +59,7 @@ def run(files, output, *flags, launcher=(), check=True):
 
 
 def test_train_explain_and_report(files, tmp_path):
-    printed = run(files, tmp_path, "--do_train", "--max_steps", "2").stdout
+    printed = run(files, tmp_path, "--do_train", "--max_steps", "2", "--diagnose", "true").stdout
 
     result = InfluenceResult.load_from_disk(tmp_path / "influence")
     report = (tmp_path / "influence" / "report.html").read_text()
@@ -74,6 +74,8 @@ def test_train_explain_and_report(files, tmp_path):
         assert query["text"] in report
     assert str(tmp_path / "influence" / "report.html") in printed
     assert (tmp_path / "model.safetensors").is_file()
+    assert (tmp_path / "influence" / "diagnosis.txt").read_text("utf-8") in printed
+    assert (tmp_path / "influence" / "diagnosis.png").is_file()
 
 
 def test_loaded_model_chosen_queries_two_processes(files, tmp_path):

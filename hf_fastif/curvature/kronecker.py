@@ -207,7 +207,7 @@ def _add_diagonal(
             torch.einsum("krb,rbc->kbc", signs, roots),
             is_grads_batched=True,
             allow_unused=True,
-            materialize_grads=True,
         )
     for values, piece in zip(diagonal.values(), pieces, strict=True):
-        values += piece.square().mean(dim=0) / count
+        if piece is not None:
+            values += piece.square().mean(dim=0) / count
