@@ -251,7 +251,7 @@ class SolverSetup:
     def _once(self, what: tuple[Hashable, ...], fit: Callable[[], Any]) -> Any:
         args = self.args
         key = (*what, model_fingerprint(self.objective.model), self.fingerprint, args.curvature, args.seed)
-        key += (args.influence_bf16, args.label_smoothing_factor)
+        key += (args.influence_bf16, args.label_smoothing_factor, args.loss_weight_decay)
         if key not in self.kept:
             self.kept[key] = fit()
         return self.kept[key]

@@ -43,7 +43,7 @@ def authors_influence(model, damp, scale, depth, batch_size, weight_decay, seed)
 
 @pytest.mark.parametrize(
     ("damp", "scale", "changes"),
-    [(5e-3, 1e4, {}), (5e-3, 1e3, {"damping": 5.0, "lissa_scale": 1e3, "lissa_batch_size": 3})],
+    [(5e-3, 1e4, {}), (5e-2, 1e3, {"lissa_scale": 1e3, "lissa_batch_size": 3})],
 )
 def test_preset_is_the_recursion_of_the_authors(tmp_path, damp, scale, changes):
     model = tiny_model(frozen=1)
@@ -58,16 +58,5 @@ def test_preset_is_the_recursion_of_the_authors(tmp_path, damp, scale, changes):
         tiny_model(frozen=1), damp, scale, 60, args.lissa_batch_size, args.loss_weight_decay, args.seed
     )
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-4 * np.abs(expected).max())
-    without = InfluenceConfig.fastif(**{**_plain(tmp_path), **changes, "loss_weight_decay": 0.0, "lissa_depth": 60})
-    trainer.args = without
+    trainer.args.loss_weight_decay = 0.0
     assert not np.allclose(trainer.compute_influence(QUERIES), expected, rtol=2e-2)
-
-
-def _plain(tmp_path):
-    return {
-        "output_dir": str(tmp_path),
-        "use_cpu": True,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "num_neighbors": None,
-    }

@@ -36,4 +36,5 @@ def test_processes_agree_with_one(tmp_path, alone, processes):
         assert found["train_index"].tolist() == alone["train_index"].tolist()
         assert found["rank"].tolist() == alone["rank"].tolist()
         for name in set(alone) - {"train_index", "rank"}:
-            np.testing.assert_allclose(found[name], alone[name], rtol=2e-3, atol=1e-4 * np.abs(alone[name]).max())
+            size = np.abs(alone[name]).max(initial=0)  # a solver without steps has an empty trace
+            np.testing.assert_allclose(found[name], alone[name], rtol=2e-3, atol=1e-4 * size + 2e-5)

@@ -145,7 +145,7 @@ def fit_kronecker_factors(
                 _add_diagonal(diagonal, curvature, batch, [seed, i], count)
             bar.update()
         bases = {
-            layer: tuple(torch.linalg.eigh(accelerator.reduce(part[layer], "sum"))[1] for part in (outer, inner))
+            layer: tuple(_eigenvectors(accelerator.reduce(part[layer], "sum")) for part in (outer, inner))
             for layer in layers
         }
         for i, rows in own:
@@ -156,6 +156,11 @@ def fit_kronecker_factors(
         [KroneckerBlock(layer, *bases[layer], accelerator.reduce(eigenvalues[layer], "sum")) for layer in layers],
         {name: accelerator.reduce(values, "sum") for name, values in diagonal.items()},
     )
+
+
+def _eigenvectors(matrix: torch.Tensor) -> torch.Tensor:
+    # As they will be laid out when read from a file, so that products with them round alike.
+    return torch.linalg.eigh(matrix)[1].contiguous()
 
 
 def _add_gradient_covariances(inner: torch.Tensor, outer: torch.Tensor, capture: LinearCapture) -> None:

@@ -51,15 +51,15 @@ class CurvatureSample:
     def residual(self, vectors: torch.Tensor, solutions: torch.Tensor, damping: float) -> torch.Tensor:
         """||v - (C + lambda I) x|| / ||v|| for each of Q right-hand sides; 0 is a perfect solution.
 
-        C is meant to be that of the whole training set. Where only a sample of it is taken, the residual r on the
-        sample would hold the sampling error too; the inner product of the residuals on two halves of it is an
-        unbiased estimate of ||r||^2, since their errors are independent.
+        C is meant to be that of the whole training set. Where only a sample of it is taken, the residual on the
+        sample would hold the sampling error too; see `squared_residual`.
         """
         norm = vectors.norm(dim=1).clamp_min(torch.finfo(vectors.dtype).tiny)
         if self.num_examples == len(self.examples):
             return (vectors - self.product(solutions) - damping * solutions).norm(dim=1) / norm
         one, two = (vectors - self._mean_product(half, solutions) - damping * solutions for half in self.halves)
-        return (one * two).sum(dim=1).clamp_min(0).sqrt() / norm
+        share = self.num_examples / len(self.examples)
+        return squared_residual(one, two, share).clamp_min(0).sqrt() / norm
 
     @property
     def batches(self) -> list[np.ndarray]:
@@ -127,3 +127,18 @@ class CurvatureSample:
         operator = LinearOperator((size, size), matvec=matvec, dtype=np.float64)
         start = np.random.default_rng(self.seed).standard_normal(size)
         return eigsh(operator, k=2, which="BE", ncv=8, tol=1e-2, v0=start, return_eigenvectors=False)[::-1]
+
+
+def squared_residual(one: torch.Tensor, two: torch.Tensor, share: float) -> torch.Tensor:
+    """An unbiased estimate (Q,) of ||r||^2 from the residuals (Q, P) on two halves of a sample.
+
+    The errors of the halves would be independent if they were drawn from an infinite training set, and the inner
+    product all that is needed. Drawn from a finite one without replacement, their covariance is -s^2 / (N - 1), and
+    E ||one - two||^2 = 2 s^2 / (N - 1) * N / h for halves of h examples.
+
+    Args:
+        one (`torch.Tensor` of shape `(Q, P)`): The residual on one half.
+        two (`torch.Tensor` of shape `(Q, P)`): The residual on the other.
+        share (`float`): 2 h / N, the part of the training set that the halves are together.
+    """
+    return (one * two).sum(dim=1) + share / 4 * (one - two).square().sum(dim=1)

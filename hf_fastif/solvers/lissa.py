@@ -13,6 +13,7 @@ from accelerate.utils import tqdm
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.curvature import Curvature, CurvatureSample, GaussNewton, mean_product
 from hf_fastif.curvature.products import MIN_ROWS
+from hf_fastif.curvature.sample import squared_residual
 from hf_fastif.objective import Batch
 from hf_fastif.solvers.base import Callback, Precondition, Solution
 from hf_fastif.solvers.repeats import Run, Watch, average, own_repeats
@@ -102,8 +103,9 @@ class Lissa:
                 halves = np.array_split(draws, 2, axis=1)
                 one, two = (self._residual(half, v, x) for half in halves)
                 residual = (halves[0].shape[1] * one + halves[1].shape[1] * two) / self.batch_size
+                share = self.batch_size / len(self.examples)
                 for i in np.flatnonzero(going):  # a repeat that is done stays as it is
-                    going[i] = not watches[i].add((one[i] * two[i]).sum(dim=1))
+                    going[i] = not watches[i].add(squared_residual(one[i], two[i], share))
                 if not going.any():
                     break
             else:

@@ -128,11 +128,13 @@ class DualAscent:
     def _squared_residual(
         self, u: torch.Tensor, along_u: torch.Tensor, along_x: torch.Tensor, gram: torch.Tensor, size: int
     ) -> torch.Tensor:
-        """The product of the residuals r = - lambda u - G_H^T G_H x / |H| of two halves H of a block.
+        """`squared_residual` of r = - lambda u - G_H^T G_H x / |H| for two halves H of a block, in its own terms.
 
         The examples of a block lie by length, so the halves take turns.
         """
         even = torch.arange(len(gram), device=gram.device) % size % 2 == 0
         one, two = along_x * even / -(-size // 2), along_x * ~even / (size // 2)
-        crossed = ((one + two) * along_u).sum(dim=1)
-        return self.damping**2 * u.square().sum(dim=1) + self.damping * crossed + ((one @ gram) * two).sum(dim=1)
+        product = self.damping**2 * u.square().sum(dim=1)
+        product += self.damping * ((one + two) * along_u).sum(dim=1) + ((one @ gram) * two).sum(dim=1)
+        apart = one - two
+        return product + size / len(self.examples) / 4 * ((apart @ gram) * apart).sum(dim=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import oracles
 import pytest
@@ -9,6 +11,7 @@ import torch
 from tiny import accelerator, batches, one_process, tiny_data, tiny_model
 
 from hf_fastif.curvature import CurvatureSample, GaussNewton, Hessian, Spectrum
+from hf_fastif.curvature.sample import squared_residual
 from hf_fastif.objective import Objective
 
 
@@ -164,3 +167,13 @@ def test_damping_follows_the_spectrum():
         spectrum_of(20.0, -1.0).damping(0.5)
     with pytest.raises(ValueError, match="damping='auto'"):
         spectrum_of(0.0, 0.0).damping("auto")
+
+
+def test_squared_residual_is_unbiased_for_samples_of_a_small_set():
+    """Over all halves of all samples of 4 of 6 vectors, the mean is the square of the mean vector."""
+    vectors = torch.randn(6, 5, dtype=torch.float64) + 1
+    estimates = []
+    for rows in itertools.permutations(range(6), 4):
+        one, two = vectors[list(rows[:2])].mean(dim=0), vectors[list(rows[2:])].mean(dim=0)
+        estimates.append(float(squared_residual(one[None], two[None], share=4 / 6)))
+    assert np.mean(estimates) == pytest.approx(float(vectors.mean(dim=0).square().sum()))

@@ -135,7 +135,7 @@ def test_queries_do_not_disturb_each_other_and_runs_repeat_to_the_bit(problem):
     assert not torch.allclose(replace(solver, seed=1).solve(vectors).vectors, together.vectors, rtol=1e-3)
 
 
-@pytest.mark.parametrize("tolerance", [None, 0.6])
+@pytest.mark.parametrize("tolerance", [None, 0.3])
 def test_repeats_share_passes_without_changing_each_other(problem, tolerance, monkeypatch):
     *_, vectors = problem
     monkeypatch.setattr(lissa_module, "MIN_WATCHED", 6)
@@ -152,14 +152,15 @@ def test_repeats_share_passes_without_changing_each_other(problem, tolerance, mo
         torch.testing.assert_close(torch.stack(one.trace), torch.stack(other.trace), rtol=1e-7, atol=1e-9)
 
 
-def test_watched_residual_is_near_the_true_one(problem, monkeypatch):
+def test_watched_residual_of_full_batches_is_the_true_one(problem, monkeypatch):
     *_, matrix, vectors = problem
     monkeypatch.setattr(lissa_module, "MIN_WATCHED", 6)
-    solver = lissa(problem, batch_size=N, depth=30)
-    x = replace(solver, depth=20).solve(vectors).vectors
-    expected = (vectors - x @ matrix - solver.damping * x).norm(dim=1) / vectors.norm(dim=1)
-    watched = torch.stack(solver._run(vectors, [0])[0].trace)[20:28].mean(dim=0)
-    assert ((watched / expected).log().abs() < 1).all()
+    squares = []
+    for depth in range(20, 28):
+        x = lissa(problem, depth=depth).solve(vectors).vectors
+        squares.append((vectors - x @ matrix - lissa(problem).damping * x).square().sum(dim=1))
+    expected = (torch.stack(squares).mean(dim=0) / vectors.square().sum(dim=1)).sqrt()  # over the last few steps
+    torch.testing.assert_close(lissa(problem, depth=28).solve(vectors).trace[27], expected)
 
 
 def test_divergence_raises_and_names_a_scale_that_converges(problem):

@@ -173,7 +173,7 @@ def test_settings(result: InfluenceResult) -> None:
     assert rows["Model"] == "some/model"
     assert rows["Parameters attributed"] == "1,234,567"
     assert rows["Damping λ"] == "0.1, 0.50% of the largest eigenvalue 20"
-    assert rows["LiSSA solver"] == "J = 1,000 steps, B = 8 examples a step, T = 4 repeats, scale 7.5"
+    assert rows["Solver"] == "LiSSA, J = 1,000 steps, B = 8 examples a step, T = 4 repeats, scale 7.5"
     assert rows["Candidates"] == "all 6 (full scan)"
     assert rows["Residual"] == "0.12"
     assert rows["Accuracy"] == "81.2%"
