@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from hf_fastif.results import SIGN
 from hf_fastif.solvers import Solution
 from hf_fastif.solving import SolverSetup
 
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 WANTED = 0.05  # error that the suggested steps and repeats aim at
 GRADIENT_LIKE = 0.01  # s_test this close to grad / lambda is called that
@@ -129,7 +133,7 @@ class Diagnosis:
         lines = [
             f"{self.solver}.",
             f"Residual ||v - (C + lambda I) x|| / ||v|| of {len(solution.residual)} queries, on the sample: "
-            f"{_span(solution.residual.tolist(), '.2g')}.",
+            f"{_span(solution.residual.tolist(), '.2g')} (0: below what the sample can tell).",
         ]
         if len(solution.trace):
             way = ", ".join(f"{solution.trace[i].mean():.2g}" for i in _doubling(len(solution.trace)))
@@ -154,7 +158,7 @@ class Diagnosis:
             f"of SDCA are {3 * self.num_train:,}.",
         ]
 
-    def _plot_spectrum(self, axes) -> None:
+    def _plot_spectrum(self, axes: Axes) -> None:
         eigenvalues = np.maximum(self.spectrum.eigenvalues, 1e-3 * self.damping)
         axes.loglog(np.arange(1, len(eigenvalues) + 1), eigenvalues, marker=".", color="#3465a4")
         axes.axhline(self.damping, color="#cc4b37", label=f"$\\lambda$ = {self.damping:.3g}")
@@ -162,12 +166,12 @@ class Diagnosis:
         axes.set(xlabel="number", ylabel="eigenvalue", title="Spectrum (band: 0.3 % to 3 % of the largest)")
         axes.legend()
 
-    def _plot_residual(self, axes) -> None:
-        trace = self.solution.trace.cpu().numpy()
-        steps = np.arange(1, len(trace) + 1)
-        axes.plot(steps, np.maximum(trace, 1e-8), color="#3465a4", alpha=0.5)
-        last = np.full(len(self.solution.residual), max(len(trace), 1))
-        axes.plot(last, np.maximum(self.solution.residual.cpu().numpy(), 1e-8), "o", color="#cc4b37")
+    def _plot_residual(self, axes: Axes) -> None:
+        trace, final = self.solution.trace.cpu().numpy(), self.solution.residual.cpu().numpy()
+        seen = np.concatenate([trace.ravel(), final])
+        floor = seen[seen > 0].min(initial=1.0) / 2  # an estimate below what the examples can tell is 0
+        axes.plot(np.arange(1, len(trace) + 1), np.where(trace > 0, trace, np.nan), color="#3465a4", alpha=0.5)
+        axes.plot(np.full(len(final), max(len(trace), 1)), np.maximum(final, floor), "o", color="#cc4b37")
         axes.set(xlabel="step", ylabel="residual", yscale="log", title="Residual of each query (dots: on the sample)")
 
 
