@@ -1,10 +1,10 @@
 """Solvers of (C + lambda I) x = v, behind one protocol."""
 
-from hf_fastif.solvers.base import Precondition, Solution, Solver
+from hf_fastif.solvers.base import DivergenceError, Precondition, Solution, Solver
 from hf_fastif.solvers.conjugate_gradient import ConjugateGradient
 from hf_fastif.solvers.direct import Ekfac, Identity
 from hf_fastif.solvers.exact import Decomposition, Exact, decompose
-from hf_fastif.solvers.lissa import DivergenceError, Lissa, batch_scale
+from hf_fastif.solvers.lissa import Lissa, batch_scale
 from hf_fastif.solvers.sdca import DualAscent
 
 

@@ -14,6 +14,10 @@ Precondition = Callable[[torch.Tensor], torch.Tensor]
 Callback = Callable[[int, torch.Tensor], None]
 
 
+class DivergenceError(ArithmeticError):
+    """A solver left every bound, or met a direction without curvature; the message names the setting that helps."""
+
+
 @dataclass(frozen=True)
 class Solution:
     """s_test = (C + lambda I)^-1 v for Q right-hand sides v = grad L(z'), with the quality of the estimate.

@@ -9,8 +9,7 @@ import torch
 from accelerate.utils import tqdm
 
 from hf_fastif.curvature import CurvatureSample
-from hf_fastif.solvers.base import Callback, Precondition, Solution
-from hf_fastif.solvers.lissa import DivergenceError
+from hf_fastif.solvers.base import Callback, DivergenceError, Precondition, Solution
 
 
 @dataclass

@@ -15,15 +15,11 @@ from hf_fastif.curvature import Curvature, CurvatureSample, GaussNewton, mean_pr
 from hf_fastif.curvature.products import MIN_ROWS
 from hf_fastif.curvature.sample import squared_residual
 from hf_fastif.objective import Batch
-from hf_fastif.solvers.base import Callback, Precondition, Solution
+from hf_fastif.solvers.base import Callback, DivergenceError, Precondition, Solution
 from hf_fastif.solvers.repeats import Run, Watch, average, own_repeats
 
 
 MIN_WATCHED = 16  # examples in a step from which the residual can be told from two halves of them
-
-
-class DivergenceError(ArithmeticError):
-    """The recursion left every bound; the message names the scale that would have kept it."""
 
 
 @dataclass
