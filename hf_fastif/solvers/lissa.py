@@ -19,6 +19,7 @@ from hf_fastif.solvers.base import Callback, DivergenceError, Precondition, Solu
 from hf_fastif.solvers.repeats import Run, Watch, average, own_repeats
 
 
+PILOTS = 64  # examples, or four batches of them, that tell how much batches curve
 MIN_WATCHED = 16  # examples in a step from which the residual can be told from two halves of them
 
 
@@ -164,9 +165,8 @@ def batch_scale(
     seed: int,
     damping: float,
     precondition: Precondition | None = None,
-    pilots: int = 4,
 ) -> float:
-    """The largest eigenvalue of M (C_B + lambda I) over a few batches: a scale at which LiSSA converges.
+    """The largest eigenvalue of M (C_B + lambda I) over some batches: a scale at which LiSSA converges.
 
     The mean curvature is not enough: one batch of B examples may curve many times more, and an occasional step that
     is too long undoes hundreds of good ones. A step of 1 / sigma is stable for eigenvalues up to 2 sigma, so this
@@ -174,7 +174,7 @@ def batch_scale(
     """
     random = np.random.default_rng([seed, 1_000_003])  # not a stream that a repeat draws from
     largest = 0.0
-    for _ in range(pilots):
+    for _ in range(max(4, PILOTS // batch_size)):  # the smaller the batches, the more they differ
         batch = examples.take(random.choice(len(examples), batch_size, replace=False))
         start = torch.from_numpy(random.standard_normal((1, curvature.objective.space.size)))
         parameter = next(iter(curvature.objective.theta.values()))
