@@ -61,8 +61,8 @@ class InfluenceConfig(TrainingArguments):
 
         solver (`str`, *optional*, defaults to `"auto"`):
             `"sdca"` (dual coordinate ascent: exact in the limit, no step size), `"lissa"` (the paper's), `"cg"`
-            (conjugate gradient on a sample), `"ekfac"` (Kronecker factors, fitted once, then milliseconds a query),
-            `"identity"` (no curvature: the product of gradients), `"exact"` (a few thousand training examples), or
+            (conjugate gradient on a sample), `"ekfac"` (Kronecker factors, fitted once, then a few matrix products a
+            query), `"identity"` (no curvature: the product of gradients), `"exact"` (a few thousand examples), or
             `"auto"`: SDCA where it can (Gauss-Newton, and Jacobian rows of several examples fit into memory), else
             LiSSA.
         curvature (`"gauss_newton"` or `"hessian"`, *optional*, defaults to `"gauss_newton"`):

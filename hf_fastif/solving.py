@@ -21,7 +21,6 @@ from hf_fastif.curvature import (
     Spectrum,
     fit_kronecker_factors,
 )
-from hf_fastif.curvature.products import MIN_ROWS
 from hf_fastif.objective import Objective
 from hf_fastif.parameters import model_fingerprint
 from hf_fastif.solvers import (
@@ -206,9 +205,7 @@ class SolverSetup:
         )
 
     def _rows_fit(self) -> bool:
-        if not isinstance(self.curvature, GaussNewton):
-            return False
-        return self.curvature.num_rows_held(self.examples.take(range(min(2, len(self.examples))))) >= MIN_ROWS
+        return isinstance(self.curvature, GaussNewton) and self.curvature.holds_rows(self.examples.take([0]))
 
     def _precondition(self) -> Precondition | None:
         if self.args.preconditioner is None:

@@ -138,6 +138,11 @@ def captured_layers(objective: Objective, batch: Batch) -> list[Layer]:
     return candidates
 
 
+def covered_names(layers: list[Layer]) -> set[str]:
+    """The names of all parameters that some layers hold."""
+    return {name for layer in layers for name in layer.names}
+
+
 def captures(objective: Objective, batch: Batch, layers: list[Layer], directions: Directions) -> Iterator[Capture]:
     """Runs a batch forward, and back from r directions of its outputs; yields the capture of each layer.
 

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import tqdm
 
 from hf_fastif.batches import ExampleBatches
-from hf_fastif.curvature.captures import Capture, Layer, captured_layers, captures
+from hf_fastif.curvature.captures import Capture, Layer, captured_layers, captures, covered_names
 from hf_fastif.curvature.products import GaussNewton
 
 
@@ -56,7 +56,7 @@ def jacobian_gram(
                     for start in range(0, size, BLOCK):
                         gram[start : start + BLOCK, start:] += strip[start : start + BLOCK] @ strip[start:].T
                 bar.update()
-    covered = {name for layer in layers for name in layer.names}
+    covered = covered_names(layers)
     rest = [name for name in objective.theta if name not in covered]
     if rest and accelerator.is_main_process:
         _add_single_examples(gram, curvature, examples, rest, np.concatenate(batches), rank)

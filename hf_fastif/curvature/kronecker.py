@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from hf_fastif.batches import ExampleBatches
-from hf_fastif.curvature.captures import Layer, LinearCapture, captured_layers, captures
+from hf_fastif.curvature.captures import Layer, LinearCapture, captured_layers, captures, covered_names
 from hf_fastif.curvature.products import GaussNewton
 from hf_fastif.files import write_whole
 from hf_fastif.parameters import ParameterSpace
@@ -125,7 +125,7 @@ def fit_kronecker_factors(
     """
     objective = curvature.objective
     layers = [layer for layer in captured_layers(objective, examples.take(batches[0])) if layer.linear]
-    covered = {name for layer in layers for name in layer.names}
+    covered = covered_names(layers)
     diagonal = {name: torch.zeros_like(p) for name, p in objective.theta.items() if name not in covered}
     count = sum(map(len, batches))
     own = list(enumerate(batches))[accelerator.process_index :: accelerator.num_processes]

@@ -11,7 +11,7 @@ from torch.func import hessian, jvp, vmap
 from torch.nn import functional as F
 
 from hf_fastif.batches import ExampleBatches
-from hf_fastif.curvature.captures import Layer, captured_layers, captures
+from hf_fastif.curvature.captures import Layer, captured_layers, captures, covered_names
 from hf_fastif.objective import Batch, Objective
 
 
@@ -114,11 +114,14 @@ class GaussNewton:
 
     def num_rows_held(self, batch: Batch) -> int:
         """How many examples' rows fit into `ROW_MEMORY`; 0 if some parameter has no rows."""
-        covered = {name for layer in self._captured_layers(batch) for name in layer.names}
-        if len(covered) < len(self.objective.theta):
+        if len(covered_names(self._captured_layers(batch))) < len(self.objective.theta):
             return 0
         row = self.objective.output_rank(batch["labels"]) * sum(p.nbytes for p in self.objective.theta.values())
         return ROW_MEMORY // row
+
+    def holds_rows(self, batch: Batch) -> bool:
+        """Whether the rows of enough examples fit for passes over them to be worth it."""
+        return self.num_rows_held(batch) >= MIN_ROWS
 
     def _rows(self, batch: Batch) -> Iterator[tuple[slice, dict[str, torch.Tensor]]]:
         """G as (r n, size) for each parameter, for n examples at a time."""
@@ -143,7 +146,7 @@ class GaussNewton:
     def _rows_pay(self, batch: Batch, num_vectors: int) -> bool:
         # r backward passes and r sets of rows, against a tangent and a backward pass for each vector.
         cheaper = self.objective.output_rank(batch["labels"]) <= 2 * num_vectors
-        return cheaper and self.num_rows_held(batch) >= MIN_ROWS
+        return cheaper and self.holds_rows(batch)
 
     def _captured_layers(self, batch: Batch) -> list[Layer]:
         if self._layers is None:

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import tqdm
 
 from hf_fastif.batches import ExampleBatches
-from hf_fastif.curvature.captures import Layer, captured_layers
+from hf_fastif.curvature.captures import Layer, captured_layers, covered_names
 from hf_fastif.objective import Objective
 from hf_fastif.scoring.by_rows import batch_scores_by_rows
 from hf_fastif.scoring.forward_mode import batch_scores
@@ -66,5 +66,4 @@ def influence_scores(
 def _layers(objective: Objective, examples: ExampleBatches, rows: np.ndarray) -> list[Layer] | None:
     """The layers that hold all trained parameters, or None where some are elsewhere or in every loss."""
     layers = captured_layers(objective, examples.take(rows[:2]))
-    covered = {name for layer in layers for name in layer.names}
-    return layers if len(covered) == len(objective.theta) and not objective.weight_decay else None
+    return layers if len(covered_names(layers)) == len(objective.theta) and not objective.weight_decay else None

@@ -29,7 +29,7 @@ class Solution:
         std_err (`torch.Tensor` of shape `(Q,)`): Standard error of the mean over independent repeats, relative to
             ||x||; NaN where there is nothing to repeat.
         damping (`float`): lambda.
-        steps (`int`): How many steps the solver took (the most of its repeats); 0 for a direct one.
+        steps (`int`): How many steps the solver took (in the first of its repeats); 0 for a direct one.
         trace (`torch.Tensor` of shape `(steps, Q)`): The residual before each step, estimated from the examples
             that the solver itself works with; no rows where it has no steps or too few examples.
         scale (`float`, *optional*): The step size was 1 / scale.
@@ -42,6 +42,12 @@ class Solution:
     steps: int
     trace: torch.Tensor
     scale: float | None = None
+
+    @classmethod
+    def direct(cls, vectors: torch.Tensor, residual: torch.Tensor, damping: float) -> Solution:
+        """The answer of a solver that takes no steps and has nothing to repeat."""
+        unknown, trace = torch.full_like(residual, torch.nan), vectors.new_zeros(0, len(vectors))
+        return cls(vectors, residual, unknown, damping, steps=0, trace=trace)
 
     def __len__(self) -> int:
         return len(self.vectors)

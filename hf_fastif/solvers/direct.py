@@ -18,8 +18,7 @@ class Identity:
 
     def solve(self, vectors: torch.Tensor) -> Solution:
         """Answers with the right-hand sides (Q, P) themselves; there is no residual to speak of."""
-        unknown = vectors.new_full((len(vectors),), math.nan)
-        return Solution(vectors, unknown, unknown, damping=1.0, steps=0, trace=vectors.new_zeros(0, len(vectors)))
+        return Solution.direct(vectors, vectors.new_full((len(vectors),), math.nan), damping=1.0)
 
 
 @dataclass
@@ -41,11 +40,4 @@ class Ekfac:
     def solve(self, vectors: torch.Tensor) -> Solution:
         """Solves for Q right-hand sides, shape (Q, P)."""
         x = self.factors.solve(self.space, vectors, self.damping)
-        return Solution(
-            vectors=x,
-            residual=self.sample.residual(vectors, x, self.damping),
-            std_err=torch.full_like(vectors[:, 0], math.nan),
-            damping=self.damping,
-            steps=0,
-            trace=vectors.new_zeros(0, len(vectors)),
-        )
+        return Solution.direct(x, self.sample.residual(vectors, x, self.damping), self.damping)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -80,14 +79,7 @@ class Exact:
     def solve(self, vectors: torch.Tensor) -> Solution:
         """Solves for Q right-hand sides, shape (Q, P)."""
         x = self.solve_all(vectors, [self.damping])[0]
-        return Solution(
-            vectors=x,
-            residual=self.whole.residual(vectors, x, self.damping),
-            std_err=torch.full_like(vectors[:, 0], math.nan),
-            damping=self.damping,
-            steps=0,
-            trace=vectors.new_zeros(0, len(vectors)),
-        )
+        return Solution.direct(x, self.whole.residual(vectors, x, self.damping), self.damping)
 
     def solve_all(self, vectors: torch.Tensor, dampings: Sequence[float]) -> torch.Tensor:
         """Solves for L dampings and Q right-hand sides (Q, P); the answer has shape (L, Q, P)."""

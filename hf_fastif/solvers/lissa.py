@@ -12,7 +12,6 @@ from accelerate.utils import tqdm
 
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.curvature import Curvature, CurvatureSample, GaussNewton, mean_product
-from hf_fastif.curvature.products import MIN_ROWS
 from hf_fastif.curvature.sample import squared_residual
 from hf_fastif.objective import Batch
 from hf_fastif.solvers.base import Callback, DivergenceError, Precondition, Solution
@@ -118,9 +117,7 @@ class Lissa:
 
     def _repeats_share(self) -> bool:
         """Whether repeats cost less in shared passes: where Jacobian rows are held, each is used by its own repeat."""
-        if not isinstance(self.curvature, GaussNewton):
-            return False
-        return self.curvature.num_rows_held(self.examples.take([0])) >= MIN_ROWS
+        return isinstance(self.curvature, GaussNewton) and self.curvature.holds_rows(self.examples.take([0]))
 
     def _residual(self, draws: np.ndarray, v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """v - (C_B + lambda I) x, (T, Q, P), for T batches of rows (T, B) and solutions (T, Q, P)."""
