@@ -26,6 +26,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from hf_fastif import InfluenceConfig, InfluenceTrainer, freeze
 from hf_fastif.cli import parse_arguments
 from hf_fastif.data import DataArguments, load_examples, tokenize
+from hf_fastif.passes import Passes
 from hf_fastif.queries import loss_gradients
 from hf_fastif.scoring import influence_scores
 from hf_fastif.solvers import Exact, Identity, decompose
@@ -176,7 +177,7 @@ def judge(points: list[Point], exact: torch.Tensor, objective, setup, trainer) -
     """The error of the vectors, and the correlation of the scores of all training examples, as means over queries."""
     stacked = torch.cat([exact, *(point.vectors for point in points)])
     rows = np.arange(len(setup.examples))
-    scores = influence_scores(objective, setup.examples, stacked, rows, 32, trainer.accelerator, False)
+    scores = influence_scores(objective, setup.examples, stacked, rows, Passes(32, trainer.accelerator))
     truth, *found = np.split(scores, len(points) + 1)
     for point, values in zip(points, found, strict=True):
         point.error = float(((point.vectors - exact).norm(dim=1) / exact.norm(dim=1)).mean())

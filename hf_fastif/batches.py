@@ -11,6 +11,8 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 
+from hf_fastif.frozen import FrozenStates
+
 
 class ExampleBatches:
     """Serves batches of chosen rows of a dataset, each padded to its own longest row.
@@ -30,6 +32,7 @@ class ExampleBatches:
         self.dataset = dataset
         self.collate = collate
         self.prepare = prepare
+        self.states: FrozenStates | None = None  # what frozen layers made of the rows, if that is kept
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -37,7 +40,8 @@ class ExampleBatches:
     def take(self, rows: Sequence[int] | np.ndarray) -> dict[str, torch.Tensor]:
         """The batch made of the given rows, in their order."""
         examples = self.dataset.__getitems__([int(row) for row in rows])
-        return self.prepare(self.collate(examples))
+        batch = self.prepare(self.collate(examples))
+        return batch if self.states is None else self.states.add_to(batch, rows)
 
     def grouped_by_length(self, rows: np.ndarray, batch_size: int) -> list[np.ndarray]:
         """Cuts rows into batches of similar length, longest first, so that little is spent on padding.

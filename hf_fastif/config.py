@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from transformers import TrainingArguments
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 else:
     AutoFloat = str  # HfArgumentParser takes one type for a flag; __post_init__ turns what is a number into one
 
+ScoringName = Literal["auto", "forward_mode", "gradients"]
 SolverName = Literal["auto", "sdca", "lissa", "cg", "ekfac", "identity", "exact"]
 POSITIVE = (
     "influence_batch_size",
@@ -56,6 +57,13 @@ class InfluenceConfig(TrainingArguments):
             Examples in one pass, and in one step of SDCA.
         query_batch_size (`int`, *optional*, defaults to 8):
             Queries that are solved and scored together. They share passes; each costs memory for its own vectors.
+        scoring (`str`, *optional*, defaults to `"auto"`):
+            How candidates are scored; all ways are exact. `"forward_mode"`: one forward pass with a tangent for each
+            query. `"gradients"`: one forward and one backward pass, and a matrix product for each query. `"auto"`
+            takes the first for one query and the second for several, where it can.
+        frozen_states_gb (`float`, *optional*, defaults to 0.25):
+            Memory (of the CPU, for each dataset) in which the hidden states behind the frozen first layers are kept,
+            so that these layers run once on an example and not in every pass. 0 keeps nothing.
 
     > s_test = (C + lambda I)^-1 grad L
 
@@ -111,6 +119,10 @@ class InfluenceConfig(TrainingArguments):
     )
     influence_batch_size: int = field(default=32, metadata={"help": "Examples in one pass, and in a step of SDCA."})
     query_batch_size: int = field(default=8, metadata={"help": "Queries that are solved and scored together."})
+    scoring: ScoringName = field(default="auto", metadata={"help": "How candidates are scored."})
+    frozen_states_gb: float = field(
+        default=0.25, metadata={"help": "Memory for the hidden states behind the frozen first layers."}
+    )
     solver: SolverName = field(default="auto", metadata={"help": "How s_test is computed."})
     curvature: Literal["gauss_newton", "hessian"] = field(
         default="gauss_newton", metadata={"help": "Curvature of the mean training loss. The paper's is the Hessian."}
@@ -153,12 +165,21 @@ class InfluenceConfig(TrainingArguments):
         """
         return cls(output_dir, **FASTIF | changes)
 
+    def influence_settings(self) -> dict[str, Any]:
+        """The settings that `TrainingArguments` does not have."""
+        general = {f.name for f in fields(TrainingArguments)}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in general}
+
     def __post_init__(self):
         super().__post_init__()
         if self.curvature not in ("gauss_newton", "hessian"):
             raise ValueError(f"curvature={self.curvature!r}: give 'gauss_newton' or 'hessian'.")
         if self.solver not in get_args(SolverName):
             raise ValueError(f"solver={self.solver!r}: give one of {', '.join(get_args(SolverName))}.")
+        if self.scoring not in get_args(ScoringName):
+            raise ValueError(f"scoring={self.scoring!r}: give one of {', '.join(get_args(ScoringName))}.")
+        if self.frozen_states_gb < 0:
+            raise ValueError(f"frozen_states_gb={self.frozen_states_gb}: give a number of gigabytes, 0 for none.")
         self.damping = self._positive_or_auto("damping", self.damping)
         self.lissa_scale = self._positive_or_auto("lissa_scale", self.lissa_scale)
         for name in POSITIVE:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from hf_fastif.frozen import STATES, FrozenLayers
 from hf_fastif.parameters import ParameterSpace
 
 
@@ -52,15 +53,18 @@ class Objective:
         self.weight_decay = weight_decay
         self.decayed = [name for name in decayed if name in self.theta]
         self.bf16 = bf16
+        self.frozen: FrozenLayers | None = None  # what batches with states of their own skip
 
     def logits(self, theta: Mapping[str, torch.Tensor], batch: Batch) -> torch.Tensor:
         """The outputs (B, C) of the model with the parameters `theta`."""
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
-        if self.bf16:
-            with torch.autocast(next(iter(theta.values())).device.type, torch.bfloat16):
-                logits = functional_call(self.model, theta, (), inputs).logits.float()
-        else:
+        inputs = {name: value for name, value in batch.items() if name not in ("labels", STATES)}
+        with ExitStack() as stack:
+            if self.bf16:
+                stack.enter_context(torch.autocast(next(iter(theta.values())).device.type, torch.bfloat16))
+            if STATES in batch:
+                stack.enter_context(self.frozen.skipped(batch[STATES]))
             logits = functional_call(self.model, theta, (), inputs).logits
+        logits = logits.float() if self.bf16 else logits
         if logits.ndim != 2:
             raise ValueError(
                 f"model: {type(self.model).__name__} returned logits of shape {tuple(logits.shape)}; influence needs "

@@ -25,14 +25,12 @@ def freeze(model: nn.Module, num_layers: int) -> None:
         ValueError: If the model has no layer stack, or fewer than `num_layers` layers.
     """
     base = getattr(model, "base_model", model)
-    stacks = {name: module for name, module in base.named_modules() if isinstance(module, nn.ModuleList)}
-    if not stacks:
+    stack_name, layers = layer_stack(model)
+    if not len(layers):
         raise ValueError(
             f"model: {type(model).__name__} has no torch.nn.ModuleList of layers to count; "
             "set requires_grad on its parameters yourself instead of calling freeze()."
         )
-    stack_name = max(stacks, key=lambda name: len(stacks[name]))
-    layers = stacks[stack_name]
     if not 0 <= num_layers <= len(layers):
         raise ValueError(f"num_layers={num_layers}: {type(model).__name__} has {len(layers)} layers; give 0 to that.")
     for name, parameter in base.named_parameters():
@@ -41,6 +39,13 @@ def freeze(model: nn.Module, num_layers: int) -> None:
         parameter.requires_grad_(False)
     for layer in layers[:num_layers]:
         layer.requires_grad_(False)
+
+
+def layer_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The layers of an encoder, the longest `ModuleList` of `model.base_model`, and its name there; empty if none."""
+    base = getattr(model, "base_model", model)
+    stacks = [(name, module) for name, module in base.named_modules() if isinstance(module, nn.ModuleList)]
+    return max(stacks, key=lambda stack: len(stack[1]), default=("", nn.ModuleList()))
 
 
 class ParameterSpace:
@@ -83,9 +88,16 @@ class ParameterSpace:
         return torch.cat(flat, dim=-1)
 
 
-def model_fingerprint(model: nn.Module) -> str:
-    """A short digest of a model's weights, to notice that they changed: names, shapes, norms and sums."""
-    named = list(model.named_parameters())
+def model_fingerprint(model: nn.Module, frozen_only: bool = False) -> str:
+    """A short digest of a model's weights, to notice that they changed: names, shapes, norms and sums.
+
+    Args:
+        model (`torch.nn.Module`): The model.
+        frozen_only (`bool`, *optional*, defaults to `False`): Whether only what is not trained counts.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if not (frozen_only and p.requires_grad)]
+    if not named:
+        return "nothing"
     numbers = torch.stack([torch.stack([p.detach().float().norm(), p.detach().float().sum()]) for _, p in named])
     digest = hashlib.blake2b(digest_size=8)
     for (name, parameter), (norm, total) in zip(named, numbers.tolist(), strict=True):

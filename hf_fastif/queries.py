@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from scipy.special import softmax
 
 from hf_fastif.batches import ExampleBatches
-from hf_fastif.objective import Objective
+from hf_fastif.objective import Batch, Objective
+from hf_fastif.passes import Passes
 
 
 @dataclass(frozen=True)
@@ -42,26 +42,24 @@ class Predictions:
         return softmax(self.logits, axis=1).max(axis=1)
 
 
-def predict(objective: Objective, examples: ExampleBatches, batch_size: int, accelerator: Accelerator) -> Predictions:
-    """Runs the model on every example; batches are dealt to the processes, and all get the whole answer.
+def predict(objective: Objective, examples: ExampleBatches, passes: Passes) -> Predictions:
+    """Runs the model on every example; all processes get the whole answer.
 
     Raises:
         ValueError: If the loss of an example is NaN or infinite.
     """
-    outputs = torch.zeros(len(examples), objective.model.config.num_labels + 2, device=accelerator.device)
-    batches = examples.grouped_by_length(np.arange(len(examples)), batch_size)
-    with torch.no_grad():
-        for rows in batches[accelerator.process_index :: accelerator.num_processes]:
-            batch = examples.take(rows)
+
+    def compute(batch: Batch) -> torch.Tensor:
+        labels = batch["labels"]
+        with torch.no_grad():
             logits = objective.logits(objective.theta, batch)
-            losses = objective.losses_of_logits(logits, batch["labels"])
-            labels = batch["labels"]
-            classes = (
-                labels if labels.ndim == 1 and not labels.is_floating_point() else torch.full_like(losses, math.nan)
-            )
-            found = torch.cat([logits, losses[:, None], classes[:, None]], dim=1)
-            outputs[torch.from_numpy(rows).to(outputs.device)] = found.float()
-    outputs = accelerator.reduce(outputs, "sum").cpu().numpy()
+            losses = objective.losses_of_logits(logits, labels)
+        one_class = labels.ndim == 1 and not labels.is_floating_point()
+        classes = labels if one_class else torch.full_like(losses, math.nan)
+        return torch.cat([logits, losses[:, None], classes[:, None]], dim=1)
+
+    width = objective.model.config.num_labels + 2
+    outputs = passes.over(examples, np.arange(len(examples)), width, compute, "Predicting")
     found = Predictions(logits=outputs[:, :-2], losses=outputs[:, -2], labels=outputs[:, -1])
     if not np.isfinite(found.losses).all():
         row = int(np.flatnonzero(~np.isfinite(found.losses))[0])

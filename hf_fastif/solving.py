@@ -144,7 +144,7 @@ class SolverSetup:
         return Identity()
 
     def _ekfac(self) -> Solver:
-        return Ekfac(self._factors(), self.objective.space, self.sample, self.damping)
+        return Ekfac(self.factors(), self.objective.space, self.sample, self.damping)
 
     def _exact(self) -> Solver:
         whole = self._sample(len(self.examples), self.args.seed)
@@ -210,10 +210,11 @@ class SolverSetup:
     def _precondition(self) -> Precondition | None:
         if self.args.preconditioner is None:
             return None
-        factors, damping = self._factors(), self.damping
+        factors, damping = self.factors(), self.damping
         return lambda vectors: factors.solve(self.objective.space, vectors, damping)
 
-    def _factors(self) -> KroneckerFactors:
+    def factors(self) -> KroneckerFactors:
+        """EK-FAC of the training loss, fitted or read."""
         return self._once(("ekfac", self.args.ekfac_samples), self._load_or_fit_factors)
 
     def _load_or_fit_factors(self) -> KroneckerFactors:

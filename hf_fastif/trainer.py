@@ -5,26 +5,30 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from datasets import Dataset
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
+from hf_fastif.attribution import Attribution
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.checks import check_dataset, check_index, check_inputs, check_loss, check_num_neighbors, check_s_test
 from hf_fastif.config import InfluenceConfig
 from hf_fastif.diagnosis import Diagnosis, diagnose
+from hf_fastif.frozen import FrozenStates, find_frozen_states
 from hf_fastif.index import attach_index, pooled_features, search_index, without_indexes
 from hf_fastif.objective import Objective, differentiable
-from hf_fastif.outcomes import QueryOutcome, build_result
+from hf_fastif.outcomes import build_result
 from hf_fastif.parameters import model_fingerprint
+from hf_fastif.passes import Passes
+from hf_fastif.pieces import digest, pieces_of
 from hf_fastif.queries import Predictions, loss_gradients, predict
 from hf_fastif.results import InfluenceResult
-from hf_fastif.scoring import influence_scores
+from hf_fastif.scoring import choose_scoring
 from hf_fastif.solvers import Solution
 from hf_fastif.solving import SolverSetup
 
@@ -54,6 +58,7 @@ class InfluenceTrainer(Trainer):
             args = InfluenceConfig(**{f.name: getattr(args, f.name) for f in fields(args) if f.init})
         super().__init__(model, args, *other, **named)
         self._indexed: dict[str, str] = {}  # fingerprint of a dataset -> of the model whose features its index holds
+        self._states: dict[tuple[Hashable, ...], FrozenStates | None] = {}  # behind frozen layers, by dataset
         self._fitted: dict[tuple[Hashable, ...], Any] = {}  # spectra, factors and the like, by what they belong to
 
     def build_index(self, dataset: Dataset | None = None) -> None:
@@ -69,7 +74,7 @@ class InfluenceTrainer(Trainer):
         name = "train_dataset" if dataset is None else "dataset"
         dataset = self.train_dataset if dataset is None else dataset
         with self._objective() as objective:
-            features = self._features(objective, self._examples(name, dataset))
+            features = pooled_features(objective, self._pool(objective, name, dataset), self._passes)
             attach_index(dataset, features, INDEX_NAME)
             self._indexed[dataset._fingerprint] = model_fingerprint(objective.model)
 
@@ -107,10 +112,8 @@ class InfluenceTrainer(Trainer):
         with self._objective() as objective:
             queries = self._examples("examples", examples)
             self._predict(objective, queries)  # a NaN loss is an error now, not in an hour
-            solver = self._setup(objective).solver()
-            return Solution.stack(
-                [solver.solve(loss_gradients(objective, queries, rows)) for rows in self._groups(len(queries))]
-            )
+            with self._attribution(objective, "compute_s_test", examples) as attribution:
+                return attribution.s_test(queries)
 
     def compute_influence(
         self, examples: Dataset, candidates: Dataset | None = None, s_test: Solution | None = None
@@ -127,9 +130,34 @@ class InfluenceTrainer(Trainer):
         """
         with self._objective() as objective:
             queries = self._examples("examples", examples)
-            pool = self._examples(*self._named_candidates(candidates))
+            name, candidates = self._named_candidates(candidates)
+            pool = self._pool(objective, name, candidates)
+            check_s_test(s_test, len(queries), objective.space.size)
             self._predict(objective, queries)
-            return np.stack([outcome.scores for outcome in self._outcomes(objective, queries, pool, None, s_test)])
+            with self._attribution(objective, "compute_influence", examples, candidates, s_test) as attribution:
+                return np.stack([outcome.scores for outcome in attribution.outcomes(queries, pool, None, s_test)])
+
+    def self_influence(self, examples: Dataset | None = None) -> np.ndarray:
+        """How much training on an example lowers the loss on itself: grad L^T (C + lambda I)^-1 grad L.
+
+        It is the influence of an example on itself with its sign turned, so that it is never negative (with the
+        Gauss-Newton matrix). Examples that little else in the training set speaks for have a large one: mislabelled
+        and atypical ones come first (Koh and Liang, 2017, section 5.4).
+
+        With `solver="auto"` C is EK-FAC's, which costs a few forward passes an example; `"identity"` gives
+        ||grad L||^2. Any other solver is run for every example.
+
+        Args:
+            examples (`datasets.Dataset`, *optional*): `trainer.train_dataset` unless given.
+
+        Returns:
+            `np.ndarray` of shape `(examples,)`, float32, in the order of the dataset.
+        """
+        name, examples = self._named_candidates(examples, "examples")
+        with self._objective() as objective:
+            pool = self._pool(objective, name, examples)
+            with self._attribution(objective, "self_influence", examples) as attribution:
+                return attribution.self_influence(pool)
 
     def find_influential(
         self,
@@ -167,14 +195,21 @@ class InfluenceTrainer(Trainer):
         check_num_neighbors(num_neighbors, len(candidates))
         with self._objective() as objective:
             queries = self._examples("examples", examples)
-            pool = self._examples(name, candidates)
+            pool = self._pool(objective, name, candidates)
+            check_s_test(s_test, len(queries), objective.space.size)
             predictions = self._predict(objective, queries)
             neighbors = None
             if num_neighbors is not None:
                 check_index(name, candidates, INDEX_NAME, self._indexed, objective.model)
-                neighbors = search_index(candidates, INDEX_NAME, self._features(objective, queries), num_neighbors)
-            outcomes = list(self._outcomes(objective, queries, pool, neighbors, s_test))
+                features = pooled_features(objective, queries, self._passes)
+                neighbors = search_index(candidates, INDEX_NAME, features, num_neighbors)
+            with self._attribution(
+                objective, "find_influential", examples, candidates, s_test, num_neighbors
+            ) as attribution:
+                outcomes = list(attribution.outcomes(queries, pool, neighbors, s_test))
+            together = 1 if num_neighbors else min(len(queries), self.args.query_batch_size)
             settings = self._settings(objective, num_neighbors, num_examples)
+            settings["scoring"] = choose_scoring(self.args.scoring, objective, pool, together).why
         return build_result(
             without_indexes(examples),
             without_indexes(candidates),
@@ -210,55 +245,36 @@ class InfluenceTrainer(Trainer):
             gradients = loss_gradients(objective, queries, range(len(queries)))
             return diagnose(self._setup(objective), gradients, s_test)
 
-    def _outcomes(
-        self,
-        objective: Objective,
-        queries: ExampleBatches,
-        pool: ExampleBatches,
-        neighbors: np.ndarray | None,
-        s_test: Solution | None,
-    ) -> Iterator[QueryOutcome]:
-        """Solves and scores a few queries at a time, so that no more than theirs are in memory.
-
-        `neighbors` (Q, k) are the candidates of each query; None scores the whole pool for all queries in one pass.
-        """
-        check_s_test(s_test, len(queries), objective.space.size)
-        solver = self._setup(objective).solver() if s_test is None else None
-        everything = np.arange(len(pool))
-        for rows in self._groups(len(queries)):
-            if solver is None:
-                solution = s_test[rows.start : rows.stop]
-            else:
-                solution = solver.solve(loss_gradients(objective, queries, rows))
-            if neighbors is None:
-                candidates = [everything] * len(rows)
-                scores = self._scores(objective, pool, solution.vectors, everything)
-            else:
-                candidates = list(neighbors[rows])
-                pairs = zip(solution.vectors.split(1), candidates, strict=True)
-                scores = [self._scores(objective, pool, vector, found)[0] for vector, found in pairs]
-            for i in range(len(rows)):
-                yield QueryOutcome(candidates[i], scores[i], solution[i : i + 1].quality())
-
     def _predict(self, objective: Objective, examples: ExampleBatches) -> Predictions:
-        return predict(objective, examples, self.args.influence_batch_size, self.accelerator)
+        return predict(objective, examples, self._passes)
 
-    def _scores(
-        self, objective: Objective, pool: ExampleBatches, s_test: torch.Tensor, rows: np.ndarray
-    ) -> np.ndarray:
-        size, quiet = self.args.influence_batch_size, self.args.disable_tqdm
-        return influence_scores(objective, pool, s_test, rows, size, self.accelerator, show_progress=not quiet)
+    @property
+    def _passes(self) -> Passes:
+        return Passes(self.args.influence_batch_size, self.accelerator, show_progress=not self.args.disable_tqdm)
 
-    def _features(self, objective: Objective, examples: ExampleBatches) -> np.ndarray:
-        size, quiet = self.args.influence_batch_size, self.args.disable_tqdm
-        return pooled_features(objective.model, examples, size, self.accelerator, show_progress=not quiet)
+    @contextmanager
+    def _attribution(
+        self, objective: Objective, work: str, *on: Dataset | Solution | int | None
+    ) -> Iterator[Attribution]:
+        """What solves and scores; it keeps what is finished under `output_dir/influence`, until all of it is.
 
-    def _groups(self, num_queries: int) -> list[range]:
-        size = self.args.query_batch_size
-        return [range(start, min(start + size, num_queries)) for start in range(0, num_queries, size)]
+        Args:
+            objective (`Objective`): The loss.
+            work (`str`): Name of the call.
+            *on: What it is about.
+        """
+        folder = Path(self.args.output_dir) / "influence" / "unfinished" / f"{work}-{digest(on)}"
+        training = {"seed": self.args.seed, "label_smoothing_factor": self.args.label_smoothing_factor}
+        manifest = {
+            "model": model_fingerprint(objective.model),
+            "train_dataset": getattr(self.train_dataset, "_fingerprint", None),
+            **{name: str(value) for name, value in (self.args.influence_settings() | training).items()},
+        }
+        with pieces_of(folder, manifest, self.accelerator) as pieces:
+            yield Attribution(objective, self.args, partial(self._setup, objective), self._passes, pieces)
 
     def _setup(self, objective: Objective) -> SolverSetup:
-        examples = self._examples("train_dataset", self.train_dataset)
+        examples = self._pool(objective, "train_dataset", self.train_dataset)
         fingerprint = self.train_dataset._fingerprint
         return SolverSetup(self.args, objective, examples, fingerprint, self.accelerator, self._fitted)
 
@@ -294,8 +310,23 @@ class InfluenceTrainer(Trainer):
                 self.args.influence_bf16,
             )
 
-    def _named_candidates(self, candidates: Dataset | None) -> tuple[str, Dataset]:
-        return ("train_dataset", self.train_dataset) if candidates is None else ("candidates", candidates)
+    def _named_candidates(self, candidates: Dataset | None, name: str = "candidates") -> tuple[str, Dataset]:
+        return ("train_dataset", self.train_dataset) if candidates is None else (name, candidates)
+
+    def _pool(self, objective: Objective, name: str, dataset: Dataset) -> ExampleBatches:
+        """The examples of a dataset that many passes are made over: what frozen layers make of them is kept."""
+        examples = self._examples(name, dataset)
+        memory = int(self.args.frozen_states_gb * 2**30)
+        frozen = model_fingerprint(objective.model, frozen_only=True)
+        key = (id(objective.model), frozen, dataset._fingerprint, memory, self.args.influence_bf16)
+        if memory and key not in self._states:
+            self._states[key] = find_frozen_states(objective, examples, memory)
+            for old in list(self._states)[:-2]:  # a training set and a pool of other candidates
+                del self._states[old]
+        examples.states = self._states.get(key)
+        if examples.states is not None:
+            objective.frozen = examples.states.frozen
+        return examples
 
     def _examples(self, name: str, dataset: Dataset) -> ExampleBatches:
         check_dataset(name, dataset)

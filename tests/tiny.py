@@ -14,10 +14,13 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     DataCollatorWithPadding,
+    DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
     GPT2Config,
+    LlamaConfig,
     ModernBertConfig,
+    MPNetConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     RobertaConfig,
@@ -44,6 +47,12 @@ def tiny_config(architecture: str, **changes):
         return BertConfig(**BERT_SIZES | changes)
     if architecture == "roberta":
         return RobertaConfig(**BERT_SIZES | changes)
+    if architecture == "mpnet":
+        return MPNetConfig(**BERT_SIZES | changes)
+    if architecture == "deberta":
+        return DebertaV2Config(**BERT_SIZES | changes)
+    if architecture == "llama":
+        return LlamaConfig(num_key_value_heads=1, bos_token_id=1, eos_token_id=1, **BERT_SIZES | changes)
     if architecture == "electra":
         return ElectraConfig(embedding_size=6, **BERT_SIZES | changes)
     if architecture == "albert":

@@ -2,50 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import nn
 from torch.func import functional_call, vjp, vmap
-from transformers.pytorch_utils import Conv1D
 
+from hf_fastif.curvature.layers import Layer, recorded
 from hf_fastif.objective import Batch, Objective
 
 
 Directions = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A layer without sublayers, and the full names of those of its parameters that are trained.
-
-    Attributes:
-        module (`str`): Name of the layer.
-        names (`tuple[str, ...]`): Names of its trained parameters; of a linear layer the weight, then the bias.
-        linear (`bool`): Whether it is a `torch.nn.Linear` or GPT-2's `Conv1D`.
-        transposed (`bool`): Whether the weight is stored as (inputs, outputs), as in `Conv1D`.
-    """
-
-    module: str
-    names: tuple[str, ...]
-    linear: bool
-    transposed: bool = False
-
-    def to_matrix(self, pieces: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Weight and bias of a linear layer as one matrix over [input; 1]: (..., outputs, inputs)."""
-        weight = pieces[self.names[0]].mT if self.transposed else pieces[self.names[0]]
-        return weight if len(self.names) == 1 else torch.cat([weight, pieces[self.names[1]][..., None]], dim=-1)
-
-    def from_matrix(self, matrix: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The inverse of `to_matrix`."""
-        bias = {}
-        if len(self.names) == 2:
-            matrix, bias[self.names[1]] = matrix[..., :-1], matrix[..., -1]
-        return {self.names[0]: matrix.mT if self.transposed else matrix} | bias
+STRIP_MEMORY = 1 << 30  # bytes for the gradients of single examples that are alive at once
 
 
 @dataclass(frozen=True)
@@ -80,6 +49,37 @@ class LinearCapture:
         weight = torch.einsum("bti,rbto->rbio" if self.layer.transposed else "rbto,bti->rboi", *self._ordered(g))
         return dict(zip(self.layer.names, (weight, g.sum(dim=2)), strict=False))
 
+    def matrices(self, outputs: slice = slice(None)) -> torch.Tensor:
+        """The gradients (r, B, outputs, inputs) of the weight for single examples, of some outputs only if wanted."""
+        return torch.einsum("rbto,bti->rboi", self.gradients[..., outputs], self.inputs)
+
+    def strips(self) -> Iterator[slice]:
+        """The outputs, as many at a time as have rows that fit into `STRIP_MEMORY`."""
+        directions, examples = self.gradients.shape[:2]
+        width = max(1, STRIP_MEMORY // (directions * examples * self.num_inputs * self.inputs.element_size()))
+        for start in range(0, self.num_outputs, width):
+            yield slice(start, start + width)
+
+    def along(self, vectors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The products (Q, r, B) of the gradients of single examples with vectors (Q, *shape), by parameter."""
+        weight, tokens = vectors[self.layer.names[0]], self.inputs.shape[1]
+        if len(weight) * tokens > len(weight) + tokens:
+            return sum(self._rows_along(vectors, outputs) for outputs in self.strips())
+        # Forming rows would be more work than they save.
+        images = torch.einsum("bti,qio->qbto" if self.layer.transposed else "bti,qoi->qbto", self.inputs, weight)
+        total = torch.einsum("qbto,rbto->qrb", images, self.gradients)
+        if len(self.layer.names) == 2:
+            total += torch.einsum("qo,rbto->qrb", vectors[self.layer.names[1]], self.gradients)
+        return total
+
+    def squares(self, weights: torch.Tensor | None = None) -> torch.Tensor:
+        """sum_k w_k g_k^2 (r, B) over the entries k of the weight's gradient g of each example; w = 1 unless given."""
+        total = self.gradients.new_zeros(self.gradients.shape[:2])
+        for outputs in self.strips():
+            squares = self.matrices(outputs).square_()
+            total += (squares if weights is None else squares.mul_(weights[outputs])).sum(dim=(2, 3))
+        return total
+
     def with_bias(self) -> LinearCapture:
         """The same with an input of 1 for the bias, if there is one."""
         if len(self.layer.names) == 1:
@@ -87,8 +87,48 @@ class LinearCapture:
         ones = torch.ones_like(self.inputs[..., :1])
         return LinearCapture(self.layer, torch.cat([self.inputs, ones], dim=-1), self.gradients)
 
+    def rotated(self, output_basis: torch.Tensor, input_basis: torch.Tensor) -> LinearCapture:
+        """The same with inputs and outputs in other orthonormal bases, given as columns."""
+        return LinearCapture(self.layer, self.inputs @ input_basis, self.gradients @ output_basis)
+
+    def _rows_along(self, vectors: Mapping[str, torch.Tensor], outputs: slice) -> torch.Tensor:
+        total = 0
+        for name, rows in self.rows(outputs).items():
+            by_row = name == self.layer.names[0] and not self.layer.transposed
+            piece = vectors[name][:, outputs] if by_row else vectors[name][..., outputs]
+            total = total + piece.flatten(1) @ rows.flatten(0, 1).flatten(1).T
+        return total.unflatten(1, self.gradients.shape[:2])
+
     def _ordered(self, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return (self.inputs, g) if self.layer.transposed else (g, self.inputs)
+
+
+@dataclass(frozen=True)
+class EmbeddingCapture:
+    """An embedding: the gradient of its table for one example is sum_t e(id_t) g_t^T over the tokens t.
+
+    Attributes:
+        layer (`Layer`): The layer.
+        ids (`torch.Tensor` of shape `(B, T)`): Which rows of the table were looked up.
+        gradients (`torch.Tensor` of shape `(r, B, T, size)`): g, for each of r directions of the model's outputs.
+    """
+
+    layer: Layer
+    ids: torch.Tensor
+    gradients: torch.Tensor
+
+    def along(self, vectors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The products (Q, r, B) of the gradients of single examples with vectors (Q, *shape), by parameter."""
+        tables = vectors[self.layer.names[0]]
+        return torch.stack([torch.einsum("bth,rbth->rb", table[self.ids], self.gradients) for table in tables])
+
+    def squares(self, weights: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
+        """sum_k w_k g_k^2 (r, B) over the entries k of the gradient g of each example; w = 1 unless given."""
+        same = (self.ids[:, :, None] == self.ids[:, None]).to(self.gradients)
+        products = self.gradients * torch.einsum("bts,rbsh->rbth", same, self.gradients)
+        if weights is not None:
+            products = products * weights[self.layer.names[0]][self.ids]
+        return products.sum(dim=(2, 3))
 
 
 @dataclass(frozen=True)
@@ -108,39 +148,19 @@ class LeafCapture:
         """The gradients (r, B, *shape) of single examples, by parameter."""
         return self.gradients
 
+    def along(self, vectors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The products (Q, r, B) of the gradients of single examples with vectors (Q, *shape), by parameter."""
+        return sum(
+            torch.einsum("qk,rbk->qrb", vectors[name].flatten(1), g.flatten(2)) for name, g in self.gradients.items()
+        )
 
-Capture = LinearCapture | LeafCapture
-
-
-def captured_layers(objective: Objective, batch: Batch) -> list[Layer]:
-    """The layers with trained parameters whose gradients of single examples a capture can tell.
-
-    Left out are parameters that are used in several places (tied), that belong to no layer that is called on a batch
-    of examples (such as position embeddings, which serve all examples at once), and embeddings. The layers are called
-    on two sizes of batch, since with one the tokens of a layer that takes (tokens, examples) may happen to be as many.
-    """
-    model, theta = objective.model, objective.theta
-    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-    candidates = []
-    for name, module in model.named_modules():
-        own = dict(module.named_parameters(prefix=name, recurse=False))
-        trained = tuple(full for full in own if full in theta)
-        linear = isinstance(module, nn.Linear | Conv1D)
-        fitting = not any(module.children()) and not isinstance(module, nn.Embedding)
-        if trained and fitting and all(uses[id(own[full])] == 1 for full in trained):
-            if not linear or trained[0] == f"{name}.weight":
-                candidates.append(Layer(name, trained, linear, isinstance(module, Conv1D)))
-    for probe in (batch, {name: torch.cat([values, values[:1]]) for name, values in batch.items()}):
-        with torch.no_grad(), _recorded(model, candidates) as calls:
-            objective.logits(theta, probe)
-        size = len(probe["labels"])
-        candidates = [layer for layer in candidates if calls[layer] and all(c.fits(layer, size) for c in calls[layer])]
-    return candidates
+    def squares(self, weights: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
+        """sum_k w_k g_k^2 (r, B) over the entries k of the gradient g of each example; w = 1 unless given."""
+        squares = {name: g.square() for name, g in self.gradients.items()}
+        return sum((g if weights is None else g * weights[name]).flatten(2).sum(dim=2) for name, g in squares.items())
 
 
-def covered_names(layers: list[Layer]) -> set[str]:
-    """The names of all parameters that some layers hold."""
-    return {name for layer in layers for name in layer.names}
+Capture = LinearCapture | EmbeddingCapture | LeafCapture
 
 
 def captures(objective: Objective, batch: Batch, layers: list[Layer], directions: Directions) -> Iterator[Capture]:
@@ -156,7 +176,7 @@ def captures(objective: Objective, batch: Batch, layers: list[Layer], directions
     model = objective.model
     if not layers:
         return
-    with torch.enable_grad(), _recorded(model, layers) as calls:
+    with torch.enable_grad(), recorded(model, layers, len(batch["labels"])) as calls:
         logits = objective.logits(objective.theta, batch)
         outputs = [call.outputs for layer in layers for call in calls[layer]]
         cotangents = directions(logits.detach(), batch["labels"])
@@ -165,21 +185,31 @@ def captures(objective: Objective, batch: Batch, layers: list[Layer], directions
         output.new_zeros(len(cotangents), *output.shape) if gradient is None else gradient
         for output, gradient in zip(outputs, found, strict=True)
     )
+    makers = {"linear": _linear_capture, "embedding": _embedding_capture, "other": _leaf_capture}
     for layer in layers:
-        pairs = [(call.inputs.detach().to(logits), next(gradients).to(logits)) for call in calls[layer]]
-        yield _linear_capture(layer, pairs) if layer.linear else _leaf_capture(model, layer, pairs)
+        pairs = [(call.inputs.detach(), next(gradients).to(logits)) for call in calls[layer]]
+        yield makers[layer.kind](model, layer, pairs)
 
 
-def _linear_capture(layer: Layer, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> LinearCapture:
+Pairs = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+def _linear_capture(_model: nn.Module, layer: Layer, pairs: Pairs) -> LinearCapture:
     # A layer that is called several times is one that saw more tokens; without tokens it saw one.
     x = torch.cat([x if x.ndim == 3 else x.unsqueeze(1) for x, _ in pairs], dim=1)
     g = torch.cat([g if g.ndim == 4 else g.unsqueeze(2) for _, g in pairs], dim=2)
     # Padding gets no gradient, nor does all but the first token above the last attention of an encoder.
     alive = g.abs().amax(dim=(0, 1, 3)) != 0
-    return LinearCapture(layer, x[:, alive], g[:, :, alive])
+    return LinearCapture(layer, x[:, alive].to(g), g[:, :, alive])
 
 
-def _leaf_capture(model: nn.Module, layer: Layer, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> LeafCapture:
+def _embedding_capture(model: nn.Module, layer: Layer, pairs: Pairs) -> EmbeddingCapture:
+    ids, g = torch.cat([ids for ids, _ in pairs], dim=1), torch.cat([g for _, g in pairs], dim=2)
+    padding = model.get_submodule(layer.module).padding_idx
+    return EmbeddingCapture(layer, ids, g if padding is None else g * (ids != padding)[..., None])
+
+
+def _leaf_capture(model: nn.Module, layer: Layer, pairs: Pairs) -> LeafCapture:
     module = model.get_submodule(layer.module)
     parameters = {name.rpartition(".")[2]: model.get_parameter(name).detach() for name in layer.names}
 
@@ -187,38 +217,5 @@ def _leaf_capture(model: nn.Module, layer: Layer, pairs: list[tuple[torch.Tensor
         back = vjp(lambda theta: functional_call(module, theta, (x[None],)), parameters)[1]
         return vmap(lambda direction: back(direction[None])[0])(g)
 
-    found = [vmap(of_example, in_dims=(0, 1), out_dims=1)(x, g) for x, g in pairs]
+    found = [vmap(of_example, in_dims=(0, 1), out_dims=1)(x.to(g), g) for x, g in pairs]
     return LeafCapture(layer, {name: sum(part[name.rpartition(".")[2]] for part in found) for name in layer.names})
-
-
-@dataclass(frozen=True)
-class _Call:
-    inputs: torch.Tensor
-    outputs: torch.Tensor
-    version: int  # of the outputs when the layer returned them
-
-    def fits(self, layer: Layer, size: int) -> bool:
-        """Whether input and output hold one entry for each of `size` examples, and the output was not overwritten."""
-        tensors = isinstance(self.inputs, torch.Tensor) and isinstance(self.outputs, torch.Tensor)
-        if not tensors or not len(self.inputs) == len(self.outputs) == size or self.outputs._version > self.version:
-            return False
-        return self.inputs.is_floating_point() and (not layer.linear or self.inputs.ndim in (2, 3))
-
-
-@contextmanager
-def _recorded(model: nn.Module, layers: list[Layer]) -> Iterator[dict[Layer, list[_Call]]]:
-    calls: dict[Layer, list[_Call]] = {layer: [] for layer in layers}
-
-    def hook(seen: list[_Call], _module, args: tuple, kwargs: dict, output: torch.Tensor) -> None:
-        single = args[0] if len(args) == 1 and not kwargs else None
-        seen.append(_Call(single, output, getattr(output, "_version", 0)))
-
-    handles = [
-        model.get_submodule(layer.module).register_forward_hook(partial(hook, seen), with_kwargs=True)
-        for layer, seen in calls.items()
-    ]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()

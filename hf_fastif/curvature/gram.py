@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from accelerate.utils import tqdm
 
 from hf_fastif.batches import ExampleBatches
-from hf_fastif.curvature.captures import Capture, Layer, captured_layers, captures, covered_names
+from hf_fastif.curvature.captures import Capture, captures
+from hf_fastif.curvature.layers import Layer, captured_layers, covered_names
 from hf_fastif.curvature.products import GaussNewton
 
 

@@ -15,13 +15,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from hf_fastif.batches import ExampleBatches
-from hf_fastif.curvature.captures import Layer, LinearCapture, captured_layers, captures, covered_names
+from hf_fastif.curvature.captures import Capture, LinearCapture, captures
+from hf_fastif.curvature.layers import Layer, captured_layers, covered_names
 from hf_fastif.curvature.products import GaussNewton
 from hf_fastif.files import write_whole
 from hf_fastif.parameters import ParameterSpace
 
 
-MEMORY = 1 << 30  # bytes for the per-example gradients of a layer
 MAX_DIRECTIONS = 4  # of the outputs of an example; more are mixed into that many random ones
 
 
@@ -67,6 +67,14 @@ class KroneckerFactors:
         for block in self.blocks:
             solved |= block.layer.from_matrix(block.solve(block.layer.to_matrix(pieces), damping))
         return space.join([solved[name] for name in pieces], lead=(len(vectors),))
+
+    def quadratic_form(self, capture: Capture, damping: float) -> torch.Tensor:
+        """g^T (C + lambda I)^-1 g (r, B) for the gradients g of single examples in one layer."""
+        block = next((block for block in self.blocks if block.layer == capture.layer), None)
+        if block is None:
+            return capture.squares({name: 1 / (self.diagonal[name] + damping) for name in capture.layer.names})
+        rotated = capture.with_bias().rotated(block.output_basis, block.input_basis)
+        return rotated.squares(1 / (block.eigenvalues + damping))
 
     def save(self, path: Path, manifest: dict[str, str]) -> None:
         """Writes one safetensors file, with a manifest of what the factors were fitted on."""
@@ -124,7 +132,7 @@ def fit_kronecker_factors(
         show_progress (`bool`): Whether the main process shows a bar.
     """
     objective = curvature.objective
-    layers = [layer for layer in captured_layers(objective, examples.take(batches[0])) if layer.linear]
+    layers = [layer for layer in captured_layers(objective, examples.take(batches[0])) if layer.kind == "linear"]
     covered = covered_names(layers)
     diagonal = {name: torch.zeros_like(p) for name, p in objective.theta.items() if name not in covered}
     count = sum(map(len, batches))
@@ -173,13 +181,10 @@ def _add_gradient_covariances(inner: torch.Tensor, outer: torch.Tensor, capture:
 def _add_eigenvalues(
     total: torch.Tensor, bases: tuple[torch.Tensor, torch.Tensor], capture: LinearCapture, count: int
 ) -> None:
-    """Adds the squares of the gradients in the eigenbasis, for as many outputs at a time as fit into memory."""
-    outer, inner = bases
-    x, g = capture.inputs @ inner, capture.gradients @ outer
-    width = max(1, MEMORY // (4 * len(g) * len(x) * len(inner)))
-    for start in range(0, len(outer), width):
-        rows = torch.einsum("rbto,bti->rboi", g[..., start : start + width], x)
-        total[start : start + width] += rows.square().sum(dim=(0, 1)) / count
+    """Adds the squares of the gradients in the eigenbasis."""
+    rotated = capture.rotated(*bases)
+    for outputs in rotated.strips():
+        total[outputs] += rotated.matrices(outputs).square_().sum(dim=(0, 1)) / count
 
 
 def _few(roots: torch.Tensor, seed: list[int]) -> torch.Tensor:

@@ -11,7 +11,8 @@ from torch.func import hessian, jvp, vmap
 from torch.nn import functional as F
 
 from hf_fastif.batches import ExampleBatches
-from hf_fastif.curvature.captures import Layer, captured_layers, captures, covered_names
+from hf_fastif.curvature.captures import captures
+from hf_fastif.curvature.layers import Layer, captured_layers, covered_names
 from hf_fastif.objective import Batch, Objective
 
 

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import tqdm
 from torch import nn
 
 from hf_fastif.batches import ExampleBatches
-from hf_fastif.objective import Batch
+from hf_fastif.objective import Batch, Objective
+from hf_fastif.passes import Passes
 
 
-def pooled_features(
-    model: nn.Module,
-    examples: ExampleBatches,
-    batch_size: int,
-    accelerator: Accelerator,
-    show_progress: bool = True,
-) -> np.ndarray:
+def pooled_features(objective: Objective, examples: ExampleBatches, passes: Passes) -> np.ndarray:
     """The model's pooled final state of every example: what its output layer is applied to (section 3.2, footnote 4).
 
     For BERT that is the pooler's output, as in the authors' code; other encoders have other poolers. Heads that
@@ -30,14 +23,12 @@ def pooled_features(
     Raises:
         ValueError: If the model has no linear output layer for its labels.
     """
-    head = output_layer(model)
-    features = torch.zeros(len(examples), head.in_features, device=accelerator.device)
-    batches = examples.grouped_by_length(np.arange(len(examples)), batch_size)
-    own = batches[accelerator.process_index :: accelerator.num_processes]
-    for rows in tqdm(own, desc="Features", disable=not show_progress, leave=False):
-        states = _pooled_state(model, head, examples.take(rows))
-        features[torch.from_numpy(rows).to(states.device)] = states.float()
-    return accelerator.reduce(features, "sum").cpu().numpy()
+    head = output_layer(objective.model)
+
+    def compute(batch: Batch) -> torch.Tensor:
+        return _pooled_state(objective, head, batch)
+
+    return passes.over(examples, np.arange(len(examples)), head.in_features, compute, "Features")
 
 
 def output_layer(model: nn.Module) -> nn.Linear:
@@ -56,12 +47,12 @@ def output_layer(model: nn.Module) -> nn.Linear:
     )
 
 
-def _pooled_state(model: nn.Module, head: nn.Linear, batch: Batch) -> torch.Tensor:
+def _pooled_state(objective: Objective, head: nn.Linear, batch: Batch) -> torch.Tensor:
     seen: list[torch.Tensor] = []
     hook = head.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
     try:
         with torch.no_grad():  # not inference_mode: its tensors cannot enter a later derivative
-            model(**{name: value for name, value in batch.items() if name != "labels"})
+            objective.logits(objective.theta, batch)
     finally:
         hook.remove()
     states = seen[-1]

@@ -1,8 +1,16 @@
 """The influence of many candidates, given s_test."""
 
-from hf_fastif.scoring.by_rows import batch_scores_by_rows
-from hf_fastif.scoring.forward_mode import batch_scores
-from hf_fastif.scoring.scan import influence_scores
+from hf_fastif.scoring.forward_mode import forward_mode_scores
+from hf_fastif.scoring.gradients import gradient_scores, self_influence
+from hf_fastif.scoring.scan import Scoring, choose_scoring, covering_layers, influence_scores
 
 
-__all__ = ["batch_scores", "batch_scores_by_rows", "influence_scores"]
+__all__ = [
+    "Scoring",
+    "choose_scoring",
+    "covering_layers",
+    "forward_mode_scores",
+    "gradient_scores",
+    "influence_scores",
+    "self_influence",
+]

@@ -8,7 +8,7 @@ from torch.func import jvp, vmap
 from hf_fastif.objective import Batch, Objective
 
 
-def batch_scores(objective: Objective, batch: Batch, s_test: torch.Tensor) -> torch.Tensor:
+def forward_mode_scores(objective: Objective, batch: Batch, s_test: torch.Tensor) -> torch.Tensor:
     """I(z, z') = - s_test(z') . grad L(z) (equation 1 of the paper) for Q queries and the B examples z of a batch.
 
     s_test . grad L(z) is the derivative of L(z) along s_test. Forward mode gives it for all examples of a batch at

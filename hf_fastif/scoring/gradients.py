@@ -2,37 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
-from hf_fastif.curvature.captures import Layer, captures
+from hf_fastif.curvature import Capture, KroneckerFactors, Layer
+from hf_fastif.curvature.captures import captures
 from hf_fastif.objective import Batch, Objective
 
 
-def batch_scores_by_rows(
-    objective: Objective, batch: Batch, s_test: torch.Tensor, layers: list[Layer]
-) -> torch.Tensor:
+def gradient_scores(objective: Objective, batch: Batch, s_test: torch.Tensor, layers: list[Layer]) -> torch.Tensor:
     """I(z, z') = - s_test(z') . grad L(z) for Q queries and the B examples z of a batch.
 
     One forward and one backward pass give what each layer received and got back; the gradients of single examples
-    follow layer by layer, and a query then costs a matrix product.
+    follow layer by layer, no more than one layer's at a time, and a query then costs a matrix product.
 
     Args:
         objective (`Objective`): The per-example loss.
         batch (`dict`): B examples.
         s_test (`torch.Tensor` of shape `(Q, P)`): One vector for each query.
-        layers (`list[Layer]`): Layers that hold all trained parameters (`captured_layers`).
+        layers (`list[Layer]`): Layers that hold all trained parameters (`covering_layers`).
 
     Returns:
         `torch.Tensor` of shape `(Q, B)`: Positive is harmful, negative helpful.
     """
+    vectors = objective.space.split(s_test)
+    return -sum(capture.along(vectors)[:, 0] for capture in _loss_captures(objective, batch, layers))
 
+
+def self_influence(
+    objective: Objective, batch: Batch, layers: list[Layer], factors: KroneckerFactors | None, damping: float
+) -> torch.Tensor:
+    """grad L(z)^T (C + lambda I)^-1 grad L(z) for the B examples z of a batch, with C as EK-FAC has it.
+
+    Args:
+        objective (`Objective`): The per-example loss.
+        batch (`dict`): B examples.
+        layers (`list[Layer]`): Layers that hold all trained parameters (`covering_layers`).
+        factors (`KroneckerFactors`, *optional*): C. Without it the answer is ||grad L(z)||^2.
+        damping (`float`): lambda.
+
+    Returns:
+        `torch.Tensor` of shape `(B,)`, not negative.
+    """
+    return sum(_quadratic_form(capture, factors, damping)[0] for capture in _loss_captures(objective, batch, layers))
+
+
+def _quadratic_form(capture: Capture, factors: KroneckerFactors | None, damping: float) -> torch.Tensor:
+    if factors is not None:
+        return factors.quadratic_form(capture, damping)
+    return (capture.with_bias() if capture.layer.kind == "linear" else capture).squares()
+
+
+def _loss_captures(objective: Objective, batch: Batch, layers: list[Layer]) -> Iterator[Capture]:
     def loss_gradients(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         outputs = logits.requires_grad_()
         return torch.autograd.grad(objective.losses_of_logits(outputs, labels).sum(), outputs)[0][None]
 
-    pieces = objective.space.split(s_test)
-    total = s_test.new_zeros(len(s_test), len(batch["labels"]))
-    for capture in captures(objective, batch, layers, loss_gradients):
-        for name, gradients in capture.rows().items():
-            total -= pieces[name].flatten(1) @ gradients[0].flatten(1).T
-    return total
+    return captures(objective, batch, layers, loss_gradients)

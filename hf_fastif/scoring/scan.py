@@ -2,16 +2,67 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import tqdm
 
 from hf_fastif.batches import ExampleBatches
-from hf_fastif.curvature.captures import Layer, captured_layers, covered_names
-from hf_fastif.objective import Objective
-from hf_fastif.scoring.by_rows import batch_scores_by_rows
-from hf_fastif.scoring.forward_mode import batch_scores
+from hf_fastif.config import ScoringName
+from hf_fastif.curvature import Layer, captured_layers, covered_names
+from hf_fastif.objective import Batch, Objective
+from hf_fastif.passes import Passes
+from hf_fastif.pieces import Pieces
+from hf_fastif.scoring.forward_mode import forward_mode_scores
+from hf_fastif.scoring.gradients import gradient_scores
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """A way to score a batch of candidates.
+
+    Attributes:
+        layers (`list[Layer]`, *optional*): The layers whose gradients of single examples are multiplied with s_test;
+            None for forward mode.
+        why (`str`): What it is and why it was chosen.
+    """
+
+    layers: list[Layer] | None
+    why: str
+
+    def batch_scores(self, objective: Objective, batch: Batch, s_test: torch.Tensor) -> torch.Tensor:
+        """The influence (Q, B) of the B examples of a batch on Q queries, given s_test (Q, P)."""
+        if self.layers is None:
+            return forward_mode_scores(objective, batch, s_test)
+        return gradient_scores(objective, batch, s_test, self.layers)
+
+
+def choose_scoring(name: ScoringName, objective: Objective, examples: ExampleBatches, num_queries: int) -> Scoring:
+    """The cheaper of two exact ways.
+
+    Forward mode costs a forward pass, and a tangent of it for each query. Gradients cost a forward and a backward
+    pass, and a matrix product for each query, but they need to know in which layer each trained parameter is used.
+
+    Raises:
+        ValueError: If `"gradients"` is asked for and some trained parameters are in no layer that can be captured.
+    """
+    if name == "forward_mode" or (name == "auto" and num_queries == 1):
+        return Scoring(None, f"forward mode, {num_queries} tangents on one forward pass")
+    layers = covering_layers(objective, examples)
+    if layers is not None:
+        return Scoring(layers, f"gradients of single examples, layer by layer, shared by {num_queries} queries")
+    if name == "gradients":
+        raise ValueError(
+            "scoring='gradients': some trained parameters are tied, in no layer of their own, or part of every loss "
+            "(loss_weight_decay); give scoring='forward_mode' or 'auto'."
+        )
+    return Scoring(None, f"forward mode, {num_queries} tangents: some parameters are in no layer that can be captured")
+
+
+def covering_layers(objective: Objective, examples: ExampleBatches) -> list[Layer] | None:
+    """Layers that hold all trained parameters between them, or None if some are elsewhere or in every loss."""
+    layers = captured_layers(objective, examples.take(range(min(2, len(examples)))), embeddings=True)
+    return layers if len(covered_names(layers)) == len(objective.theta) and not objective.weight_decay else None
 
 
 def influence_scores(
@@ -19,23 +70,22 @@ def influence_scores(
     examples: ExampleBatches,
     s_test: torch.Tensor,
     rows: np.ndarray,
-    batch_size: int,
-    accelerator: Accelerator,
-    show_progress: bool = True,
+    passes: Passes,
+    scoring: ScoringName = "auto",
+    pieces: Pieces | None = None,
+    title: str = "Scoring",
 ) -> np.ndarray:
-    """The influence of chosen rows of a dataset on Q queries.
-
-    Batches are dealt to the processes; each holds one at a time. A single query is scored in forward mode; several
-    from the gradients of single examples, where captures can tell those.
+    """The influence of chosen rows of a dataset on Q queries; memory is bounded by a batch.
 
     Args:
         objective (`Objective`): The per-example loss.
         examples (`ExampleBatches`): The candidates.
         s_test (`torch.Tensor` of shape `(Q, P)`): One vector for each query.
         rows (`np.ndarray` of shape `(k,)`): Which candidates to score.
-        batch_size (`int`): Candidates in one pass.
-        accelerator (`Accelerator`): Collects what the processes found.
-        show_progress (`bool`): Whether the main process shows a bar.
+        passes (`Passes`): How the work is cut up.
+        scoring (`str`, *optional*, defaults to `"auto"`): See `choose_scoring`.
+        pieces (`Pieces`, *optional*): Keeps what is finished.
+        title (`str`, *optional*): Of the progress bar and the pieces.
 
     Returns:
         `np.ndarray` of shape `(Q, k)`, float32, in the order of `rows`.
@@ -43,27 +93,13 @@ def influence_scores(
     Raises:
         ValueError: If the score of some candidate is NaN, naming its row.
     """
-    place = np.empty(len(examples), dtype=np.int64)  # row of the dataset -> column of the answer
-    place[rows] = np.arange(len(rows))
-    scores = torch.zeros(len(s_test), len(rows), device=s_test.device)
-    batches = examples.grouped_by_length(rows, batch_size)
-    layers = _layers(objective, examples, rows) if len(s_test) > 1 else None
-    own = batches[accelerator.process_index :: accelerator.num_processes]
-    for batch_rows in tqdm(own, desc="Scoring", disable=not show_progress, leave=False):
-        columns = torch.from_numpy(place[batch_rows]).to(s_test.device)
-        batch = examples.take(batch_rows)
-        if layers is None:
-            scores[:, columns] = batch_scores(objective, batch, s_test).float()
-        else:
-            scores[:, columns] = batch_scores_by_rows(objective, batch, s_test, layers).float()
-    scores = accelerator.reduce(scores, "sum").cpu().numpy()
+    way = choose_scoring(scoring, objective, examples, len(s_test))
+
+    def compute(batch: Batch) -> torch.Tensor:
+        return way.batch_scores(objective, batch, s_test).T
+
+    scores = passes.over(examples, rows, len(s_test), compute, title, pieces).T
     if not np.isfinite(scores).all():
         row = int(rows[np.flatnonzero(~np.isfinite(scores).all(axis=0))[0]])
         raise ValueError(f"candidates: row {row} has a NaN or infinite influence; look at its text, label and loss.")
     return scores
-
-
-def _layers(objective: Objective, examples: ExampleBatches, rows: np.ndarray) -> list[Layer] | None:
-    """The layers that hold all trained parameters, or None where some are elsewhere or in every loss."""
-    layers = captured_layers(objective, examples.take(rows[:2]))
-    return layers if len(covered_names(layers)) == len(objective.theta) and not objective.weight_decay else None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from torch.nn.functional import pad
 
 Precondition = Callable[[torch.Tensor], torch.Tensor]
 Callback = Callable[[int, torch.Tensor], None]
+TENSORS = ("vectors", "residual", "std_err", "trace")
 
 
 class DivergenceError(ArithmeticError):
@@ -64,6 +66,19 @@ class Solution:
     def without_vectors(self) -> Solution:
         """The numbers alone, for keeping."""
         return replace(self, vectors=self.vectors[:, :0])
+
+    def to_tensors(self) -> dict[str, torch.Tensor]:
+        """Everything as tensors, for a file."""
+        scale = float("nan") if self.scale is None else self.scale
+        numbers = torch.tensor([self.damping, self.steps, scale], dtype=torch.float64)
+        return {name: getattr(self, name) for name in TENSORS} | {"numbers": numbers}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> Solution:
+        """The inverse of `to_tensors`."""
+        damping, steps, scale = tensors["numbers"].tolist()
+        scale = None if math.isnan(scale) else scale
+        return cls(**{name: tensors[name] for name in TENSORS}, damping=damping, steps=int(steps), scale=scale)
 
     def quality(self) -> dict[str, float | int | None]:
         """The numbers beside the vector, of a single query."""

@@ -11,7 +11,8 @@ from tiny import VOCABULARY, batches, tiny_data, tiny_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from hf_fastif.curvature.captures import Layer, captured_layers, captures
+from hf_fastif.curvature.captures import captures
+from hf_fastif.curvature.layers import Layer, captured_layers
 from hf_fastif.objective import Objective
 
 
@@ -174,7 +175,7 @@ def test_rows_do_not_depend_on_the_padding(examples):
 def test_rows_of_some_outputs_are_a_part_of_all(examples):
     for architecture in ("bert", "gpt2"):
         objective, batch = Objective(tiny_model(architecture, double=True)), examples.take(ROWS)
-        layers = [layer for layer in captured_layers(objective, batch) if layer.linear]
+        layers = [layer for layer in captured_layers(objective, batch) if layer.kind == "linear"]
         for capture in captures(objective, batch, layers, two_directions):
             part, whole = (capture.layer.to_matrix(capture.rows(outputs)) for outputs in (slice(1, 3), slice(None)))
             torch.testing.assert_close(part, whole[..., 1:3, :])
@@ -183,7 +184,7 @@ def test_rows_of_some_outputs_are_a_part_of_all(examples):
 def test_the_bias_is_the_weight_of_an_input_of_one(examples):
     for architecture in ("bert", "gpt2"):
         objective, batch = Objective(tiny_model(architecture, double=True)), examples.take(ROWS)
-        layers = [layer for layer in captured_layers(objective, batch) if layer.linear]
+        layers = [layer for layer in captured_layers(objective, batch) if layer.kind == "linear"]
         for capture in captures(objective, batch, layers, two_directions):
             whole = capture.with_bias()
             matrix = torch.einsum("rbto,bti->rboi", whole.gradients, whole.inputs)
@@ -196,7 +197,7 @@ def test_tokens_without_a_gradient_are_dropped(examples):
     tokens = {
         capture.layer.module.removeprefix("bert.encoder.layer.1."): capture.inputs.shape[1]
         for capture in captures(objective, batch, layers, two_directions)
-        if capture.layer.linear
+        if capture.layer.kind == "linear"
     }
 
     assert tokens["attention.self.key"] == batch["input_ids"].shape[1]
@@ -274,7 +275,7 @@ def test_no_layers_give_no_captures(examples):
 @pytest.mark.parametrize("module", [nn.Linear(5, 3), nn.Linear(5, 3, bias=False), Conv1D(3, 5)])
 def test_a_layer_as_one_matrix_and_back(module):
     own = dict(module.named_parameters(prefix="layer"))
-    layer = Layer("layer", tuple(own), linear=True, transposed=isinstance(module, Conv1D))
+    layer = Layer("layer", tuple(own), kind="linear", transposed=isinstance(module, Conv1D))
     x = torch.randn(5)
 
     matrix = layer.to_matrix(own)

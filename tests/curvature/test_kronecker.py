@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import accelerator, batches, tiny_data, tiny_model
 
-from hf_fastif.curvature import GaussNewton, KroneckerFactors, fit_kronecker_factors, kronecker
+from hf_fastif.curvature import GaussNewton, KroneckerFactors, captures, fit_kronecker_factors, kronecker
 from hf_fastif.objective import Objective
 from hf_fastif.parameters import ParameterSpace
 
@@ -61,8 +61,8 @@ def test_eigenvalues_are_mean_squares_in_the_eigenbasis(architecture, examples, 
     model = tiny_model(architecture, double=True)
     pieces = ParameterSpace(model).split(example_gradients(model, examples))
 
-    for memory in (kronecker.MEMORY, 1):
-        monkeypatch.setattr(kronecker, "MEMORY", memory)
+    for memory in (captures.STRIP_MEMORY, 1):
+        monkeypatch.setattr(captures, "STRIP_MEMORY", memory)
         blocks = fit(model, examples).blocks
         assert len(blocks) == {"bert": 8, "gpt2": 5}[architecture]
         for block in blocks:

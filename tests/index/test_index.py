@@ -9,6 +9,8 @@ from tiny import accelerator, batches, tiny_data, tiny_model
 
 from hf_fastif.index import attach_index, pooled_features, search_index, without_indexes
 from hf_fastif.index.features import output_layer
+from hf_fastif.objective import Objective
+from hf_fastif.passes import Passes
 
 
 DATA = tiny_data(17)
@@ -33,7 +35,7 @@ def reference_state(model, architecture, batch):
 def test_features_are_what_the_output_layer_sees(architecture):
     model, examples = tiny_model(architecture), batches(DATA)
 
-    features = pooled_features(model, examples, batch_size=4, accelerator=accelerator(), show_progress=False)
+    features = pooled_features(Objective(model), examples, Passes(4, accelerator()))
 
     with torch.no_grad():
         expected = torch.cat([reference_state(model, architecture, examples.take([row])) for row in range(len(DATA))])
@@ -43,7 +45,7 @@ def test_features_are_what_the_output_layer_sees(architecture):
 
 def test_outputs_are_the_output_layer_of_the_features():
     model, examples = tiny_model(), batches(DATA)
-    features = torch.from_numpy(pooled_features(model, examples, 4, accelerator(), False))
+    features = torch.from_numpy(pooled_features(Objective(model), examples, Passes(4, accelerator())))
     batch = examples.take(range(len(DATA)))
 
     with torch.no_grad():

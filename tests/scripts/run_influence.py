@@ -21,7 +21,7 @@ trainer.build_index()
 s_test = trainer.compute_s_test(queries)
 scores = trainer.compute_influence(queries, s_test=s_test)
 result = trainer.find_influential(queries, num_examples=None, num_neighbors=9, s_test=s_test)
-solved = {}
+solved = {"self_influence": trainer.self_influence()}
 exact.MAX_PRIMAL = 10
 for name in ("sdca", "cg", "ekfac", "exact"):
     trainer.args.solver = name

@@ -1,0 +1,247 @@
+"""The cost of scoring candidates, in plain forward passes over the same candidates.
+
+    python benchmarks/scoring.py --model_name_or_path out/mnli --train_file mnli_train.jsonl.gz \
+        --validation_file mnli_dev_matched.jsonl.gz --text_columns premise hypothesis --output_dir out/scoring
+
+Everything is timed in turn, `--rounds` times over, and the medians are compared. The loop that is compared with is
+that of the FastIF authors: a backward pass for each candidate, padded to 128 tokens. kronfluence is compared with
+where it is installed (`pip install --no-deps kronfluence einops einconv opt-einsum`, since torchvision, which it
+names, does not fit torch's CPU build). With `--memory_scans` a scan of 3,000 and one of all candidates are run in
+processes of their own, and their peak memory compared. Writes `scoring.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, set_seed
+
+from hf_fastif import InfluenceConfig, InfluenceTrainer, freeze
+from hf_fastif.cli import parse_arguments
+from hf_fastif.data import DataArguments, load_examples, tokenize
+from hf_fastif.frozen import find_frozen_states
+from hf_fastif.objective import Objective
+from hf_fastif.passes import Passes
+from hf_fastif.queries import loss_gradients
+from hf_fastif.scoring import influence_scores
+
+
+PADDED = 128  # tokens, in the loop over candidates
+LOOP = 32  # candidates in that loop
+
+
+@dataclass
+class BenchmarkArguments:
+    """What to measure."""
+
+    model_name_or_path: str = field(metadata={"help": "A fine-tuned classifier."})
+    num_frozen_layers: int = field(default=3, metadata={"help": "Layers that were not trained."})
+    num_candidates: int = field(default=512, metadata={"help": "Training examples to score."})
+    num_queries: int = field(default=64, metadata={"help": "Validation examples, for what several queries share."})
+    rounds: int = field(default=3, metadata={"help": "How often everything is timed."})
+    memory_scans: bool = field(default=False, metadata={"help": "Compare the peak memory of two full scans."})
+    scan_only: int | None = field(default=None, metadata={"help": "Only scan that many, and print the peak memory."})
+
+
+def main(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceConfig) -> None:
+    set_seed(config.seed)
+    trainer, queries = make_trainer(benchmark, data, config)
+    if benchmark.scan_only is not None:
+        trainer.compute_influence(queries.select([0]), trainer.train_dataset.select(range(benchmark.scan_only)))
+        print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
+        return
+    found = time_all(benchmark, trainer, queries)
+    if benchmark.memory_scans:
+        found["peak memory of scans, GB"] = {count: peak(count) for count in (3_000, len(trainer.train_dataset))}
+        print(found["peak memory of scans, GB"])
+    folder = Path(config.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "scoring.json").write_text(json.dumps(found, indent=2))
+
+
+def make_trainer(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceConfig):
+    path = benchmark.model_name_or_path
+    examples = load_examples(data, AutoConfig.from_pretrained(path).id2label, new_head=False)
+    model = AutoModelForSequenceClassification.from_pretrained(path)
+    freeze(model, benchmark.num_frozen_layers)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    examples = tokenize(examples, tokenizer, data)
+    config.solver = "identity"
+    trainer = InfluenceTrainer(model, config, train_dataset=examples["train"], processing_class=tokenizer)
+    return trainer, examples["validation"].shuffle(config.seed).select(range(benchmark.num_queries))
+
+
+def time_all(benchmark: BenchmarkArguments, trainer: InfluenceTrainer, queries) -> dict[str, object]:
+    pool = trainer.train_dataset.shuffle(trainer.args.seed).select(range(benchmark.num_candidates))
+    examples, model = trainer._examples("candidates", pool), trainer.model
+    kept, rough_kept = trainer._examples("candidates", pool), trainer._examples("candidates", pool)
+    rows = np.arange(len(pool))
+    passes = Passes(trainer.args.influence_batch_size, trainer.accelerator)
+
+    def forward() -> None:
+        model.eval()
+        with torch.no_grad():
+            for batch in examples.grouped_by_length(rows, passes.batch_size):
+                model(**examples.take(batch))
+
+    def loop() -> None:
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        for row in rows[:LOOP]:
+            batch = {k: pad(v) if k != "labels" else v for k, v in examples.take([row]).items()}
+            gradients = torch.autograd.grad(model(**batch).loss, parameters)
+            torch.cat([g.flatten() for g in gradients]) @ s_test[0]
+
+    def with_gradients() -> np.ndarray:
+        vectors = loss_gradients(objective, trainer._examples("queries", queries), range(len(queries)))
+        return influence_scores(objective, examples, vectors, rows, passes)
+
+    with trainer._objective() as objective:
+        rough, resumed, both = Objective(model, bf16=True), Objective(model), Objective(model, bf16=True)
+        s_test = loss_gradients(objective, trainer._examples("queries", queries), range(len(queries)))
+        kept.states = find_frozen_states(resumed, kept, 1 << 33)
+        rough_kept.states = find_frozen_states(both, rough_kept, 1 << 33)
+        ways: dict[str, Callable[[], np.ndarray | None]] = {
+            "a forward pass": forward,
+            "one query": lambda: influence_scores(objective, examples, s_test[:1], rows, passes),
+            "one query by gradients": lambda: influence_scores(
+                objective, examples, s_test[:1], rows, passes, "gradients"
+            ),
+            "one query, bf16": lambda: influence_scores(rough, examples, s_test[:1], rows, passes),
+            "one query, frozen states kept": lambda: influence_scores(resumed, kept, s_test[:1], rows, passes),
+            "one query, bf16, frozen states kept": lambda: influence_scores(
+                both, rough_kept, s_test[:1], rows, passes
+            ),
+            f"{len(queries)} queries": lambda: influence_scores(objective, examples, s_test, rows, passes),
+            f"{len(queries)} queries and their gradients": with_gradients,
+            f"{len(queries)} queries, bf16": lambda: influence_scores(rough, examples, s_test, rows, passes),
+            f"{len(queries)} queries, frozen states kept": lambda: influence_scores(
+                resumed, kept, s_test, rows, passes
+            ),
+            "a backward pass each, padded to 128": loop,
+        }
+        seconds, answers = time_in_turn(ways, benchmark.rounds)
+        seconds["a backward pass each, padded to 128"] *= len(rows) / LOOP
+        agreement = {name: agree(answer, answers) for name, answer in answers.items() if answer is not None}
+        if find_spec("kronfluence") is not None:
+            seconds["kronfluence"], correlation = kronfluence(trainer, objective, queries, pool, s_test)
+            agreement["kronfluence, on the layers that both cover"] = correlation
+    report(seconds, agreement)
+    return {"seconds": seconds, "agreement": agreement, "candidates": len(pool), "queries": len(queries)}
+
+
+def pad(values: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.pad(values[:, :PADDED], (0, PADDED - values.shape[1]))
+
+
+def time_in_turn(ways: dict[str, Callable], rounds: int) -> tuple[dict[str, float], dict[str, np.ndarray | None]]:
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    answers = {name: way() for name, way in ways.items()}  # warm
+    for _ in range(rounds):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: float(np.median(values)) for name, values in seconds.items()}, answers
+
+
+def agree(answer: np.ndarray, answers: dict[str, np.ndarray | None]) -> float:
+    """The lowest Spearman correlation, over queries, with the float32 scores of as many queries."""
+    truth = next(other for other in answers.values() if other is not None and other.shape == answer.shape)
+    return min(float(spearmanr(one, other).statistic) for one, other in zip(answer, truth, strict=True))
+
+
+def report(seconds: dict[str, float], agreement: dict[str, float]) -> None:
+    unit = seconds["a forward pass"]
+    print("| | seconds | forward passes | Spearman |\n|---|---|---|---|")
+    for name, value in seconds.items():
+        print(f"| {name} | {value:.2f} | {value / unit:.2f} | {agreement.get(name, float('nan')):.5f} |")
+    print({name: value for name, value in agreement.items() if name not in seconds})
+
+
+def kronfluence(trainer, objective, queries, pool, s_test) -> tuple[float, float]:
+    """Seconds of kronfluence's gradient products (`identity`) for the same pairs, and the agreement with ours.
+
+    It gets the same batches, and a copy of the model of which it tracks the trained linear layers. Its time includes
+    the gradients of the queries, so "queries and their gradients" is what to compare it with.
+    """
+    import copy
+
+    from kronfluence.analyzer import Analyzer, prepare_model
+    from kronfluence.arguments import FactorArguments, ScoreArguments
+    from kronfluence.task import Task
+    from kronfluence.utils.dataset import DataLoaderKwargs
+
+    model = copy.deepcopy(objective.model)
+    trained = {name.rpartition(".")[0] for name in objective.theta}
+    linear = [name for name, module in model.named_modules() if name in trained and type(module) is torch.nn.Linear]
+
+    class Classification(Task):
+        def compute_train_loss(self, batch, model, sample=False):
+            return torch.nn.functional.cross_entropy(self.logits(batch, model), batch["labels"], reduction="sum")
+
+        def compute_measurement(self, batch, model):
+            return self.compute_train_loss(batch, model)
+
+        def logits(self, batch, model):
+            return model(**{name: values for name, values in batch.items() if name != "labels"}).logits
+
+        def get_influence_tracked_modules(self):
+            return linear
+
+        def get_attention_mask(self, batch):
+            return batch["attention_mask"]
+
+    task = Classification()
+    columns = ["input_ids", "attention_mask", "label"]
+    order = np.argsort([-len(ids) for ids in pool["input_ids"]], kind="stable")
+    analyzer = Analyzer(
+        "scoring", prepare_model(model, task), task, cpu=True, output_dir=f"{trainer.args.output_dir}/kronfluence"
+    )
+    analyzer.set_dataloader_kwargs(DataLoaderKwargs(collate_fn=lambda rows: dict(trainer.data_collator(rows))))
+    candidates, asked = pool.select(order).select_columns(columns), queries.select_columns(columns)
+    analyzer.fit_all_factors(
+        "identity", candidates, factor_args=FactorArguments(strategy="identity"), overwrite_output_dir=True
+    )
+    start = time.perf_counter()
+    analyzer.compute_pairwise_scores(
+        "scores",
+        "identity",
+        query_dataset=asked,
+        train_dataset=candidates,
+        per_device_query_batch_size=len(queries),
+        per_device_train_batch_size=trainer.args.influence_batch_size,
+        score_args=ScoreArguments(),
+        overwrite_output_dir=True,
+    )
+    seconds = time.perf_counter() - start
+    theirs = analyzer.load_pairwise_scores("scores")["all_modules"].float().numpy()
+    shared = s_test.clone()
+    for name, piece in objective.space.split(shared).items():
+        if name.rpartition(".")[0] not in linear:
+            piece.zero_()
+    passes = Passes(trainer.args.influence_batch_size, trainer.accelerator)
+    ours = -influence_scores(objective, trainer._examples("candidates", pool), shared, order, passes)
+    return seconds, min(float(np.corrcoef(one, other)[0, 1]) for one, other in zip(ours, theirs, strict=True))
+
+
+def peak(count: int) -> float:
+    """Peak memory in GB of a process that scans so many candidates for one query."""
+    command = [sys.executable, *sys.argv, "--scan_only", str(count), "--memory_scans", "false"]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])[
+        "peak"
+    ]
+
+
+if __name__ == "__main__":
+    main(*parse_arguments(BenchmarkArguments, DataArguments, InfluenceConfig))

@@ -1,0 +1,133 @@
+"""Solving for some queries and scoring candidates for them, a few queries at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+
+from hf_fastif.batches import ExampleBatches
+from hf_fastif.config import InfluenceConfig
+from hf_fastif.objective import Batch, Objective
+from hf_fastif.outcomes import QueryOutcome
+from hf_fastif.passes import Passes
+from hf_fastif.pieces import Pieces, Tensors
+from hf_fastif.queries import loss_gradients
+from hf_fastif.scoring import covering_layers, influence_scores, self_influence
+from hf_fastif.solvers import Solution, Solver
+from hf_fastif.solving import SolverSetup
+
+
+# A candidate that several queries share is scored for all of them from its gradient, which costs about that many
+# times what scoring it for one of them costs in forward mode.
+SHARED_COST = 1.5
+
+
+@dataclass
+class Attribution:
+    """One piece of work: no more than the vectors of `args.query_batch_size` queries are in memory.
+
+    Attributes:
+        objective (`Objective`): The loss.
+        args ([`InfluenceConfig`]): Solver, scoring and sizes.
+        setup (`Callable`): Makes the `SolverSetup`, if one is needed.
+        passes (`Passes`): How long work is cut up.
+        pieces (`Pieces`): Keeps what is finished.
+    """
+
+    objective: Objective
+    args: InfluenceConfig
+    setup: Callable[[], SolverSetup]
+    passes: Passes
+    pieces: Pieces
+
+    def s_test(self, queries: ExampleBatches) -> Solution:
+        """s_test of every query."""
+        return Solution.stack([self._solution(queries, i, rows) for i, rows in self._groups(queries)])
+
+    def outcomes(
+        self, queries: ExampleBatches, pool: ExampleBatches, neighbors: np.ndarray | None, s_test: Solution | None
+    ) -> Iterator[QueryOutcome]:
+        """The scores of each query in turn.
+
+        Args:
+            queries (`ExampleBatches`): Q queries.
+            pool (`ExampleBatches`): The candidates.
+            neighbors (`np.ndarray` of shape `(Q, k)`, *optional*): Rows of the candidates of each query; None scores
+                the whole pool for all queries in one pass.
+            s_test ([`Solution`], *optional*): Of the queries, if it is known.
+        """
+        for i, rows in self._groups(queries):
+            candidates = None if neighbors is None else neighbors[rows]
+
+            def work(i: int = i, rows: range = rows, candidates: np.ndarray | None = candidates) -> Tensors:
+                solution = self._solution(queries, i, rows) if s_test is None else s_test[rows.start : rows.stop]
+                scores = self._scores(pool, solution.vectors, candidates, f"queries-{i}.scores")
+                return {"scores": torch.from_numpy(scores), **solution.without_vectors().to_tensors()}
+
+            found = self.pieces.get(f"queries-{i}", work)
+            solution, scores = Solution.from_tensors(found), found["scores"].cpu().numpy()
+            for q in range(len(rows)):
+                scored = np.arange(len(pool)) if candidates is None else candidates[q]
+                yield QueryOutcome(scored, scores[q], solution[q : q + 1].quality())
+
+    def self_influence(self, pool: ExampleBatches) -> np.ndarray:
+        """grad L^T (C + lambda I)^-1 grad L (N,) of every example of a pool."""
+        layers, direct = covering_layers(self.objective, pool), self._direct_solver()
+        if layers is None or direct is None:
+            return np.concatenate([self._solved_products(pool, i, rows) for i, rows in self._groups(pool)])
+        setup = self.setup()
+        factors, damping = (setup.factors(), setup.damping) if direct == "ekfac" else (None, 1.0)
+
+        def compute(batch: Batch) -> torch.Tensor:
+            return self_influence(self.objective, batch, layers, factors, damping)[:, None]
+
+        return self.passes.over(pool, np.arange(len(pool)), 1, compute, "Self-influence", self.pieces)[:, 0]
+
+    def _direct_solver(self) -> Literal["ekfac", "identity"] | None:
+        """The solver that answers for all examples at once, if it is the one that is meant."""
+        if self.args.solver == "auto":
+            return "ekfac" if self.args.curvature == "gauss_newton" else None
+        return self.args.solver if self.args.solver in ("ekfac", "identity") else None
+
+    def _solved_products(self, pool: ExampleBatches, i: int, rows: range) -> np.ndarray:
+        def work() -> Tensors:
+            gradients = loss_gradients(self.objective, pool, rows)
+            return {"values": (self._solver.solve(gradients).vectors * gradients).sum(dim=1)}
+
+        return self.pieces.get(f"queries-{i}", work)["values"].float().cpu().numpy()
+
+    def _solution(self, queries: ExampleBatches, i: int, rows: range) -> Solution:
+        def work() -> Tensors:
+            return self._solver.solve(loss_gradients(self.objective, queries, rows)).to_tensors()
+
+        return Solution.from_tensors(self.pieces.get(f"queries-{i}.s_test", work))
+
+    def _scores(
+        self, pool: ExampleBatches, vectors: torch.Tensor, candidates: np.ndarray | None, title: str
+    ) -> np.ndarray:
+        """Scores (Q, k) of the candidates (Q, k) of each query, or of all for all."""
+
+        def score(vectors: torch.Tensor, rows: np.ndarray, title: str) -> np.ndarray:
+            way = self.args.scoring
+            return influence_scores(self.objective, pool, vectors, rows, self.passes, way, self.pieces, title)
+
+        if candidates is None:
+            return score(vectors, np.arange(len(pool)), title)
+        union, places = np.unique(candidates, return_inverse=True)
+        if SHARED_COST * len(union) < candidates.size:
+            return np.take_along_axis(score(vectors, union, title), places.reshape(candidates.shape), axis=1)
+        pairs = zip(vectors.split(1), candidates, strict=True)
+        return np.concatenate([score(vector, rows, f"{title}-{q}") for q, (vector, rows) in enumerate(pairs)])
+
+    @cached_property
+    def _solver(self) -> Solver:
+        return self.setup().solver()
+
+    def _groups(self, examples: ExampleBatches) -> list[tuple[int, range]]:
+        size, count = self.args.query_batch_size, len(examples)
+        return [(i, range(start, min(start + size, count))) for i, start in enumerate(range(0, count, size))]

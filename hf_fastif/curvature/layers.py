@@ -1,0 +1,146 @@
+"""Layers whose inputs and output gradients tell the gradients of single examples."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from hf_fastif.objective import Batch, Objective
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer without sublayers, and the full names of those of its parameters that are trained.
+
+    Attributes:
+        module (`str`): Name of the layer.
+        names (`tuple[str, ...]`): Names of its trained parameters; of a linear layer the weight, then the bias.
+        kind (`str`): `"linear"` (`torch.nn.Linear` or GPT-2's `Conv1D`), `"embedding"`, or `"other"`, such as a norm.
+        transposed (`bool`): Whether the weight is stored as (inputs, outputs), as in `Conv1D`.
+    """
+
+    module: str
+    names: tuple[str, ...]
+    kind: Literal["linear", "embedding", "other"]
+    transposed: bool = False
+
+    def to_matrix(self, pieces: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Weight and bias of a linear layer as one matrix over [input; 1]: (..., outputs, inputs)."""
+        weight = pieces[self.names[0]].mT if self.transposed else pieces[self.names[0]]
+        return weight if len(self.names) == 1 else torch.cat([weight, pieces[self.names[1]][..., None]], dim=-1)
+
+    def from_matrix(self, matrix: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The inverse of `to_matrix`."""
+        bias = {}
+        if len(self.names) == 2:
+            matrix, bias[self.names[1]] = matrix[..., :-1], matrix[..., -1]
+        return {self.names[0]: matrix.mT if self.transposed else matrix} | bias
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a layer received and returned, one entry for each example.
+
+    Attributes:
+        inputs (`torch.Tensor` of shape `(B, ...)`): Its only argument; None if it had others.
+        outputs (`torch.Tensor` of shape `(B, ...)`): What it returned.
+        version (`int`): Of the outputs when the layer returned them; in-place changes raise it.
+    """
+
+    inputs: torch.Tensor | None
+    outputs: torch.Tensor
+    version: int
+
+    def fits(self, layer: Layer, size: int) -> bool:
+        """Whether input and output hold one entry for each of `size` examples, and the output was not overwritten."""
+        tensors = isinstance(self.inputs, torch.Tensor) and isinstance(self.outputs, torch.Tensor)
+        if not tensors or not len(self.inputs) == len(self.outputs) == size or self.outputs._version > self.version:
+            return False
+        if layer.kind == "embedding":
+            return self.inputs.ndim == 2
+        return self.inputs.is_floating_point() and (layer.kind == "other" or self.inputs.ndim in (2, 3))
+
+
+def captured_layers(objective: Objective, batch: Batch, embeddings: bool = False) -> list[Layer]:
+    """The layers with trained parameters whose gradients of single examples a capture can tell.
+
+    Left out are parameters that are used in several places (tied) and those that belong to no layer that is called
+    on a batch of examples. The layers are called on two sizes of batch, since with one the tokens of a layer that
+    takes (tokens, examples) may happen to be as many.
+
+    Args:
+        objective (`Objective`): The model.
+        batch (`dict`): Some examples.
+        embeddings (`bool`, *optional*, defaults to `False`): Whether embeddings count; their gradients are products
+            with vectors only, never rows, since a row would be as long as the vocabulary.
+    """
+    candidates = _candidates(objective, embeddings)
+    for probe in (batch, {name: torch.cat([values, values[:1]]) for name, values in batch.items()}):
+        size = len(probe["labels"])
+        with torch.no_grad(), recorded(objective.model, candidates, size) as calls:
+            objective.logits(objective.theta, probe)
+        candidates = [layer for layer in candidates if calls[layer] and all(c.fits(layer, size) for c in calls[layer])]
+    return candidates
+
+
+def covered_names(layers: list[Layer]) -> set[str]:
+    """The names of all parameters that some layers hold."""
+    return {name for layer in layers for name in layer.names}
+
+
+@contextmanager
+def recorded(model: nn.Module, layers: list[Layer], size: int) -> Iterator[dict[Layer, list[Call]]]:
+    """Keeps the calls of some layers while a batch of `size` examples runs through a model.
+
+    Position embeddings are looked up once for all examples; each example gets a view of its own, so that what comes
+    back can be told apart.
+    """
+    calls: dict[Layer, list[Call]] = {layer: [] for layer in layers}
+
+    def hook(layer: Layer, _module, args: tuple, kwargs: dict, output: torch.Tensor) -> torch.Tensor:
+        single = args[0] if len(args) == 1 and not kwargs else None
+        if layer.kind == "embedding" and single is not None and single.ndim == 2 and len(single) == 1:
+            single, output = single.expand(size, -1), output.expand(size, -1, -1)
+        calls[layer].append(Call(single, output, getattr(output, "_version", 0)))
+        return output
+
+    handles = [
+        model.get_submodule(layer.module).register_forward_hook(partial(hook, layer), with_kwargs=True)
+        for layer in layers
+    ]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _candidates(objective: Objective, embeddings: bool) -> list[Layer]:
+    model, theta = objective.model, objective.theta
+    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    found = []
+    for name, module in model.named_modules():
+        own = dict(module.named_parameters(prefix=name, recurse=False))
+        trained = tuple(full for full in own if full in theta)
+        kind = _kind(module)
+        if not trained or any(module.children()) or any(uses[id(own[full])] > 1 for full in trained):
+            continue
+        if kind == "linear" and trained[0] != f"{name}.weight":  # the bias alone
+            continue
+        if kind != "embedding" or (embeddings and module.max_norm is None and not module.scale_grad_by_freq):
+            found.append(Layer(name, trained, kind, isinstance(module, Conv1D)))
+    return found
+
+
+def _kind(module: nn.Module) -> Literal["linear", "embedding", "other"]:
+    if isinstance(module, nn.Linear | Conv1D):
+        return "linear"
+    return "embedding" if isinstance(module, nn.Embedding) else "other"

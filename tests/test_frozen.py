@@ -1,0 +1,121 @@
+"""Going on from the states behind the frozen layers changes nothing, and no frozen layer runs twice."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tiny import batches, tiny_data, tiny_model, tiny_trainer
+
+from hf_fastif.frozen import STATES, find_frozen_states
+from hf_fastif.objective import Objective
+from hf_fastif.parameters import layer_stack
+
+
+DATA = tiny_data(11)
+ARCHITECTURES = ["bert", "roberta", "distilbert", "electra", "modernbert", "gpt2", "llama", "deberta"]
+PLENTY = 1 << 30
+
+
+def with_states(model, memory=PLENTY):
+    objective, examples = Objective(model), batches(DATA)
+    examples.states = find_frozen_states(objective, examples, memory)
+    if examples.states is not None:
+        objective.frozen = examples.states.frozen
+    return objective, examples
+
+
+def logits(objective, examples, rows):
+    with torch.no_grad():
+        return objective.logits(objective.theta, examples.take(rows))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_outputs_and_gradients_are_those_of_the_whole_model(architecture):
+    model = tiny_model(architecture, double=True)
+    objective, examples = with_states(model)
+    assert examples.states is not None
+    for rows in ([3], [0, 5, 3], [7, 3, 0, 1, 10], [0, 5, 3]):  # none, some and all of them kept
+        batch, plain = examples.take(rows), batches(DATA).take(rows)
+        assert STATES in batch
+        # ModernBERT takes its softmax in float32
+        tolerance = {"rtol": 1e-4, "atol": 1e-5} if architecture == "modernbert" else {"rtol": 1e-9, "atol": 1e-9}
+        torch.testing.assert_close(logits(objective, examples, rows), model(**plain).logits.detach(), **tolerance)
+        torch.testing.assert_close(objective.gradient(batch), Objective(model).gradient(plain), **tolerance)
+
+
+def test_frozen_layers_see_an_example_once():
+    model = tiny_model()
+    objective, examples = with_states(model)
+    seen = []
+    _, layers = layer_stack(model)
+    layers[0].intermediate.register_forward_hook(lambda _module, args, _output: seen.append(len(args[0])))
+    for rows in ([0, 1, 2], [1, 2, 3], [3, 0], [0, 1, 2, 3]):
+        examples.take(rows)
+        logits(objective, examples, rows)
+    assert seen == [3, 1]
+
+
+def test_memory_is_kept_to():
+    model = tiny_model()
+    memory = 3 * 12 * 8 * 4  # three examples at most
+    objective, examples = with_states(model, memory)
+    everything = range(len(DATA))
+    for _ in range(2):
+        torch.testing.assert_close(
+            logits(objective, examples, everything), logits(Objective(model), batches(DATA), everything)
+        )
+    assert 0 < sum(states.nbytes for states in examples.states._kept.values()) <= memory
+
+
+def trained_embeddings():
+    model = tiny_model()
+    model.bert.embeddings.word_embeddings.weight.requires_grad_(True)
+    return model
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: tiny_model(frozen=0),
+        lambda: tiny_model("albert", frozen=None),
+        trained_embeddings,
+        lambda: tiny_model("mpnet"),
+    ],
+    ids=["no layer is frozen", "layers are shared", "embeddings are trained", "the position bias is trained"],
+)
+def test_nothing_is_kept_where_the_model_cannot_go_on(model):
+    assert with_states(model())[1].states is None
+
+
+def test_a_model_that_sees_the_padding_is_found_out(monkeypatch):
+    model = tiny_model()
+    _, layers = layer_stack(model)
+    forward = layers[1].forward  # the first trained layer looks at all places, padding too
+    monkeypatch.setattr(
+        layers[1], "forward", lambda x, *args, **kwargs: forward(x + x.sum(dim=1, keepdim=True), *args, **kwargs)
+    )
+    assert with_states(model)[1].states is None
+
+
+@pytest.mark.parametrize("solver", ["sdca", "lissa", "cg"])
+def test_the_trainer_answers_the_same_with_and_without(tmp_path, solver):
+    settings = {"solver": solver, "lissa_depth": 5, "damping": 1.0, "sdca_visits": 60, "cg_samples": 20}
+    queries = tiny_data(2, seed=1)
+    found, expected = (
+        tiny_trainer(tmp_path, train=DATA, frozen_states_gb=memory, **settings).compute_influence(queries)
+        for memory in (0.25, 0.0)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+def test_states_are_forgotten_when_frozen_layers_change(tmp_path):
+    trainer = tiny_trainer(tmp_path, train=DATA, solver="identity")
+    queries = tiny_data(1, seed=1)
+    before = trainer.compute_influence(queries)
+    with torch.no_grad():
+        trainer.model.bert.encoder.layer[0].output.dense.weight.mul_(-1)
+    after = trainer.compute_influence(queries)
+    fresh = tiny_trainer(tmp_path, trainer.model, DATA, solver="identity").compute_influence(queries)
+    assert not np.allclose(before, after, rtol=0.1)
+    np.testing.assert_array_equal(after, fresh)

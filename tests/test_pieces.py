@@ -1,0 +1,122 @@
+"""What a killed run has finished is not done again, and what does not fit is not used."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tiny import accelerator, tiny_data, tiny_trainer
+
+from hf_fastif import attribution, passes
+from hf_fastif.pieces import Pieces
+from hf_fastif.scoring import Scoring
+
+
+SCORES = Scoring.batch_scores
+QUERIES = tiny_data(3, seed=1)
+
+
+def number(value):
+    return {"number": torch.tensor([value])}
+
+
+def test_a_piece_is_computed_once_and_given_back_to_the_bit(tmp_path):
+    value = {"a": torch.randn(3, 4), "b": torch.tensor([1.5], dtype=torch.float64)}
+    first = Pieces(tmp_path / "work", {"model": "one"}, accelerator()).get("piece", lambda: value)
+    again = Pieces(tmp_path / "work", {"model": "one"}, accelerator()).get("piece", lambda: pytest.fail("computed"))
+    for name in value:
+        assert torch.equal(first[name], value[name]) and torch.equal(again[name], value[name])
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_another_model_starts_afresh_and_says_why(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr("hf_fastif.pieces.logger.warning", said.append)
+    Pieces(tmp_path / "work", {"model": "one", "seed": "1"}, accelerator()).get("piece", lambda: number(1))
+    pieces = Pieces(tmp_path / "work", {"model": "two", "seed": "1"}, accelerator())
+    assert pieces.get("piece", lambda: number(2))["number"] == 2
+    assert "another model:" in said[0] and "seed" not in said[0]
+    assert Pieces(tmp_path / "work", {"model": "two", "seed": "1"}, accelerator()).get("piece", dict)["number"] == 2
+
+
+def test_a_whole_takes_the_place_of_its_parts(tmp_path):
+    pieces = Pieces(tmp_path / "work", {}, accelerator())
+    pieces.get("whole", lambda: number(pieces.get("whole.part", lambda: number(1))["number"].item() + 1))
+    pieces.get("wholesale.part", lambda: number(5))
+    assert {file.name for file in pieces.folder.glob("*.safetensors")} == {
+        "whole.safetensors",
+        "wholesale.part.safetensors",
+    }
+    pieces.delete()
+    assert not pieces.folder.exists()
+
+
+def failing_after(monkeypatch, batches):
+    """Makes scoring fail after some batches, and counts the batches that are scored."""
+    scored = []
+
+    def batch_scores(self, objective, batch, s_test):
+        if len(scored) == batches:
+            raise KeyboardInterrupt
+        scored.append(len(batch["labels"]))
+        return SCORES(self, objective, batch, s_test)
+
+    monkeypatch.setattr(Scoring, "batch_scores", batch_scores)
+    return scored
+
+
+@pytest.mark.parametrize("num_neighbors", [None, 30])
+def test_an_interrupted_call_goes_on_where_it_stopped(tmp_path, monkeypatch, num_neighbors):
+    monkeypatch.setattr(passes, "PIECE", 2)
+    settings = {"solver": "lissa", "lissa_depth": 4, "damping": 1.0, "influence_batch_size": 4, "query_batch_size": 2}
+
+    def call():
+        trainer = tiny_trainer(tmp_path, **settings)
+        trainer.build_index()
+        return trainer.find_influential(QUERIES, num_examples=None, num_neighbors=num_neighbors).influences.to_pandas()
+
+    scored = failing_after(monkeypatch, None)
+    expected = call()
+    whole = len(scored)
+    assert not (tmp_path / "influence" / "unfinished").exists() or not any(
+        (tmp_path / "influence").rglob("*.safetensors")
+    )
+
+    stop = 2 * whole // 3
+    failing_after(monkeypatch, stop)
+    with pytest.raises(KeyboardInterrupt):
+        call()
+    assert list((tmp_path / "influence" / "unfinished").rglob("*.safetensors"))
+
+    scored = failing_after(monkeypatch, None)
+    found = call()
+    assert whole - stop <= len(scored) < whole - stop + 2  # at most one piece of two batches is done again
+    assert found.equals(expected)
+
+
+def test_changed_weights_are_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr(passes, "PIECE", 1)
+    settings = {"solver": "identity", "influence_batch_size": 4}
+    failing_after(monkeypatch, 5)
+    trainer = tiny_trainer(tmp_path, **settings)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.compute_influence(QUERIES)
+    with torch.no_grad():
+        trainer.model.classifier.weight.mul_(2)
+    scored = failing_after(monkeypatch, None)
+    found = trainer.compute_influence(QUERIES)
+    assert len(scored) == 10
+    fresh = tiny_trainer(tmp_path / "fresh", trainer.model, **settings).compute_influence(QUERIES)
+    np.testing.assert_array_equal(found, fresh)
+
+
+def test_shared_candidates_are_scored_together_or_alone(tmp_path, monkeypatch):
+    answers = []
+    for cost in (0.0, 1e9):
+        monkeypatch.setattr(attribution, "SHARED_COST", cost)
+        trainer = tiny_trainer(tmp_path, solver="identity")
+        trainer.build_index()
+        found = trainer.find_influential(QUERIES, num_examples=None, num_neighbors=15).influences.to_pandas()
+        answers.append(found.sort_values(["query_index", "train_index"]))
+    assert answers[0]["train_index"].tolist() == answers[1]["train_index"].tolist()
+    np.testing.assert_allclose(answers[0]["influence"], answers[1]["influence"], rtol=1e-3, atol=1e-4)
