@@ -203,13 +203,12 @@ def kronfluence(trainer, objective, queries, pool, s_test) -> tuple[float, float
             return batch["attention_mask"]
 
     task = Classification()
-    columns = ["input_ids", "attention_mask", "label"]
     order = np.argsort([-len(ids) for ids in pool["input_ids"]], kind="stable")
     analyzer = Analyzer(
         "scoring", prepare_model(model, task), task, cpu=True, output_dir=f"{trainer.args.output_dir}/kronfluence"
     )
     analyzer.set_dataloader_kwargs(DataLoaderKwargs(collate_fn=lambda rows: dict(trainer.data_collator(rows))))
-    candidates, asked = pool.select(order).select_columns(columns), queries.select_columns(columns)
+    candidates, asked = (trainer._remove_unused_columns(rows) for rows in (pool.select(order), queries))
     analyzer.fit_all_factors(
         "identity", candidates, factor_args=FactorArguments(strategy="identity"), overwrite_output_dir=True
     )

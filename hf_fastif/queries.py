@@ -11,6 +11,8 @@ import torch
 from scipy.special import softmax
 
 from hf_fastif.batches import ExampleBatches
+from hf_fastif.curvature import captured_layers, covered_names
+from hf_fastif.curvature.captures import loss_captures
 from hf_fastif.objective import Batch, Objective
 from hf_fastif.passes import Passes
 
@@ -71,5 +73,11 @@ def predict(objective: Objective, examples: ExampleBatches, passes: Passes) -> P
 
 
 def loss_gradients(objective: Objective, queries: ExampleBatches, rows: Sequence[int]) -> torch.Tensor:
-    """grad L(z') for chosen queries, shape (Q, P)."""
-    return torch.stack([objective.gradient(queries.take([row])) for row in rows])
+    """grad L(z') for chosen queries, shape (Q, P): all at once where layers can tell them apart, else one by one."""
+    layers = captured_layers(objective, queries.take(rows[:2])) if len(rows) > 1 else []
+    if objective.weight_decay or len(covered_names(layers)) < len(objective.theta):
+        return torch.stack([objective.gradient(queries.take([row])) for row in rows])
+    found = {}
+    for capture in loss_captures(objective, queries.take(rows), layers):
+        found |= {name: gradients[0] for name, gradients in capture.rows().items()}
+    return objective.space.join([found[name] for name in objective.theta], lead=(len(rows),))

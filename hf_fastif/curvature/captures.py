@@ -62,12 +62,12 @@ class LinearCapture:
 
     def along(self, vectors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The products (Q, r, B) of the gradients of single examples with vectors (Q, *shape), by parameter."""
-        weight, tokens = vectors[self.layer.names[0]], self.inputs.shape[1]
-        if len(weight) * tokens > len(weight) + tokens:
+        weight = vectors[self.layer.names[0]]
+        if len(weight) > 1:
             return sum(self._rows_along(vectors, outputs) for outputs in self.strips())
-        # Forming rows would be more work than they save.
-        images = torch.einsum("bti,qio->qbto" if self.layer.transposed else "bti,qoi->qbto", self.inputs, weight)
-        total = torch.einsum("qbto,rbto->qrb", images, self.gradients)
+        # For one vector, forming rows is more work than they save.
+        images = self.inputs @ (weight[0] if self.layer.transposed else weight[0].mT)
+        total = (images * self.gradients).sum(dim=(2, 3))[None]
         if len(self.layer.names) == 2:
             total += torch.einsum("qo,rbto->qrb", vectors[self.layer.names[1]], self.gradients)
         return total
@@ -189,6 +189,16 @@ def captures(objective: Objective, batch: Batch, layers: list[Layer], directions
     for layer in layers:
         pairs = [(call.inputs.detach(), next(gradients).to(logits)) for call in calls[layer]]
         yield makers[layer.kind](model, layer, pairs)
+
+
+def loss_captures(objective: Objective, batch: Batch, layers: list[Layer]) -> Iterator[Capture]:
+    """The captures for the gradients of the losses of single examples: r = 1."""
+
+    def loss_gradients(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        outputs = logits.requires_grad_()
+        return torch.autograd.grad(objective.losses_of_logits(outputs, labels).sum(), outputs)[0][None]
+
+    return captures(objective, batch, layers, loss_gradients)
 
 
 Pairs = list[tuple[torch.Tensor, torch.Tensor]]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 
 from hf_fastif.curvature import Capture, KroneckerFactors, Layer
-from hf_fastif.curvature.captures import captures
+from hf_fastif.curvature.captures import loss_captures
 from hf_fastif.objective import Batch, Objective
 
 
@@ -27,7 +25,7 @@ def gradient_scores(objective: Objective, batch: Batch, s_test: torch.Tensor, la
         `torch.Tensor` of shape `(Q, B)`: Positive is harmful, negative helpful.
     """
     vectors = objective.space.split(s_test)
-    return -sum(capture.along(vectors)[:, 0] for capture in _loss_captures(objective, batch, layers))
+    return -sum(capture.along(vectors)[:, 0] for capture in loss_captures(objective, batch, layers))
 
 
 def self_influence(
@@ -45,18 +43,10 @@ def self_influence(
     Returns:
         `torch.Tensor` of shape `(B,)`, not negative.
     """
-    return sum(_quadratic_form(capture, factors, damping)[0] for capture in _loss_captures(objective, batch, layers))
+    return sum(_quadratic_form(capture, factors, damping)[0] for capture in loss_captures(objective, batch, layers))
 
 
 def _quadratic_form(capture: Capture, factors: KroneckerFactors | None, damping: float) -> torch.Tensor:
     if factors is not None:
         return factors.quadratic_form(capture, damping)
     return (capture.with_bias() if capture.layer.kind == "linear" else capture).squares()
-
-
-def _loss_captures(objective: Objective, batch: Batch, layers: list[Layer]) -> Iterator[Capture]:
-    def loss_gradients(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        outputs = logits.requires_grad_()
-        return torch.autograd.grad(objective.losses_of_logits(outputs, labels).sum(), outputs)[0][None]
-
-    return captures(objective, batch, layers, loss_gradients)
