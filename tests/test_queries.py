@@ -1,0 +1,33 @@
+"""Gradients of queries, at once and one by one."""
+
+from __future__ import annotations
+
+import oracles
+import pytest
+import torch
+from tiny import batches, tiny_data, tiny_model
+
+from hf_fastif.objective import Objective
+from hf_fastif.queries import loss_gradients
+
+
+DATA = tiny_data(7)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "llama"])
+@pytest.mark.parametrize("frozen", [None, 1])
+def test_gradients_are_those_of_single_unpadded_examples(architecture, frozen):
+    model = tiny_model(architecture, frozen, double=True)
+    for rows in ([4], [0, 6, 3], range(7)):
+        found = loss_gradients(Objective(model), batches(DATA), rows)
+        torch.testing.assert_close(found, oracles.loss_gradients(model, batches(DATA), rows), rtol=1e-5, atol=1e-9)
+
+
+def test_weight_decay_is_part_of_them_where_it_is_part_of_the_loss():
+    model = tiny_model(double=True)
+    objective = Objective(model, weight_decay=0.1, decayed=["classifier.weight"])
+    extra = loss_gradients(objective, batches(DATA), range(3)) - oracles.loss_gradients(model, batches(DATA), range(3))
+    pieces = objective.space.split(extra)
+    expected = 0.2 * model.classifier.weight.detach()
+    torch.testing.assert_close(pieces["classifier.weight"], expected.expand(3, -1, -1))
+    assert pieces["classifier.bias"].abs().max() < 1e-9
