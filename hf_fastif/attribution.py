@@ -22,6 +22,7 @@ from hf_fastif.solvers import Solution, Solver
 from hf_fastif.solving import SolverSetup
 
 
+Search = Callable[[range, torch.Tensor], np.ndarray]
 # A candidate that several queries share is scored for all of them from its gradient, which costs about that many
 # times what scoring it for one of them costs in forward mode.
 SHARED_COST = 1.5
@@ -50,29 +51,31 @@ class Attribution:
         return Solution.stack([self._solution(queries, i, rows) for i, rows in self._groups(queries)])
 
     def outcomes(
-        self, queries: ExampleBatches, pool: ExampleBatches, neighbors: np.ndarray | None, s_test: Solution | None
+        self, queries: ExampleBatches, pool: ExampleBatches, search: Search | None, s_test: Solution | None
     ) -> Iterator[QueryOutcome]:
         """The scores of each query in turn.
 
         Args:
             queries (`ExampleBatches`): Q queries.
             pool (`ExampleBatches`): The candidates.
-            neighbors (`np.ndarray` of shape `(Q, k)`, *optional*): Rows of the candidates of each query; None scores
-                the whole pool for all queries in one pass.
+            search (`Search`, *optional*): Finds the candidates (n, k) of n queries, given their numbers and their
+                s_test; None scores the whole pool for all queries in one pass.
             s_test ([`Solution`], *optional*): Of the queries, if it is known.
         """
         for i, rows in self._groups(queries):
-            candidates = None if neighbors is None else neighbors[rows]
 
-            def work(i: int = i, rows: range = rows, candidates: np.ndarray | None = candidates) -> Tensors:
+            def work(i: int = i, rows: range = rows) -> Tensors:
                 solution = self._solution(queries, i, rows) if s_test is None else s_test[rows.start : rows.stop]
+                candidates = None if search is None else search(rows, solution.vectors)
                 scores = self._scores(pool, solution.vectors, candidates, f"queries-{i}.scores")
-                return {"scores": torch.from_numpy(scores), **solution.without_vectors().to_tensors()}
+                found = {"scores": torch.from_numpy(scores), **solution.without_vectors().to_tensors()}
+                return found if candidates is None else found | {"candidates": torch.from_numpy(candidates)}
 
             found = self.pieces.get(f"queries-{i}", work)
             solution, scores = Solution.from_tensors(found), found["scores"].cpu().numpy()
+            everything = np.arange(len(pool))
             for q in range(len(rows)):
-                scored = np.arange(len(pool)) if candidates is None else candidates[q]
+                scored = everything if search is None else found["candidates"][q].cpu().numpy()
                 yield QueryOutcome(scored, scores[q], solution[q : q + 1].quality())
 
     def self_influence(self, pool: ExampleBatches) -> np.ndarray:

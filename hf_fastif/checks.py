@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow.compute as pc
@@ -11,6 +11,7 @@ from torch import nn
 from transformers import Trainer
 
 from hf_fastif.batches import ExampleBatches
+from hf_fastif.index import InfluenceIndex
 from hf_fastif.parameters import model_fingerprint
 from hf_fastif.solvers import Solution
 
@@ -90,23 +91,26 @@ def check_rows(name: str, rows: Sequence[int], size: int) -> None:
         raise ValueError(f"{name}={outside}: there are {size} rows; give 0 to {size - 1}.")
 
 
-def check_index(name: str, dataset: Dataset, index: str, indexed: dict[str, str], model: nn.Module) -> None:
-    """The dataset must carry an index of its present rows, made with the present model.
+def check_index(
+    name: str, dataset: Dataset, indexes: Mapping[str, InfluenceIndex], model: nn.Module
+) -> InfluenceIndex:
+    """The index of the dataset's present rows, which must have been made with the present model.
 
-    `indexed` maps the fingerprints of datasets whose index was built to that of the model it was built with.
+    `indexes` maps the fingerprints of datasets to their indexes.
     """
     rebuild = "trainer.build_index()" if name == "train_dataset" else f"trainer.build_index({name})"
-    if dataset._fingerprint not in indexed and (indexed or index in dataset.list_indexes()):
+    found = indexes.get(dataset._fingerprint)
+    if found is None and (indexes or dataset.list_indexes()):
         raise ValueError(
             f"{name} is not the dataset that the index was built for (its fingerprint is {dataset._fingerprint}, "
-            "indexed "
-            f"are {', '.join(indexed) or 'none by this trainer'}): rows were changed or replaced since; call "
+            f"indexed are {', '.join(indexes) or 'none by this trainer'}): rows were changed or replaced since; call "
             f"{rebuild} again."
         )
-    if index not in dataset.list_indexes():
-        raise ValueError(f"{name} has no index {index!r} to find num_neighbors in; call {rebuild} first.")
-    if indexed[dataset._fingerprint] != model_fingerprint(model):
+    if found is None or found.name not in dataset.list_indexes():
+        raise ValueError(f"{name} has no index to find num_neighbors in; call {rebuild} first.")
+    if found.manifest["model"] != model_fingerprint(model):
         raise ValueError(f"{name}: the model was changed after its index was built; call {rebuild} again.")
+    return found
 
 
 def check_s_test(s_test: Solution | None, num_queries: int, num_parameters: int) -> None:

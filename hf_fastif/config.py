@@ -13,11 +13,14 @@ if TYPE_CHECKING:
 else:
     AutoFloat = str  # HfArgumentParser takes one type for a flag; __post_init__ turns what is a number into one
 
+FeatureName = Literal["pooled", "last_layer_gradient", "gradient_sketch"]
 ScoringName = Literal["auto", "forward_mode", "gradients"]
 SolverName = Literal["auto", "sdca", "lissa", "cg", "ekfac", "identity", "exact"]
 POSITIVE = (
     "influence_batch_size",
     "query_batch_size",
+    "index_size",
+    "index_shard_size",
     "curvature_samples",
     "sdca_visits",
     "lissa_depth",
@@ -39,6 +42,7 @@ FASTIF = {
     "num_repeats": 1,
     "loss_weight_decay": 0.005,
     "num_neighbors": 1000,
+    "index_features": "pooled",
 }
 
 
@@ -53,6 +57,23 @@ class InfluenceConfig(TrainingArguments):
             k: score only the k nearest neighbours of a query, found in the index that `build_index()` made. None
             scores every candidate, which needs no index, costs about two forward passes over them, and misses
             nothing.
+        index_features (`str`, *optional*, defaults to `"gradient_sketch"`):
+            What `build_index()` keeps of an example. `"pooled"`: the pooled state, compared by L2 distance (the
+            paper's). `"last_layer_gradient"`: the gradient of the output layer. `"gradient_sketch"`: the entries of
+            the gradient that carry most curvature in EK-FAC's eigenbasis, over all linear layers. The latter two are
+            compared by inner product with s_test, at both ends.
+        index_size (`int`, *optional*, defaults to 8192):
+            Numbers an example in `"gradient_sketch"`.
+        index_factory (`str`, *optional*, defaults to `"Flat"`):
+            FAISS's factory string, such as `"SQfp16"` (half the memory), `"IVF256,Flat"`, `"HNSW32"`, `"IVF256,PQ32"`.
+        index_search (`str`, *optional*):
+            Search parameters of that index, such as `"nprobe=16"` or `"efSearch=64"`; saved with it.
+        index_shard_size (`int`, *optional*, defaults to 1000000):
+            Examples in one file of the index.
+        index_on_disk (`bool`, *optional*, defaults to `False`):
+            Leaves the vectors in the files and maps them, for indexes that do not fit into memory.
+        index_device (`int`, *optional*):
+            GPU to search on.
         influence_batch_size (`int`, *optional*, defaults to 32):
             Examples in one pass, and in one step of SDCA.
         query_batch_size (`int`, *optional*, defaults to 8):
@@ -117,6 +138,15 @@ class InfluenceConfig(TrainingArguments):
     num_neighbors: int | None = field(
         default=None, metadata={"help": "k: score only the k nearest neighbours of a query; None scores everything."}
     )
+    index_features: FeatureName = field(
+        default="gradient_sketch", metadata={"help": "What the index keeps of an example."}
+    )
+    index_size: int = field(default=8192, metadata={"help": "Numbers an example in 'gradient_sketch'."})
+    index_factory: str = field(default="Flat", metadata={"help": "FAISS's factory string."})
+    index_search: str | None = field(default=None, metadata={"help": "Search parameters, such as 'nprobe=16'."})
+    index_shard_size: int = field(default=1_000_000, metadata={"help": "Examples in one file of the index."})
+    index_on_disk: bool = field(default=False, metadata={"help": "Leave the vectors in the files."})
+    index_device: int | None = field(default=None, metadata={"help": "GPU to search on."})
     influence_batch_size: int = field(default=32, metadata={"help": "Examples in one pass, and in a step of SDCA."})
     query_batch_size: int = field(default=8, metadata={"help": "Queries that are solved and scored together."})
     scoring: ScoringName = field(default="auto", metadata={"help": "How candidates are scored."})
@@ -176,6 +206,10 @@ class InfluenceConfig(TrainingArguments):
             raise ValueError(f"curvature={self.curvature!r}: give 'gauss_newton' or 'hessian'.")
         if self.solver not in get_args(SolverName):
             raise ValueError(f"solver={self.solver!r}: give one of {', '.join(get_args(SolverName))}.")
+        if self.index_features not in get_args(FeatureName):
+            raise ValueError(
+                f"index_features={self.index_features!r}: give one of {', '.join(get_args(FeatureName))}."
+            )
         if self.scoring not in get_args(ScoringName):
             raise ValueError(f"scoring={self.scoring!r}: give one of {', '.join(get_args(ScoringName))}.")
         if self.frozen_states_gb < 0:

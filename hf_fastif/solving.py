@@ -233,7 +233,7 @@ class SolverSetup:
         sample = self._sample(args.ekfac_samples, args.seed)
         show = not args.disable_tqdm
         factors = fit_kronecker_factors(
-            self.curvature, self.examples, sample.batches, args.seed, self.accelerator, show
+            GaussNewton(self.objective), self.examples, sample.batches, args.seed, self.accelerator, show
         )
         if self.accelerator.is_main_process:
             factors.save(path, manifest)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -20,20 +20,18 @@ from hf_fastif.checks import check_dataset, check_index, check_inputs, check_los
 from hf_fastif.config import InfluenceConfig
 from hf_fastif.diagnosis import Diagnosis, diagnose
 from hf_fastif.frozen import FrozenStates, find_frozen_states
-from hf_fastif.index import attach_index, pooled_features, search_index, without_indexes
+from hf_fastif.index import InfluenceIndex, without_indexes, write_index
+from hf_fastif.indexing import index_features, own_features, searching
 from hf_fastif.objective import Objective, differentiable
 from hf_fastif.outcomes import build_result
 from hf_fastif.parameters import model_fingerprint
 from hf_fastif.passes import Passes
-from hf_fastif.pieces import digest, pieces_of
+from hf_fastif.pieces import Pieces, digest, pieces_of
 from hf_fastif.queries import Predictions, loss_gradients, predict
 from hf_fastif.results import InfluenceResult
 from hf_fastif.scoring import choose_scoring
 from hf_fastif.solvers import Solution
 from hf_fastif.solving import SolverSetup
-
-
-INDEX_NAME = "pooled"
 
 
 class InfluenceTrainer(Trainer):
@@ -57,26 +55,78 @@ class InfluenceTrainer(Trainer):
         elif not isinstance(args, InfluenceConfig):
             args = InfluenceConfig(**{f.name: getattr(args, f.name) for f in fields(args) if f.init})
         super().__init__(model, args, *other, **named)
-        self._indexed: dict[str, str] = {}  # fingerprint of a dataset -> of the model whose features its index holds
+        self._indexes: dict[str, InfluenceIndex] = {}  # by the fingerprint of the dataset
         self._states: dict[tuple[Hashable, ...], FrozenStates | None] = {}  # behind frozen layers, by dataset
         self._fitted: dict[tuple[Hashable, ...], Any] = {}  # spectra, factors and the like, by what they belong to
 
-    def build_index(self, dataset: Dataset | None = None) -> None:
-        """Extracts the features of a dataset and attaches a FAISS index of them to it, in place.
+    def build_index(self, dataset: Dataset | None = None, features: np.ndarray | str | None = None) -> InfluenceIndex:
+        """Makes a FAISS index of the features of a dataset, writes it, and attaches it to the dataset, in place.
 
-        The features are the model's pooled final state, compared by L2 distance (section 3.2 of the paper).
-        Afterwards `dataset.get_nearest_examples("pooled", feature, k)` works too.
+        The features are those of `args.index_features`. The index is written to `output_dir/influence/indexes`, from
+        where `load_index` reads it. Afterwards `dataset.get_nearest_examples(index.name, vector, k)` works too.
 
         Args:
             dataset (`datasets.Dataset`, *optional*): `trainer.train_dataset` unless given; give a candidate pool that
                 was never trained on to search that.
+            features (`np.ndarray` of shape `(N, d)` or `str`, *optional*): Features of your own, or the column that
+                holds them, compared by L2 distance. `find_influential` then needs `query_features`.
+
+        Returns:
+            [`InfluenceIndex`]: The index.
         """
-        name = "train_dataset" if dataset is None else "dataset"
-        dataset = self.train_dataset if dataset is None else dataset
+        name, dataset = self._named_candidates(dataset, "dataset")
         with self._objective() as objective:
-            features = pooled_features(objective, self._pool(objective, name, dataset), self._passes)
-            attach_index(dataset, features, INDEX_NAME)
-            self._indexed[dataset._fingerprint] = model_fingerprint(objective.model)
+            pool = self._pool(objective, name, dataset)
+            own = features is not None
+            made = own_features(dataset, features) if own else index_features(self._setup(objective))
+            kind = "own" if own else self.args.index_features
+            folder = Path(self.args.output_dir) / "influence" / "indexes" / f"{kind}-{pool.digest}"
+            belongs = {"model": model_fingerprint(objective.model), "dataset": pool.digest}
+            with self._pieces(objective, "build_index", dataset, kind) as pieces:
+                write_index(folder, kind, made, pool, self.args, belongs, self._passes, pieces)
+        return self.load_index(folder, dataset)
+
+    def load_index(self, folder: str | Path, dataset: Dataset | None = None) -> InfluenceIndex:
+        """Reads an index that `build_index` wrote, and attaches it to its dataset, in place.
+
+        Args:
+            folder (`str` or `Path`): The index.
+            dataset (`datasets.Dataset`, *optional*): `trainer.train_dataset` unless given.
+
+        Raises:
+            ValueError: If the index was made with another model, other rows, or another order of rows.
+        """
+        name, dataset = self._named_candidates(dataset, "dataset")
+        index = InfluenceIndex.load(folder, self.args.index_on_disk, self.args.index_device)
+        with self._objective() as objective:
+            pool = self._examples(name, dataset)
+            index.check({"model": model_fingerprint(objective.model), "dataset": pool.digest})
+        index.attach(dataset)
+        self._indexes[dataset._fingerprint] = index
+        return index
+
+    def find_candidates(
+        self,
+        examples: Dataset,
+        num_neighbors: int,
+        candidates: Dataset | None = None,
+        s_test: Solution | None = None,
+        query_features: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """The rows (queries, k) that the index holds to be the k most influential on each example, strongest first.
+
+        The arguments are those of `find_influential`, which scores what it finds here.
+        """
+        name, candidates = self._named_candidates(candidates)
+        check_dataset(name, candidates)
+        check_num_neighbors(num_neighbors, len(candidates))
+        solution = self.compute_s_test(examples) if s_test is None else s_test
+        with self._objective() as objective:
+            queries = self._examples("examples", examples)
+            check_s_test(solution, len(queries), objective.space.size)
+            index = check_index(name, candidates, self._indexes, objective.model)
+            search = searching(index, objective, queries, query_features, num_neighbors, self._passes)
+            return search(range(len(queries)), solution.vectors)
 
     def find_misclassified(self, examples: Dataset) -> np.ndarray:
         """The rows (ascending) of a dataset whose label the model does not predict: the ones to ask about.
@@ -166,6 +216,7 @@ class InfluenceTrainer(Trainer):
         num_neighbors: int | None | Literal["config"] = "config",
         candidates: Dataset | None = None,
         s_test: Solution | None = None,
+        query_features: np.ndarray | None = None,
     ) -> InfluenceResult:
         """Finds the training examples that helped and harmed the loss on each of some examples the most.
 
@@ -178,6 +229,7 @@ class InfluenceTrainer(Trainer):
             candidates (`datasets.Dataset`, *optional*): `trainer.train_dataset` unless given. For a pool that was
                 never trained on the answer is what training on it would do.
             s_test ([`Solution`], *optional*): What `compute_s_test(examples)` returned, if it was called before.
+            query_features (`np.ndarray` of shape `(queries, d)`, *optional*): Where the index is of your own features.
 
         Returns:
             [`InfluenceResult`]: The same on every process.
@@ -198,15 +250,13 @@ class InfluenceTrainer(Trainer):
             pool = self._pool(objective, name, candidates)
             check_s_test(s_test, len(queries), objective.space.size)
             predictions = self._predict(objective, queries)
-            neighbors = None
+            on, search = (examples, candidates, s_test, num_neighbors), None
             if num_neighbors is not None:
-                check_index(name, candidates, INDEX_NAME, self._indexed, objective.model)
-                features = pooled_features(objective, queries, self._passes)
-                neighbors = search_index(candidates, INDEX_NAME, features, num_neighbors)
-            with self._attribution(
-                objective, "find_influential", examples, candidates, s_test, num_neighbors
-            ) as attribution:
-                outcomes = list(attribution.outcomes(queries, pool, neighbors, s_test))
+                index = check_index(name, candidates, self._indexes, objective.model)
+                search = searching(index, objective, queries, query_features, num_neighbors, self._passes)
+                on += (str(index.manifest),)
+            with self._attribution(objective, "find_influential", *on) as attribution:
+                outcomes = list(attribution.outcomes(queries, pool, search, s_test))
             together = 1 if num_neighbors else min(len(queries), self.args.query_batch_size)
             settings = self._settings(objective, num_neighbors, num_examples)
             settings["scoring"] = choose_scoring(self.args.scoring, objective, pool, together).why
@@ -254,9 +304,16 @@ class InfluenceTrainer(Trainer):
 
     @contextmanager
     def _attribution(
-        self, objective: Objective, work: str, *on: Dataset | Solution | int | None
+        self, objective: Objective, work: str, *on: Dataset | Solution | int | str | None
     ) -> Iterator[Attribution]:
-        """What solves and scores; it keeps what is finished under `output_dir/influence`, until all of it is.
+        """What solves and scores, keeping what is finished until the work is done."""
+        with self._pieces(objective, work, *on) as pieces:
+            yield Attribution(objective, self.args, partial(self._setup, objective), self._passes, pieces)
+
+    def _pieces(
+        self, objective: Objective, work: str, *on: Dataset | Solution | int | str | None
+    ) -> AbstractContextManager[Pieces]:
+        """Keeps what is finished of some work, under `output_dir/influence`, until all of it is.
 
         Args:
             objective (`Objective`): The loss.
@@ -270,8 +327,7 @@ class InfluenceTrainer(Trainer):
             "train_dataset": getattr(self.train_dataset, "_fingerprint", None),
             **{name: str(value) for name, value in (self.args.influence_settings() | training).items()},
         }
-        with pieces_of(folder, manifest, self.accelerator) as pieces:
-            yield Attribution(objective, self.args, partial(self._setup, objective), self._passes, pieces)
+        return pieces_of(folder, manifest, self.accelerator)
 
     def _setup(self, objective: Objective) -> SolverSetup:
         examples = self._pool(objective, "train_dataset", self.train_dataset)

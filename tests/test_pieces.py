@@ -78,15 +78,14 @@ def test_an_interrupted_call_goes_on_where_it_stopped(tmp_path, monkeypatch, num
     scored = failing_after(monkeypatch, None)
     expected = call()
     whole = len(scored)
-    assert not (tmp_path / "influence" / "unfinished").exists() or not any(
-        (tmp_path / "influence").rglob("*.safetensors")
-    )
+    unfinished = tmp_path / "influence" / "unfinished"
+    assert not any(unfinished.rglob("*.safetensors"))
 
     stop = 2 * whole // 3
     failing_after(monkeypatch, stop)
     with pytest.raises(KeyboardInterrupt):
         call()
-    assert list((tmp_path / "influence" / "unfinished").rglob("*.safetensors"))
+    assert any(unfinished.rglob("*.safetensors"))
 
     scored = failing_after(monkeypatch, None)
     found = call()

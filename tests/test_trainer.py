@@ -147,12 +147,12 @@ def test_influence_predicts_what_removal_does(tmp_path):
 def test_training_and_evaluating_with_an_index_attached(tmp_path):
     trainer = tiny_trainer(tmp_path, train=tiny_data(40), max_steps=2, save_strategy="no")
     trainer.build_index()
-    index = trainer.train_dataset.get_index("pooled")
+    index = trainer.train_dataset.get_index("gradient_sketch")
 
     trainer.train()
     trainer.evaluate(trainer.train_dataset)
 
-    assert trainer.train_dataset.get_index("pooled") is index  # neither dropped nor copied
+    assert trainer.train_dataset.get_index("gradient_sketch") is index  # neither dropped nor copied
     seen = trainer.get_train_dataloader().dataset
     assert seen.list_indexes() == []
 
@@ -198,7 +198,7 @@ def test_misclassified_rows_are_in_the_order_of_the_dataset(tmp_path):
 
 
 def test_no_index(trainer):
-    with pytest.raises(ValueError, match=r"train_dataset has no index 'pooled'.*trainer.build_index\(\)"):
+    with pytest.raises(ValueError, match=r"train_dataset has no index.*trainer.build_index\(\)"):
         trainer.find_influential(QUERIES, num_neighbors=3)
 
 

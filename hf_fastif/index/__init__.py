@@ -1,7 +1,20 @@
 """Candidates by nearest neighbours: features of examples, and a FAISS index of them attached to a dataset."""
 
-from hf_fastif.index.attach import attach_index, search_index, without_indexes
-from hf_fastif.index.features import pooled_features
+from hf_fastif.index.attach import without_indexes
+from hf_fastif.index.build import Features, write_index
+from hf_fastif.index.gradients import GradientFeatures, last_layer_parts, leading_parts
+from hf_fastif.index.influence_index import InfluenceIndex
+from hf_fastif.index.pooled import PooledFeatures, output_layer
 
 
-__all__ = ["attach_index", "pooled_features", "search_index", "without_indexes"]
+__all__ = [
+    "Features",
+    "GradientFeatures",
+    "InfluenceIndex",
+    "PooledFeatures",
+    "last_layer_parts",
+    "leading_parts",
+    "output_layer",
+    "without_indexes",
+    "write_index",
+]

@@ -1,0 +1,141 @@
+"""`InfluenceIndex`: a FAISS index with what belongs to it, on disk and attached to its dataset."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import faiss
+import numpy as np
+import torch
+from datasets import Dataset
+from datasets.search import FaissIndex
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from hf_fastif.curvature import Layer
+from hf_fastif.index.gradients import GradientFeatures, Part
+from hf_fastif.index.store import on_device, read_shards, search_both_ends, write_shards
+from hf_fastif.objective import Objective
+
+
+MANIFEST, PARTS = "manifest.json", "features.safetensors"
+TENSORS = ("output_basis", "input_basis", "entries", "scales")  # of a part
+
+
+@dataclass
+class InfluenceIndex:
+    """An index over the rows of one dataset, made with one model.
+
+    Attributes:
+        name (`str`): Its features: `"pooled"`, `"last_layer_gradient"`, `"gradient_sketch"`, or your own name.
+        faiss_index (`faiss.Index`): The vectors.
+        manifest (`dict`): Model and dataset that it belongs to, sizes and settings.
+        parts (`list[Part]`, *optional*): Which entries of gradients the features are.
+    """
+
+    name: str
+    faiss_index: faiss.Index
+    manifest: dict[str, str | int | bool | None]
+    parts: list[Part] | None = None
+
+    def __len__(self) -> int:
+        return self.faiss_index.ntotal
+
+    def search(self, queries: np.ndarray, k: int) -> np.ndarray:
+        """The rows (Q, k) nearest to each query (Q, d); by inner product those at both ends, largest first.
+
+        Raises:
+            ValueError: If an approximate index visits fewer than k vectors.
+        """
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        if self.manifest["inner_product"]:
+            found = search_both_ends(self.faiss_index, queries, k)
+        else:
+            found = self.faiss_index.search(queries, k)[1]
+        if (found < 0).any():
+            raise ValueError(
+                f"num_neighbors={k}: the index found only {int((found >= 0).sum(axis=1).min())} of them with "
+                f"index_search={self.manifest['search']!r}; let it visit more, as with 'nprobe=64'."
+            )
+        return found.astype(np.int64)
+
+    def attach(self, dataset: Dataset) -> None:
+        """Attaches the index to the dataset, in place: `dataset.get_nearest_examples(name, vector, k)` works then.
+
+        Raises:
+            ValueError: If the dataset has another number of rows.
+        """
+        if len(dataset) != len(self):
+            raise ValueError(f"dataset has {len(dataset):,} rows, but the index holds {len(self):,}.")
+        dataset._indexes[self.name] = FaissIndex(custom_index=self.faiss_index)
+
+    def gradient_features(self, objective: Objective) -> GradientFeatures:
+        """The features of s_test that this index is searched with."""
+        return GradientFeatures(objective, self.parts)
+
+    @staticmethod
+    def write(
+        folder: Path,
+        name: str,
+        trained: faiss.Index,
+        blocks: Iterable[np.ndarray],
+        manifest: Mapping[str, str | int | bool | None],
+        parts: list[Part] | None,
+    ) -> None:
+        """Writes an index of vectors, given block by block, into a folder that is whole or not there."""
+        temporary = folder.with_name(f".{folder.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        write_shards(temporary, trained, blocks, manifest["shard_size"])
+        if parts is not None:
+            save_file(_tensors(parts), temporary / PARTS, {"layers": json.dumps([asdict(p.layer) for p in parts])})
+        text = json.dumps({"name": name, **manifest}, indent=2)
+        (temporary / MANIFEST).write_text(text, encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+
+    @classmethod
+    def load(cls, folder: str | Path, on_disk: bool = False, device: int | None = None) -> InfluenceIndex:
+        """Reads what was written.
+
+        Args:
+            folder (`str` or `Path`): The index.
+            on_disk (`bool`, *optional*, defaults to `False`): Leaves the vectors in the files and maps them.
+            device (`int`, *optional*): GPU to search on.
+
+        Raises:
+            FileNotFoundError: If there is no index.
+        """
+        folder = Path(folder)
+        if not (folder / MANIFEST).exists():
+            raise FileNotFoundError(f"{folder} holds no index; trainer.build_index() makes one.")
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        parts = _read_parts(folder / PARTS) if (folder / PARTS).exists() else None
+        return cls(manifest.pop("name"), on_device(read_shards(folder, on_disk), device), manifest, parts)
+
+    def check(self, belongs: Mapping[str, str]) -> None:
+        """Refuses another model, another dataset or another order of its rows.
+
+        Raises:
+            ValueError: If the index was made with something else, naming both.
+        """
+        for what, name in belongs.items():
+            if self.manifest[what] != name:
+                raise ValueError(
+                    f"The index {self.name!r} was made with the {what} {self.manifest[what]}, and this is {name}; "
+                    "build it anew with trainer.build_index()."
+                )
+
+
+def _tensors(parts: list[Part]) -> dict[str, torch.Tensor]:
+    return {f"{name}/{i}": getattr(part, name).contiguous() for i, part in enumerate(parts) for name in TENSORS}
+
+
+def _read_parts(path: Path) -> list[Part]:
+    with safe_open(path, framework="pt") as file:
+        layers = [Layer(**layer | {"names": tuple(layer["names"])}) for layer in json.loads(file.metadata()["layers"])]
+        return [Part(layer, *(file.get_tensor(f"{name}/{i}") for name in TENSORS)) for i, layer in enumerate(layers)]

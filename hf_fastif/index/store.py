@@ -1,0 +1,117 @@
+"""FAISS indexes: made, filled, searched at both ends, and kept in shards that may stay on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import faiss
+import numpy as np
+
+from hf_fastif.files import write_whole
+
+
+def empty_index(size: int, factory: str, inner_product: bool, sample: np.ndarray, search: str | None) -> faiss.Index:
+    """An index of `faiss.index_factory`, trained on a sample and without vectors.
+
+    Args:
+        size (`int`): Numbers in a vector.
+        factory (`str`): Such as `"Flat"`, `"SQfp16"` (half the memory), `"IVF256,Flat"`, `"HNSW32"`, `"IVF256,PQ32"`.
+        inner_product (`bool`): Whether vectors are compared by inner product; else by L2 distance.
+        sample (`np.ndarray` of shape `(n, size)`): Drawn at random from the vectors to come.
+        search (`str`, *optional*): Parameters of the search, such as `"nprobe=16"`; they are saved with the index.
+
+    Raises:
+        ValueError: If FAISS does not know the factory string or the parameters, or the sample is too small for it.
+    """
+    metric = faiss.METRIC_INNER_PRODUCT if inner_product else faiss.METRIC_L2
+    try:
+        index = faiss.index_factory(size, factory, metric)
+        if not index.is_trained:
+            index.train(np.ascontiguousarray(sample, dtype=np.float32))
+        if search is not None:
+            faiss.ParameterSpace().set_index_parameters(index, search)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ValueError(
+            f"index_factory={factory!r}, index_search={search!r}, {len(sample)} vectors of {size} numbers: {reason}"
+        ) from error
+    return index
+
+
+def on_device(index: faiss.Index, device: int | None) -> faiss.Index:
+    """The index on a GPU, or as it is for None.
+
+    Raises:
+        ValueError: If FAISS sees no such GPU.
+    """
+    if device is None:
+        return index
+    seen = faiss.get_num_gpus()
+    if device >= seen:
+        raise ValueError(
+            f"index_device={device}: FAISS sees {seen} GPUs; give None to search on the CPU, or install faiss-gpu."
+        )
+    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device, index)
+
+
+def write_shards(folder: Path, trained: faiss.Index, blocks: Iterable[np.ndarray], shard_size: int) -> None:
+    """Adds vectors, given block by block, and writes a file for every `shard_size` of them.
+
+    Files that are there already stay, and the new ones follow them: that is how an index is added to.
+    """
+    first = len(shard_files(folder))
+    shard, number = faiss.clone_index(trained), first
+    for block in blocks:
+        while len(block):
+            fitting = shard_size - shard.ntotal
+            shard.add(np.ascontiguousarray(block[:fitting], dtype=np.float32))
+            block = block[fitting:]
+            if shard.ntotal == shard_size:
+                _write(folder, number, shard)
+                shard, number = faiss.clone_index(trained), number + 1
+    if shard.ntotal or number == first:
+        _write(folder, number, shard)
+
+
+def read_shards(folder: Path, on_disk: bool = False) -> faiss.Index:
+    """The index whose shards lie in a folder; `on_disk` leaves the vectors in the files and maps them.
+
+    Shards are searched one after the other and their answers merged; rows are numbered through.
+    """
+    flags = faiss.IO_FLAG_MMAP_IFC if on_disk else 0
+    shards = [faiss.read_index(str(file), flags) for file in shard_files(folder)]
+    if len(shards) == 1:
+        return shards[0]
+    whole = faiss.IndexShards(shards[0].d, False, True)
+    for shard in shards:
+        whole.add_shard(shard)
+    whole.own_indices = True
+    for shard in shards:
+        shard.this.disown()
+    return whole
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """The files of an index, in the order of their rows."""
+    return sorted(folder.glob("shard-*.faiss"))
+
+
+def search_both_ends(index: faiss.Index, queries: np.ndarray, k: int) -> np.ndarray:
+    """The rows (Q, k) whose inner product with each query is largest in size, of either sign, largest first.
+
+    Helpful and harmful examples lie at opposite ends of an inner product, so q and -q are searched.
+    """
+    (up, up_rows), (down, down_rows) = index.search(queries, k), index.search(-queries, k)
+    rows, sizes = np.concatenate([up_rows, down_rows], axis=1), np.concatenate([up, down], axis=1)
+    found = np.empty((len(queries), k), dtype=np.int64)
+    for query, (own, size) in enumerate(zip(rows, sizes, strict=True)):
+        order = np.argsort(-np.where(own < 0, -np.inf, np.abs(size)), kind="stable")
+        first = np.sort(np.unique(own[order], return_index=True)[1])  # a row may be found at both ends
+        kept = own[order][first]
+        found[query] = np.pad(kept[kept >= 0], (0, k), constant_values=-1)[:k]
+    return found
+
+
+def _write(folder: Path, number: int, shard: faiss.Index) -> None:
+    write_whole(folder / f"shard-{number:05d}.faiss", lambda file: faiss.write_index(shard, str(file)))
