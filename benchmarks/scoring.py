@@ -25,11 +25,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.stats import spearmanr
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, set_seed
+from trainers import load_trainer
+from transformers import set_seed
 
-from hf_fastif import InfluenceConfig, InfluenceTrainer, freeze
+from hf_fastif import InfluenceConfig, InfluenceTrainer
 from hf_fastif.cli import parse_arguments
-from hf_fastif.data import DataArguments, load_examples, tokenize
+from hf_fastif.data import DataArguments
 from hf_fastif.frozen import find_frozen_states
 from hf_fastif.objective import Objective
 from hf_fastif.passes import Passes
@@ -56,7 +57,9 @@ class BenchmarkArguments:
 
 def main(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceConfig) -> None:
     set_seed(config.seed)
-    trainer, queries = make_trainer(benchmark, data, config)
+    config.solver = "identity"
+    trainer, validation = load_trainer(benchmark.model_name_or_path, benchmark.num_frozen_layers, data, config)
+    queries = validation.select(range(benchmark.num_queries))
     if benchmark.scan_only is not None:
         trainer.compute_influence(queries.select([0]), trainer.train_dataset.select(range(benchmark.scan_only)))
         print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
@@ -68,18 +71,6 @@ def main(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceCo
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "scoring.json").write_text(json.dumps(found, indent=2))
-
-
-def make_trainer(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceConfig):
-    path = benchmark.model_name_or_path
-    examples = load_examples(data, AutoConfig.from_pretrained(path).id2label, new_head=False)
-    model = AutoModelForSequenceClassification.from_pretrained(path)
-    freeze(model, benchmark.num_frozen_layers)
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    examples = tokenize(examples, tokenizer, data)
-    config.solver = "identity"
-    trainer = InfluenceTrainer(model, config, train_dataset=examples["train"], processing_class=tokenizer)
-    return trainer, examples["validation"].shuffle(config.seed).select(range(benchmark.num_queries))
 
 
 def time_all(benchmark: BenchmarkArguments, trainer: InfluenceTrainer, queries) -> dict[str, object]:

@@ -21,11 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, set_seed
+from trainers import load_trainer
+from transformers import set_seed
 
-from hf_fastif import InfluenceConfig, InfluenceTrainer, freeze
+from hf_fastif import InfluenceConfig
 from hf_fastif.cli import parse_arguments
-from hf_fastif.data import DataArguments, load_examples, tokenize
+from hf_fastif.data import DataArguments
 from hf_fastif.passes import Passes
 from hf_fastif.queries import loss_gradients
 from hf_fastif.scoring import influence_scores
@@ -74,7 +75,9 @@ class Point:
 
 def main(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceConfig) -> None:
     set_seed(config.seed)
-    trainer, queries = make_trainer(benchmark, data, config)
+    trainer, validation = load_trainer(benchmark.model_name_or_path, benchmark.num_frozen_layers, data, config)
+    validation = validation.select(range(300))
+    queries = validation.select(trainer.find_misclassified(validation)[: benchmark.num_queries])
     methods = [method for method in METHODS if not benchmark.few or method[0] in FEW]
     with trainer._objective() as objective:
         setup = trainer._setup(objective)
@@ -99,19 +102,6 @@ def main(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceCo
     largest = spectrum.largest
     (folder / "solvers.json").write_text(json.dumps({"points": rows, "per_query": per_query, "largest": largest}))
     plot(rows, folder / "solvers.png")
-
-
-def make_trainer(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceConfig):
-    path = benchmark.model_name_or_path
-    examples = load_examples(data, AutoConfig.from_pretrained(path).id2label, new_head=False)
-    model = AutoModelForSequenceClassification.from_pretrained(path)
-    freeze(model, benchmark.num_frozen_layers)
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    examples = tokenize(examples, tokenizer, data)
-    trainer = InfluenceTrainer(model, config, train_dataset=examples["train"], processing_class=tokenizer)
-    validation = examples["validation"].shuffle(config.seed).select(range(300))
-    wrong = trainer.find_misclassified(validation)[: benchmark.num_queries]
-    return trainer, validation.select(wrong)
 
 
 def timed(run: Callable[[], Any]) -> tuple[Any, float]:

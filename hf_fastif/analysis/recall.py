@@ -82,6 +82,7 @@ def recall(
     candidates: Dataset | None = None,
     s_test: Solution | None = None,
     query_features: np.ndarray | None = None,
+    scan: np.ndarray | None = None,
 ) -> Recall:
     """Compares the candidates that the index proposes with a full scan, for a sample of queries.
 
@@ -93,6 +94,7 @@ def recall(
         candidates (`datasets.Dataset`, *optional*): `trainer.train_dataset` unless given.
         s_test ([`Solution`], *optional*): What `trainer.compute_s_test(queries)` returned.
         query_features (`np.ndarray`, *optional*): Where the index is of your own features.
+        scan (`np.ndarray`, *optional*): What `trainer.compute_influence(queries)` returned.
 
     Returns:
         [`Recall`]: `print` it for a suggested k.
@@ -106,7 +108,7 @@ def recall(
     ks = sorted(set(ks or (max(1, round(share * count)) for share in SHARES)))
     solution = trainer.compute_s_test(queries) if s_test is None else s_test
     found = trainer.find_candidates(queries, ks[-1], candidates, solution, query_features)
-    scores = trainer.compute_influence(queries, candidates, solution)
+    scores = trainer.compute_influence(queries, candidates, solution) if scan is None else scan
     places = np.full(scores.shape, count)  # where the index has each candidate
     np.put_along_axis(places, found, np.arange(found.shape[1])[None], axis=1)
     table = []

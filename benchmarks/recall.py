@@ -1,0 +1,99 @@
+"""Recall of the candidates against the full scan, for every kind of features and three kinds of s_test.
+
+    python benchmarks/recall.py --model_name_or_path out/mnli --train_file mnli_train.jsonl.gz \
+        --validation_file mnli_dev_matched.jsonl.gz --text_columns premise hypothesis --output_dir out/recall
+
+Half of the queries are misclassified, half are not. s_test is that of the authors' damping (50), of the default solver
+and damping, and of EK-FAC. Writes `recall.json`, and a figure for each s_test.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from trainers import load_trainer
+from transformers import set_seed
+
+from hf_fastif import InfluenceConfig
+from hf_fastif.analysis import recall
+from hf_fastif.cli import parse_arguments
+from hf_fastif.data import DataArguments
+
+
+KINDS = [("pooled", 0), ("last_layer_gradient", 0), ("gradient_sketch", 2048), ("gradient_sketch", 8192)]
+S_TESTS = {
+    "lambda 50": {"solver": "cg", "damping": 50.0},
+    "default": {"solver": "auto", "damping": "auto"},
+    "EK-FAC": {"solver": "ekfac", "damping": "auto"},
+}
+
+
+@dataclass
+class BenchmarkArguments:
+    """What to measure."""
+
+    model_name_or_path: str = field(metadata={"help": "A fine-tuned classifier."})
+    num_frozen_layers: int = field(default=3, metadata={"help": "Layers that were not trained."})
+    num_queries: int = field(default=100, metadata={"help": "Half of them misclassified."})
+
+
+def main(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceConfig) -> None:
+    set_seed(config.seed)
+    trainer, validation = load_trainer(benchmark.model_name_or_path, benchmark.num_frozen_layers, data, config)
+    wrong = trainer.find_misclassified(validation)
+    right = np.setdiff1d(np.arange(len(validation)), wrong)
+    half = benchmark.num_queries // 2
+    queries = validation.select([*wrong[:half], *right[:half]])
+    folder = Path(config.output_dir)
+    solutions, found = {}, []
+    for name, settings in S_TESTS.items():
+        for key, value in settings.items():
+            setattr(config, key, value)
+        start = time.perf_counter()
+        solutions[name] = trainer.compute_s_test(queries)
+        print(f"s_test, {name}: {time.perf_counter() - start:.0f} s", flush=True)
+    scans = {name: trainer.compute_influence(queries, s_test=solution) for name, solution in solutions.items()}
+    forward = seconds_of_a_forward_pass(trainer)
+    for kind, size in KINDS:
+        config.index_features, config.index_size = kind, size or config.index_size
+        start = time.perf_counter()
+        index = trainer.build_index()
+        built = (time.perf_counter() - start) / forward
+        for name, solution in solutions.items():
+            start = time.perf_counter()
+            trainer.find_candidates(queries, len(trainer.train_dataset) // 100, s_test=solution)
+            searched = (time.perf_counter() - start) / len(queries)
+            result = recall(trainer, queries, top=(10, 100, 1000), s_test=solution, scan=scans[name])
+            title = f"{kind}{f' {size}' if size else ''}"
+            k = round(0.01 * result.num_candidates)
+            at = {row["m"]: row["recall"] for row in result.table if (row["k"], row["direction"]) == (k, "absolute")}
+            found.append(
+                {"features": title, "s_test": name, "build": built, "search": searched, "table": result.table}
+            )
+            numbers = " | ".join(f"{at[m]:.3f}" for m in at)
+            size_of = index.faiss_index.d
+            print(f"| {title} | {size_of} | {name} | {built:.1f} | {1000 * searched:.0f} | {numbers} |", flush=True)
+            result.plot(folder / f"recall-{title}-{name}.png".replace(" ", "-"))
+    (folder / "recall.json").write_text(json.dumps(found))
+
+
+def seconds_of_a_forward_pass(trainer) -> float:
+    """Of the whole training set, from 512 of its examples."""
+    examples = trainer._examples("train_dataset", trainer.train_dataset)
+    rows = np.random.default_rng(0).choice(len(examples), 512, replace=False)
+    batches = examples.grouped_by_length(rows, trainer.args.influence_batch_size)
+    for _ in range(2):  # the first warms up
+        start = time.perf_counter()
+        with torch.no_grad():
+            for batch in batches:
+                trainer.model.eval()(**examples.take(batch))
+    return (time.perf_counter() - start) / len(rows) * len(examples)
+
+
+if __name__ == "__main__":
+    main(*parse_arguments(BenchmarkArguments, DataArguments, InfluenceConfig))
