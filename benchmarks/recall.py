@@ -23,9 +23,11 @@ from hf_fastif import InfluenceConfig
 from hf_fastif.analysis import recall
 from hf_fastif.cli import parse_arguments
 from hf_fastif.data import DataArguments
+from hf_fastif.scoring import influence_scores
+from hf_fastif.solvers import Solution
 
 
-KINDS = [("pooled", 0), ("last_layer_gradient", 0), ("gradient_sketch", 2048), ("gradient_sketch", 8192)]
+KINDS = [("pooled", None), ("last_layer_gradient", None), ("gradient_sketch", 4096)]
 S_TESTS = {
     "lambda 50": {"solver": "cg", "damping": 50.0},
     "default": {"solver": "auto", "damping": "auto"},
@@ -57,7 +59,9 @@ def main(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceCo
         start = time.perf_counter()
         solutions[name] = trainer.compute_s_test(queries)
         print(f"s_test, {name}: {time.perf_counter() - start:.0f} s", flush=True)
-    scans = {name: trainer.compute_influence(queries, s_test=solution) for name, solution in solutions.items()}
+    start = time.perf_counter()
+    scans = scan_together(trainer, solutions)
+    print(f"full scan for {len(scans)} x {len(queries)} queries: {time.perf_counter() - start:.0f} s", flush=True)
     forward = seconds_of_a_forward_pass(trainer)
     for kind, size in KINDS:
         config.index_features, config.index_size = kind, size or config.index_size
@@ -80,6 +84,15 @@ def main(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceCo
             print(f"| {title} | {size_of} | {name} | {built:.1f} | {1000 * searched:.0f} | {numbers} |", flush=True)
             result.plot(folder / f"recall-{title}-{name}.png".replace(" ", "-"))
     (folder / "recall.json").write_text(json.dumps(found))
+
+
+def scan_together(trainer, solutions: dict[str, Solution]) -> dict[str, np.ndarray]:
+    """The full scans of all kinds of s_test, from one pass over the training set."""
+    with trainer._objective() as objective:
+        pool = trainer._pool(objective, "train_dataset", trainer.train_dataset)
+        stacked = torch.cat([solution.vectors for solution in solutions.values()])
+        scores = influence_scores(objective, pool, stacked, np.arange(len(pool)), trainer._passes)
+    return dict(zip(solutions, np.split(scores, len(solutions)), strict=True))
 
 
 def seconds_of_a_forward_pass(trainer) -> float:

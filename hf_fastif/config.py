@@ -62,7 +62,7 @@ class InfluenceConfig(TrainingArguments):
             paper's). `"last_layer_gradient"`: the gradient of the output layer. `"gradient_sketch"`: the entries of
             the gradient that carry most curvature in EK-FAC's eigenbasis, over all linear layers. The latter two are
             compared by inner product with s_test, at both ends.
-        index_size (`int`, *optional*, defaults to 8192):
+        index_size (`int`, *optional*, defaults to 4096):
             Numbers an example in `"gradient_sketch"`.
         index_factory (`str`, *optional*, defaults to `"Flat"`):
             FAISS's factory string, such as `"SQfp16"` (half the memory), `"IVF256,Flat"`, `"HNSW32"`, `"IVF256,PQ32"`.
@@ -141,7 +141,7 @@ class InfluenceConfig(TrainingArguments):
     index_features: FeatureName = field(
         default="gradient_sketch", metadata={"help": "What the index keeps of an example."}
     )
-    index_size: int = field(default=8192, metadata={"help": "Numbers an example in 'gradient_sketch'."})
+    index_size: int = field(default=4096, metadata={"help": "Numbers an example in 'gradient_sketch'."})
     index_factory: str = field(default="Flat", metadata={"help": "FAISS's factory string."})
     index_search: str | None = field(default=None, metadata={"help": "Search parameters, such as 'nprobe=16'."})
     index_shard_size: int = field(default=1_000_000, metadata={"help": "Examples in one file of the index."})
