@@ -98,7 +98,7 @@ def scan_together(trainer, solutions: dict[str, Solution]) -> dict[str, np.ndarr
 def seconds_of_a_forward_pass(trainer) -> float:
     """Of the whole training set, from 512 of its examples."""
     examples = trainer._examples("train_dataset", trainer.train_dataset)
-    rows = np.random.default_rng(0).choice(len(examples), 512, replace=False)
+    rows = np.random.default_rng(0).choice(len(examples), min(512, len(examples)), replace=False)
     batches = examples.grouped_by_length(rows, trainer.args.influence_batch_size)
     for _ in range(2):  # the first warms up
         start = time.perf_counter()

@@ -12,6 +12,9 @@ from hf_fastif.curvature.captures import LinearCapture, loss_captures
 from hf_fastif.objective import Batch, Objective
 
 
+NOTHING = 1e-12  # times the largest curvature
+
+
 @dataclass(frozen=True)
 class Part:
     """Some entries of the gradient of one layer's matrix W (outputs, inputs), in bases of its own.
@@ -98,7 +101,8 @@ def leading_parts(factors: KroneckerFactors, size: int) -> list[Part]:
     eigenvalues = torch.cat([block.eigenvalues.flatten() for block in factors.blocks])
     chosen = torch.zeros_like(eigenvalues, dtype=torch.bool)
     chosen[eigenvalues.topk(min(size, len(eigenvalues))).indices] = True
-    return list(_leading(factors, chosen))
+    # What no example that EK-FAC was fitted to has is nothing to compare, and nothing to divide by.
+    return list(_leading(factors, chosen & (eigenvalues > NOTHING * eigenvalues.max())))
 
 
 def _leading(factors: KroneckerFactors, chosen: torch.Tensor) -> Iterator[Part]:

@@ -47,13 +47,23 @@ def test_the_entries_kept_are_those_of_largest_curvature():
     whole, _ = sketch(model, size=1 << 40)
     eigenvalues = torch.cat([block.eigenvalues.flatten() for block in factors.blocks])
     kept = torch.cat([part.scales for part in features.parts]).square()
-    assert features.size == 50 and whole.size == len(eigenvalues)
+    assert features.size == 50
     torch.testing.assert_close(kept.sort().values, eigenvalues.topk(50).values.sort().values)
     # Entries are independent coordinates: fewer of them are a part of all of them.
     batch = batches(DATA).take(range(13))
     few, many = features.of_batch(batch), whole.of_batch(batch)
     for column in few.T:
         assert (many.T - column).abs().amax(dim=1).min() < 1e-9
+
+
+def test_entries_that_no_example_has_are_left_out():
+    model = tiny_model()
+    with torch.no_grad():  # half of the output layer's input is always zero
+        model.bert.pooler.dense.weight[:4] = 0
+        model.bert.pooler.dense.bias[:4] = 0
+    features, factors = sketch(model, size=1 << 40)
+    assert torch.isfinite(features.of_batch(batches(DATA).take(range(13)))).all()
+    assert features.size < sum(block.eigenvalues.numel() for block in factors.blocks)
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "gpt2"])
