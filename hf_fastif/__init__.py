@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hf_fastif.config import InfluenceConfig
+    from hf_fastif.index import InfluenceIndex
     from hf_fastif.parameters import freeze
     from hf_fastif.results import InfluenceResult
     from hf_fastif.solvers import Solution
     from hf_fastif.trainer import InfluenceTrainer
 
 __version__ = "0.1.0"
-__all__ = ["InfluenceConfig", "InfluenceResult", "InfluenceTrainer", "Solution", "freeze"]
+__all__ = ["InfluenceConfig", "InfluenceIndex", "InfluenceResult", "InfluenceTrainer", "Solution", "freeze"]
 
 _HOMES = {
     "InfluenceConfig": "hf_fastif.config",
+    "InfluenceIndex": "hf_fastif.index",
     "InfluenceResult": "hf_fastif.results",
     "InfluenceTrainer": "hf_fastif.trainer",
     "Solution": "hf_fastif.solvers",

@@ -111,21 +111,21 @@ class Attribution:
         return Solution.from_tensors(self.pieces.get(f"queries-{i}.s_test", work))
 
     def _scores(
-        self, pool: ExampleBatches, vectors: torch.Tensor, candidates: np.ndarray | None, title: str
+        self, pool: ExampleBatches, vectors: torch.Tensor, candidates: np.ndarray | None, name: str
     ) -> np.ndarray:
         """Scores (Q, k) of the candidates (Q, k) of each query, or of all for all."""
 
-        def score(vectors: torch.Tensor, rows: np.ndarray, title: str) -> np.ndarray:
+        def score(vectors: torch.Tensor, rows: np.ndarray, name: str) -> np.ndarray:
             way = self.args.scoring
-            return influence_scores(self.objective, pool, vectors, rows, self.passes, way, self.pieces, title)
+            return influence_scores(self.objective, pool, vectors, rows, self.passes, way, self.pieces, name)
 
         if candidates is None:
-            return score(vectors, np.arange(len(pool)), title)
+            return score(vectors, np.arange(len(pool)), name)
         union, places = np.unique(candidates, return_inverse=True)
         if SHARED_COST * len(union) < candidates.size:
-            return np.take_along_axis(score(vectors, union, title), places.reshape(candidates.shape), axis=1)
+            return np.take_along_axis(score(vectors, union, name), places.reshape(candidates.shape), axis=1)
         pairs = zip(vectors.split(1), candidates, strict=True)
-        return np.concatenate([score(vector, rows, f"{title}-{q}") for q, (vector, rows) in enumerate(pairs)])
+        return np.concatenate([score(vector, rows, f"{name}-{q}") for q, (vector, rows) in enumerate(pairs)])
 
     @cached_property
     def _solver(self) -> Solver:

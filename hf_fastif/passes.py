@@ -41,6 +41,7 @@ class Passes:
         compute: Callable[[Batch], torch.Tensor],
         title: str,
         pieces: Pieces | None = None,
+        name: str | None = None,
     ) -> np.ndarray:
         """Some numbers for every row, from batches of similar length.
 
@@ -49,8 +50,9 @@ class Passes:
             rows (`np.ndarray` of shape `(k,)`): Which of its rows.
             width (`int`): How many numbers for each.
             compute (`Callable`): From a batch of B rows to their numbers, (B, width).
-            title (`str`): Of the progress bar, and of the pieces.
+            title (`str`): Of the progress bar.
             pieces (`Pieces`, *optional*): Keeps what is finished.
+            name (`str`, *optional*): Of its pieces, if not the title.
 
         Returns:
             `np.ndarray` of shape `(k, width)`, float32, in the order of `rows`; the same on every process.
@@ -61,7 +63,7 @@ class Passes:
             for start in range(0, len(batches), PIECE):
                 part = batches[start : start + PIECE]
                 work = partial(self._piece, examples, rows, part, width, compute, bar)
-                values = work() if pieces is None else pieces.get(f"{title}-{start // PIECE}", work)
+                values = work() if pieces is None else pieces.get(f"{name or title}-{start // PIECE}", work)
                 found[np.concatenate(part)] = values["values"].cpu().numpy()
                 bar.n = start + len(part)
                 bar.refresh()

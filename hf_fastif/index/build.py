@@ -50,8 +50,10 @@ def write_index(
     width, count = features.shape[1] if own else features.size, len(examples)
     step = max(1, BLOCK // (4 * width))
 
-    def values(rows: np.ndarray, title: str) -> np.ndarray:
-        return features[rows] if own else passes.over(examples, rows, width, features.of_batch, title, pieces)
+    def values(rows: np.ndarray, name: str) -> np.ndarray:
+        if own:
+            return features[rows]
+        return passes.over(examples, rows, width, features.of_batch, "Features", pieces, name)
 
     def blocks() -> Iterator[np.ndarray]:
         for start in range(0, count, step):

@@ -73,7 +73,7 @@ def influence_scores(
     passes: Passes,
     scoring: ScoringName = "auto",
     pieces: Pieces | None = None,
-    title: str = "Scoring",
+    name: str | None = None,
 ) -> np.ndarray:
     """The influence of chosen rows of a dataset on Q queries; memory is bounded by a batch.
 
@@ -85,7 +85,7 @@ def influence_scores(
         passes (`Passes`): How the work is cut up.
         scoring (`str`, *optional*, defaults to `"auto"`): See `choose_scoring`.
         pieces (`Pieces`, *optional*): Keeps what is finished.
-        title (`str`, *optional*): Of the progress bar and the pieces.
+        name (`str`, *optional*): Of the pieces.
 
     Returns:
         `np.ndarray` of shape `(Q, k)`, float32, in the order of `rows`.
@@ -98,7 +98,7 @@ def influence_scores(
     def compute(batch: Batch) -> torch.Tensor:
         return way.batch_scores(objective, batch, s_test).T
 
-    scores = passes.over(examples, rows, len(s_test), compute, title, pieces).T
+    scores = passes.over(examples, rows, len(s_test), compute, "Scoring", pieces, name).T
     if not np.isfinite(scores).all():
         row = int(rows[np.flatnonzero(~np.isfinite(scores).all(axis=0))[0]])
         raise ValueError(f"candidates: row {row} has a NaN or infinite influence; look at its text, label and loss.")
