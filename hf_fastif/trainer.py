@@ -113,8 +113,9 @@ class InfluenceTrainer(Trainer):
         s_test: Solution | None = None,
         query_features: np.ndarray | None = None,
     ) -> np.ndarray:
-        """The rows (queries, k) that the index holds to be the k most influential on each example, strongest first.
+        """The rows (queries, k) that the index holds to be the most influential on each example, strongest first.
 
+        Where the index compares with s_test, helpful and harmful ones take turns.
         The arguments are those of `find_influential`, which scores what it finds here.
         """
         name, candidates = self._named_candidates(candidates)

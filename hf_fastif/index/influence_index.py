@@ -46,7 +46,7 @@ class InfluenceIndex:
         return self.faiss_index.ntotal
 
     def search(self, queries: np.ndarray, k: int) -> np.ndarray:
-        """The rows (Q, k) nearest to each query (Q, d); by inner product those at both ends, largest first.
+        """The rows (Q, k) nearest to each query (Q, d), nearest first; by inner product those at both ends, in turns.
 
         Raises:
             ValueError: If an approximate index visits fewer than k vectors.

@@ -98,18 +98,17 @@ def shard_files(folder: Path) -> list[Path]:
 
 
 def search_both_ends(index: faiss.Index, queries: np.ndarray, k: int) -> np.ndarray:
-    """The rows (Q, k) whose inner product with each query is largest in size, of either sign, largest first.
+    """The rows (Q, k) with the largest and with the smallest inner product with each query, in turns.
 
-    Helpful and harmful examples lie at opposite ends of an inner product, so q and -q are searched.
+    Helpful and harmful examples lie at opposite ends of an inner product, and one end is often the stronger one: half
+    of k for each end finds the strongest of both. Where an index finds too few, -1 fills the rest.
     """
-    (up, up_rows), (down, down_rows) = index.search(queries, k), index.search(-queries, k)
-    rows, sizes = np.concatenate([up_rows, down_rows], axis=1), np.concatenate([up, down], axis=1)
-    found = np.empty((len(queries), k), dtype=np.int64)
-    for query, (own, size) in enumerate(zip(rows, sizes, strict=True)):
-        order = np.argsort(-np.where(own < 0, -np.inf, np.abs(size)), kind="stable")
-        first = np.sort(np.unique(own[order], return_index=True)[1])  # a row may be found at both ends
-        kept = own[order][first]
-        found[query] = np.pad(kept[kept >= 0], (0, k), constant_values=-1)[:k]
+    ends = index.search(queries, k)[1], index.search(-queries, k)[1]
+    found = np.full((len(queries), k), -1, dtype=np.int64)
+    for query, rows in enumerate(np.stack(ends, axis=2).reshape(len(queries), -1)):
+        first = np.sort(np.unique(rows, return_index=True)[1])  # a row may be found at both ends
+        rows = rows[first][rows[first] >= 0][:k]
+        found[query, : len(rows)] = rows
     return found
 
 
