@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +13,13 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 
-from hf_fastif.frozen import FrozenStates
+
+class States(Protocol):
+    """Adds what is kept of some rows to their batch."""
+
+    def add_to(self, batch: dict[str, torch.Tensor], rows: Sequence[int] | np.ndarray) -> dict[str, torch.Tensor]:
+        """The batch of some rows of the dataset, with what is kept of them."""
+        ...
 
 
 class ExampleBatches:
@@ -34,7 +40,7 @@ class ExampleBatches:
         self.dataset = dataset
         self.collate = collate
         self.prepare = prepare
-        self.states: FrozenStates | None = None  # what frozen layers made of the rows, if that is kept
+        self.states: States | None = None  # what frozen layers made of the rows, if that is kept
 
     def __len__(self) -> int:
         return len(self.dataset)

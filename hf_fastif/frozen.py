@@ -2,56 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
+from hf_fastif.batches import ExampleBatches
+from hf_fastif.objective import STATES, Batch, FrozenLayers, Objective
 from hf_fastif.parameters import layer_stack
 
 
-if TYPE_CHECKING:
-    from hf_fastif.batches import ExampleBatches
-    from hf_fastif.objective import Batch, Objective
-
-STATES = "frozen_states"  # the entry of a batch (B, T, hidden) that a model goes on from
 TOLERANCE = {False: 1e-3, True: 3e-2}  # of the outputs, relative: padding moves the last bits, of bfloat16 or not
 
 
 class _Done(Exception):
     """The last frozen layer has answered, and the rest of the model is not wanted."""
-
-
-@dataclass(frozen=True)
-class FrozenLayers:
-    """The first layers of an encoder, none of which is trained.
-
-    Attributes:
-        layers (`Sequence[torch.nn.Module]`): The layers.
-        rest (`tuple`, *optional*): What they return behind the states; None if they return the states alone.
-    """
-
-    layers: Sequence[nn.Module]
-    rest: tuple | None
-
-    @contextmanager
-    def skipped(self, states: torch.Tensor) -> Iterator[None]:
-        """Lets the model go on from the states (B, T, hidden) of a batch, as if its frozen layers had made them."""
-        answer = states if self.rest is None else (states, *self.rest)
-        before = [layer.__dict__.get("forward") for layer in self.layers]
-        for layer in self.layers:
-            layer.forward = lambda *_args, **_kwargs: answer
-        try:
-            yield
-        finally:
-            for layer, forward in zip(self.layers, before, strict=True):
-                del layer.forward
-                if forward is not None:
-                    layer.forward = forward
 
 
 @dataclass

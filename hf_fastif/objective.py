@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -13,13 +14,41 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from hf_fastif.frozen import STATES, FrozenLayers
 from hf_fastif.parameters import ParameterSpace
 
 
 logger = logging.get_logger(__name__)
 
 Batch = dict[str, torch.Tensor]
+STATES = "frozen_states"  # the entry of a batch (B, T, hidden) that a model goes on from
+
+
+@dataclass(frozen=True)
+class FrozenLayers:
+    """The first layers of an encoder, none of which is trained.
+
+    Attributes:
+        layers (`Sequence[torch.nn.Module]`): The layers.
+        rest (`tuple`, *optional*): What they return behind the states; None if they return the states alone.
+    """
+
+    layers: Sequence[nn.Module]
+    rest: tuple | None
+
+    @contextmanager
+    def skipped(self, states: torch.Tensor) -> Iterator[None]:
+        """Lets the model go on from the states (B, T, hidden) of a batch, as if its frozen layers had made them."""
+        answer = states if self.rest is None else (states, *self.rest)
+        before = [layer.__dict__.get("forward") for layer in self.layers]
+        for layer in self.layers:
+            layer.forward = lambda *_args, **_kwargs: answer
+        try:
+            yield
+        finally:
+            for layer, forward in zip(self.layers, before, strict=True):
+                del layer.forward
+                if forward is not None:
+                    layer.forward = forward
 
 
 class Objective:

@@ -17,9 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from hf_fastif.curvature import Layer
-from hf_fastif.index.gradients import GradientFeatures, Part
+from hf_fastif.index.gradients import Part
 from hf_fastif.index.store import on_device, read_shards, search_both_ends, write_shards
-from hf_fastif.objective import Objective
 
 
 MANIFEST, PARTS = "manifest.json", "features.safetensors"
@@ -31,7 +30,7 @@ class InfluenceIndex:
     """An index over the rows of one dataset, made with one model.
 
     Attributes:
-        name (`str`): Its features: `"pooled"`, `"last_layer_gradient"`, `"gradient_sketch"`, or your own name.
+        name (`str`): Its features: `"pooled"`, `"last_layer_gradient"`, `"gradient_sketch"` or `"own"`.
         faiss_index (`faiss.Index`): The vectors.
         manifest (`dict`): Model and dataset that it belongs to, sizes and settings.
         parts (`list[Part]`, *optional*): Which entries of gradients the features are.
@@ -72,10 +71,6 @@ class InfluenceIndex:
         if len(dataset) != len(self):
             raise ValueError(f"dataset has {len(dataset):,} rows, but the index holds {len(self):,}.")
         dataset._indexes[self.name] = FaissIndex(custom_index=self.faiss_index)
-
-    def gradient_features(self, objective: Objective) -> GradientFeatures:
-        """The features of s_test that this index is searched with."""
-        return GradientFeatures(objective, self.parts)
 
     @staticmethod
     def write(
