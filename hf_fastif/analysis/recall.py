@@ -70,7 +70,7 @@ class Recall:
             axis.set(xscale="log", xlabel="k, neighbours scored", title=direction, ylim=(0, 1.05))
             axis.grid(alpha=0.3)
         axes[0].set_ylabel("recall")
-        axes[0].legend(loc="lower right")
+        axes[0].legend(loc="upper left")
         write_whole(Path(path), lambda file: figure.savefig(file, format=Path(path).suffix[1:], dpi=130))
 
 
