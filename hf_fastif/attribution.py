@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import torch
+from datasets import Dataset
 
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.config import InfluenceConfig
@@ -134,3 +136,16 @@ class Attribution:
     def _groups(self, examples: ExampleBatches) -> list[tuple[int, range]]:
         size, count = self.args.query_batch_size, len(examples)
         return [(i, range(start, min(start + size, count))) for i, start in enumerate(range(0, count, size))]
+
+
+def digest(things: Iterable[Dataset | Solution | int | str | None]) -> str:
+    """A short name for what a piece of work is about."""
+    found = hashlib.blake2b(digest_size=8)
+    for thing in things:
+        if isinstance(thing, Dataset):
+            found.update(thing._fingerprint.encode())
+        elif isinstance(thing, Solution):
+            found.update(thing.vectors.detach().cpu().numpy())
+        else:
+            found.update(repr(thing).encode())
+    return found.hexdigest()

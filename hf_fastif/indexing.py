@@ -65,7 +65,7 @@ def searching(
     """
     if index.parts is not None:
         features = GradientFeatures(objective, index.parts)
-        return lambda _rows, vectors: index.search(features.of_vectors(vectors).cpu().numpy(), k)
+        return lambda _rows, vectors: index.search(features.of_vectors(vectors.cpu()).numpy(), k)
     own = query_features
     if index.name == "pooled":
         own = PooledFeatures(objective).of_queries(queries, passes)

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
 from hf_fastif.files import write_whole
-from hf_fastif.solvers import Solution
 
 
 logger = logging.get_logger(__name__)
@@ -94,16 +91,3 @@ def pieces_of(folder: Path, manifest: Mapping[str, str], accelerator: Accelerato
     pieces = Pieces(folder, manifest, accelerator)
     yield pieces
     pieces.delete()
-
-
-def digest(things: Iterable[Dataset | Solution | int | None]) -> str:
-    """A short name for what a piece of work is about."""
-    found = hashlib.blake2b(digest_size=8)
-    for thing in things:
-        if isinstance(thing, Dataset):
-            found.update(thing._fingerprint.encode())
-        elif isinstance(thing, Solution):
-            found.update(thing.vectors.detach().cpu().numpy())
-        else:
-            found.update(repr(thing).encode())
-    return found.hexdigest()

@@ -14,7 +14,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from hf_fastif.attribution import Attribution
+from hf_fastif.attribution import Attribution, digest
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.checks import check_dataset, check_index, check_inputs, check_loss, check_num_neighbors, check_s_test
 from hf_fastif.config import InfluenceConfig
@@ -26,7 +26,7 @@ from hf_fastif.objective import Objective, differentiable
 from hf_fastif.outcomes import build_result
 from hf_fastif.parameters import model_fingerprint
 from hf_fastif.passes import Passes
-from hf_fastif.pieces import Pieces, digest, pieces_of
+from hf_fastif.pieces import Pieces, pieces_of
 from hf_fastif.queries import Predictions, loss_gradients, predict
 from hf_fastif.results import InfluenceResult
 from hf_fastif.scoring import choose_scoring

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from safetensors.torch import save_file
 
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.curvature.captures import Capture, LinearCapture, captures
-from hf_fastif.curvature.layers import Layer, captured_layers, covered_names
+from hf_fastif.curvature.layers import Layer, captured_layers, covered_names, layers_from_json, layers_to_json
 from hf_fastif.curvature.products import GaussNewton
 from hf_fastif.files import write_whole
 from hf_fastif.parameters import ParameterSpace
@@ -82,7 +81,7 @@ class KroneckerFactors:
         for i, block in enumerate(self.blocks):
             for part in ("output_basis", "input_basis", "eigenvalues"):
                 tensors[f"{part}/{i}"] = getattr(block, part).contiguous()
-        layers = json.dumps([asdict(block.layer) for block in self.blocks])
+        layers = layers_to_json(block.layer for block in self.blocks)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, lambda file: save_file(tensors, file, {"layers": layers} | manifest))
 
@@ -95,10 +94,10 @@ class KroneckerFactors:
                 return None
             blocks = [
                 KroneckerBlock(
-                    Layer(**layer | {"names": tuple(layer["names"])}),
+                    layer,
                     *(file.get_tensor(f"{part}/{i}") for part in ("output_basis", "input_basis", "eigenvalues")),
                 )
-                for i, layer in enumerate(json.loads(written["layers"]))
+                for i, layer in enumerate(layers_from_json(written["layers"]))
             ]
             diagonal = {
                 name.removeprefix("diagonal/"): file.get_tensor(name)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Literal
 
@@ -43,6 +44,16 @@ class Layer:
         if len(self.names) == 2:
             matrix, bias[self.names[1]] = matrix[..., :-1], matrix[..., -1]
         return {self.names[0]: matrix.mT if self.transposed else matrix} | bias
+
+
+def layers_to_json(layers: Iterable[Layer]) -> str:
+    """Layers as text, for the metadata of a file."""
+    return json.dumps([asdict(layer) for layer in layers])
+
+
+def layers_from_json(text: str) -> list[Layer]:
+    """The inverse of `layers_to_json`."""
+    return [Layer(**layer | {"names": tuple(layer["names"])}) for layer in json.loads(text)]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import faiss
 import numpy as np
 
 from hf_fastif.batches import ExampleBatches
@@ -55,15 +54,15 @@ def write_index(
             return features[rows]
         return passes.over(examples, rows, width, features.of_batch, "Features", pieces, name)
 
+    def sample() -> np.ndarray:
+        rows = np.random.default_rng(args.seed).choice(count, min(count, TRAINING, step), replace=False)
+        return values(np.sort(rows), "Sample")
+
     def blocks() -> Iterator[np.ndarray]:
         for start in range(0, count, step):
             yield values(np.arange(start, min(start + step, count)), f"Features-{start}")
 
     inner_product = not own and features.inner_product
-    sample = np.zeros((0, width), dtype=np.float32)
-    if not faiss.index_factory(width, args.index_factory).is_trained:
-        rows = np.random.default_rng(args.seed).choice(count, min(count, TRAINING, step), replace=False)
-        sample = values(np.sort(rows), "Sample")
     trained = empty_index(width, args.index_factory, inner_product, sample, args.index_search)
     manifest = {
         **belongs,

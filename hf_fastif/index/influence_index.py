@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import faiss
@@ -16,7 +16,7 @@ from datasets.search import FaissIndex
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from hf_fastif.curvature import Layer
+from hf_fastif.curvature.layers import layers_from_json, layers_to_json
 from hf_fastif.index.gradients import Part
 from hf_fastif.index.store import on_device, read_shards, search_both_ends, write_shards
 
@@ -87,7 +87,7 @@ class InfluenceIndex:
         temporary.mkdir(parents=True)
         write_shards(temporary, trained, blocks, manifest["shard_size"])
         if parts is not None:
-            save_file(_tensors(parts), temporary / PARTS, {"layers": json.dumps([asdict(p.layer) for p in parts])})
+            save_file(_tensors(parts), temporary / PARTS, {"layers": layers_to_json(p.layer for p in parts)})
         text = json.dumps({"name": name, **manifest}, indent=2)
         (temporary / MANIFEST).write_text(text, encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
@@ -132,5 +132,5 @@ def _tensors(parts: list[Part]) -> dict[str, torch.Tensor]:
 
 def _read_parts(path: Path) -> list[Part]:
     with safe_open(path, framework="pt") as file:
-        layers = [Layer(**layer | {"names": tuple(layer["names"])}) for layer in json.loads(file.metadata()["layers"])]
+        layers = layers_from_json(file.metadata()["layers"])
         return [Part(layer, *(file.get_tensor(f"{name}/{i}") for name in TENSORS)) for i, layer in enumerate(layers)]

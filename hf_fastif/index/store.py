@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import faiss
@@ -11,31 +12,30 @@ import numpy as np
 from hf_fastif.files import write_whole
 
 
-def empty_index(size: int, factory: str, inner_product: bool, sample: np.ndarray, search: str | None) -> faiss.Index:
+def empty_index(
+    size: int, factory: str, inner_product: bool, sample: Callable[[], np.ndarray], search: str | None
+) -> faiss.Index:
     """An index of `faiss.index_factory`, trained on a sample and without vectors.
 
     Args:
         size (`int`): Numbers in a vector.
         factory (`str`): Such as `"Flat"`, `"SQfp16"` (half the memory), `"IVF256,Flat"`, `"HNSW32"`, `"IVF256,PQ32"`.
         inner_product (`bool`): Whether vectors are compared by inner product; else by L2 distance.
-        sample (`np.ndarray` of shape `(n, size)`): Drawn at random from the vectors to come.
+        sample (`Callable`): Gives vectors (n, size), drawn at random from those to come, if FAISS must be trained.
         search (`str`, *optional*): Parameters of the search, such as `"nprobe=16"`; they are saved with the index.
 
     Raises:
         ValueError: If FAISS does not know the factory string or the parameters, or the sample is too small for it.
     """
     metric = faiss.METRIC_INNER_PRODUCT if inner_product else faiss.METRIC_L2
-    try:
+    with _named(f"index_factory={factory!r}, index_search={search!r}, vectors of {size} numbers"):
         index = faiss.index_factory(size, factory, metric)
-        if not index.is_trained:
-            index.train(np.ascontiguousarray(sample, dtype=np.float32))
         if search is not None:
             faiss.ParameterSpace().set_index_parameters(index, search)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise ValueError(
-            f"index_factory={factory!r}, index_search={search!r}, {len(sample)} vectors of {size} numbers: {reason}"
-        ) from error
+    if not index.is_trained:
+        vectors = np.ascontiguousarray(sample(), dtype=np.float32)
+        with _named(f"index_factory={factory!r}, index_search={search!r}, trained on {len(vectors)} vectors"):
+            index.train(vectors)
     return index
 
 
@@ -110,6 +110,15 @@ def search_both_ends(index: faiss.Index, queries: np.ndarray, k: int) -> np.ndar
         rows = rows[first][rows[first] >= 0][:k]
         found[query, : len(rows)] = rows
     return found
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Says what FAISS was asked for when it refuses."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ValueError(f"{what}: {str(error).strip().splitlines()[-1]}") from error
 
 
 def _write(folder: Path, number: int, shard: faiss.Index) -> None:

@@ -123,6 +123,11 @@ def test_an_index_that_visits_too_few_says_so(tmp_path):
         trainer.find_influential(QUERIES, num_neighbors=39)
 
 
+def test_a_factory_that_faiss_does_not_know_is_named(tmp_path):
+    with pytest.raises(ValueError, match="index_factory='Flatt', index_search=None"):
+        trainer_of(tmp_path, index_factory="Flatt", index_features="pooled").build_index()
+
+
 def test_an_interrupted_index_is_not_there(tmp_path, monkeypatch):
     trainer = trainer_of(tmp_path)
     monkeypatch.setattr(json, "dumps", lambda *_args, **_named: 1 / 0)

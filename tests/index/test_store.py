@@ -18,7 +18,7 @@ QUERIES = RANDOM.standard_normal((20, 16), np.float32)
 
 def made(folder, factory="Flat", inner_product=True, search=None, shard_size=10_000, vectors=VECTORS):
     folder.mkdir(parents=True, exist_ok=True)
-    trained = empty_index(16, factory, inner_product, VECTORS, search)
+    trained = empty_index(16, factory, inner_product, lambda: VECTORS, search)
     write_shards(folder, trained, np.array_split(vectors, 7), shard_size)
     return folder
 
@@ -91,7 +91,7 @@ def test_search_parameters_are_kept_in_the_file(tmp_path):
 @pytest.mark.parametrize(("factory", "search"), [("Flatt", None), ("IVF16,Flat", "nprobes=3"), ("IVF4000,Flat", None)])
 def test_bad_factories_are_named(factory, search):
     with pytest.raises(ValueError, match=f"index_factory='{factory}', index_search={search!r}"):
-        empty_index(16, factory, True, VECTORS, search)
+        empty_index(16, factory, True, lambda: VECTORS, search)
 
 
 def test_a_gpu_that_is_not_there_is_named(tmp_path):
@@ -111,7 +111,7 @@ def blocks():
 
 folder = Path(sys.argv[1])
 start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-write_shards(folder, empty_index(64, "Flat", True, np.zeros((0, 64), np.float32), None), blocks(), 100_000)
+write_shards(folder, empty_index(64, "Flat", True, None, None), blocks(), 100_000)
 wanted = np.random.default_rng(33).standard_normal((20_000, 64), np.float32)[123]
 found = search_both_ends(read_shards(folder, on_disk=True), wanted[None], 5)
 print(found[0, 0], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start)
