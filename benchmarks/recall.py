@@ -53,16 +53,18 @@ def main(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceCo
     queries = validation.select([*wrong[:half], *right[:half]])
     folder = Path(config.output_dir)
     solutions, found = {}, []
+    fitted = seconds_of_fitting(trainer)
     for name, settings in S_TESTS.items():
         for key, value in settings.items():
             setattr(config, key, value)
         start = time.perf_counter()
         solutions[name] = trainer.compute_s_test(queries)
         print(f"s_test, {name}: {time.perf_counter() - start:.0f} s", flush=True)
+    forward = seconds_of_a_forward_pass(trainer)
     start = time.perf_counter()
     scans = scan_together(trainer, solutions)
     print(f"full scan for {len(scans)} x {len(queries)} queries: {time.perf_counter() - start:.0f} s", flush=True)
-    forward = seconds_of_a_forward_pass(trainer)
+    print(f"a forward pass: {forward:.0f} s; fitting EK-FAC: {fitted / forward:.1f} of them", flush=True)
     for kind, size in KINDS:
         config.index_features, config.index_size = kind, size or config.index_size
         start = time.perf_counter()
@@ -93,6 +95,14 @@ def scan_together(trainer, solutions: dict[str, Solution]) -> dict[str, np.ndarr
         stacked = torch.cat([solution.vectors for solution in solutions.values()])
         scores = influence_scores(objective, pool, stacked, np.arange(len(pool)), trainer._passes)
     return dict(zip(solutions, np.split(scores, len(solutions)), strict=True))
+
+
+def seconds_of_fitting(trainer) -> float:
+    """EK-FAC's factors, which the sketch needs."""
+    start = time.perf_counter()
+    with trainer._objective() as objective:
+        trainer._setup(objective).factors()
+    return time.perf_counter() - start
 
 
 def seconds_of_a_forward_pass(trainer) -> float:
