@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from trainers import load_trainer
 from transformers import set_seed
 
 from hf_fastif import InfluenceConfig
 from hf_fastif.analysis import recall
 from hf_fastif.cli import parse_arguments
 from hf_fastif.data import DataArguments
+from hf_fastif.finetuning import ModelArguments, make_trainer
 from hf_fastif.scoring import influence_scores
 from hf_fastif.solvers import Solution
 
@@ -36,17 +36,16 @@ S_TESTS = {
 
 
 @dataclass
-class BenchmarkArguments:
+class BenchmarkArguments(ModelArguments):
     """What to measure."""
 
-    model_name_or_path: str = field(metadata={"help": "A fine-tuned classifier."})
-    num_frozen_layers: int = field(default=3, metadata={"help": "Layers that were not trained."})
     num_queries: int = field(default=100, metadata={"help": "Half of them misclassified."})
 
 
 def main(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceConfig) -> None:
     set_seed(config.seed)
-    trainer, validation = load_trainer(benchmark.model_name_or_path, benchmark.num_frozen_layers, data, config)
+    trainer, examples = make_trainer(benchmark, data, config)
+    validation = examples["validation"].shuffle(config.seed)
     wrong = trainer.find_misclassified(validation)
     right = np.setdiff1d(np.arange(len(validation)), wrong)
     half = benchmark.num_queries // 2
@@ -90,24 +89,26 @@ def main(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceCo
 
 def scan_together(trainer, solutions: dict[str, Solution]) -> dict[str, np.ndarray]:
     """The full scans of all kinds of s_test, from one pass over the training set."""
-    with trainer._objective() as objective:
-        pool = trainer._pool(objective, "train_dataset", trainer.train_dataset)
+    with trainer._context() as context:
         stacked = torch.cat([solution.vectors for solution in solutions.values()])
-        scores = influence_scores(objective, pool, stacked, np.arange(len(pool)), trainer._passes)
+        scores = influence_scores(
+            context.objective, context.train, stacked, np.arange(len(context.train)), context.passes
+        )
     return dict(zip(solutions, np.split(scores, len(solutions)), strict=True))
 
 
 def seconds_of_fitting(trainer) -> float:
     """EK-FAC's factors, which the sketch needs."""
     start = time.perf_counter()
-    with trainer._objective() as objective:
-        trainer._setup(objective).factors()
+    with trainer._context() as context:
+        context.setup().factors()
     return time.perf_counter() - start
 
 
 def seconds_of_a_forward_pass(trainer) -> float:
     """Of the whole training set, from 512 of its examples."""
-    examples = trainer._examples("train_dataset", trainer.train_dataset)
+    with trainer._context() as context:
+        examples = context.examples("train_dataset", trainer.train_dataset)
     rows = np.random.default_rng(0).choice(len(examples), min(512, len(examples)), replace=False)
     batches = examples.grouped_by_length(rows, trainer.args.influence_batch_size)
     for _ in range(2):  # the first warms up

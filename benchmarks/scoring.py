@@ -25,12 +25,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.stats import spearmanr
-from trainers import load_trainer
 from transformers import set_seed
 
 from hf_fastif import InfluenceConfig, InfluenceTrainer
 from hf_fastif.cli import parse_arguments
 from hf_fastif.data import DataArguments
+from hf_fastif.finetuning import ModelArguments, make_trainer
 from hf_fastif.frozen import find_frozen_states
 from hf_fastif.objective import Objective
 from hf_fastif.passes import Passes
@@ -43,11 +43,9 @@ LOOP = 32  # candidates in that loop
 
 
 @dataclass
-class BenchmarkArguments:
+class BenchmarkArguments(ModelArguments):
     """What to measure."""
 
-    model_name_or_path: str = field(metadata={"help": "A fine-tuned classifier."})
-    num_frozen_layers: int = field(default=3, metadata={"help": "Layers that were not trained."})
     num_candidates: int = field(default=512, metadata={"help": "Training examples to score."})
     num_queries: int = field(default=64, metadata={"help": "Validation examples, for what several queries share."})
     rounds: int = field(default=3, metadata={"help": "How often everything is timed."})
@@ -58,7 +56,8 @@ class BenchmarkArguments:
 def main(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceConfig) -> None:
     set_seed(config.seed)
     config.solver = "identity"
-    trainer, validation = load_trainer(benchmark.model_name_or_path, benchmark.num_frozen_layers, data, config)
+    trainer, examples = make_trainer(benchmark, data, config)
+    validation = examples["validation"].shuffle(config.seed)
     queries = validation.select(range(benchmark.num_queries))
     if benchmark.scan_only is not None:
         trainer.compute_influence(queries.select([0]), trainer.train_dataset.select(range(benchmark.scan_only)))
@@ -75,8 +74,7 @@ def main(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceCo
 
 def time_all(benchmark: BenchmarkArguments, trainer: InfluenceTrainer, queries) -> dict[str, object]:
     pool = trainer.train_dataset.shuffle(trainer.args.seed).select(range(benchmark.num_candidates))
-    examples, model = trainer._examples("candidates", pool), trainer.model
-    kept, rough_kept = trainer._examples("candidates", pool), trainer._examples("candidates", pool)
+    model = trainer.model
     rows = np.arange(len(pool))
     passes = Passes(trainer.args.influence_batch_size, trainer.accelerator)
 
@@ -94,12 +92,14 @@ def time_all(benchmark: BenchmarkArguments, trainer: InfluenceTrainer, queries) 
             torch.cat([g.flatten() for g in gradients]) @ s_test[0]
 
     def with_gradients() -> np.ndarray:
-        vectors = loss_gradients(objective, trainer._examples("queries", queries), range(len(queries)))
+        vectors = loss_gradients(objective, context.examples("queries", queries), range(len(queries)))
         return influence_scores(objective, examples, vectors, rows, passes)
 
-    with trainer._objective() as objective:
+    with trainer._context() as context:
+        objective, examples = context.objective, context.examples("candidates", pool)
+        kept, rough_kept = context.examples("candidates", pool), context.examples("candidates", pool)
         rough, resumed, both = Objective(model, bf16=True), Objective(model), Objective(model, bf16=True)
-        s_test = loss_gradients(objective, trainer._examples("queries", queries), range(len(queries)))
+        s_test = loss_gradients(objective, context.examples("queries", queries), range(len(queries)))
         kept.states = find_frozen_states(resumed, kept, 1 << 33)
         rough_kept.states = find_frozen_states(both, rough_kept, 1 << 33)
         ways: dict[str, Callable[[], np.ndarray | None]] = {
@@ -125,7 +125,7 @@ def time_all(benchmark: BenchmarkArguments, trainer: InfluenceTrainer, queries) 
         seconds["a backward pass each, padded to 128"] *= len(rows) / LOOP
         agreement = {name: agree(answer, answers) for name, answer in answers.items() if answer is not None}
         if find_spec("kronfluence") is not None:
-            seconds["kronfluence"], correlation = kronfluence(trainer, objective, queries, pool, s_test)
+            seconds["kronfluence"], correlation = kronfluence(context, queries, pool, s_test)
             agreement["kronfluence, on the layers that both cover"] = correlation
     report(seconds, agreement)
     return {"seconds": seconds, "agreement": agreement, "candidates": len(pool), "queries": len(queries)}
@@ -160,7 +160,7 @@ def report(seconds: dict[str, float], agreement: dict[str, float]) -> None:
     print({name: value for name, value in agreement.items() if name not in seconds})
 
 
-def kronfluence(trainer, objective, queries, pool, s_test) -> tuple[float, float]:
+def kronfluence(context, queries, pool, s_test) -> tuple[float, float]:
     """Seconds of kronfluence's gradient products (`identity`) for the same pairs, and the agreement with ours.
 
     It gets the same batches, and a copy of the model of which it tracks the trained linear layers. Its time includes
@@ -173,6 +173,7 @@ def kronfluence(trainer, objective, queries, pool, s_test) -> tuple[float, float
     from kronfluence.task import Task
     from kronfluence.utils.dataset import DataLoaderKwargs
 
+    trainer, objective = context.trainer, context.objective
     model = copy.deepcopy(objective.model)
     trained = {name.rpartition(".")[0] for name in objective.theta}
     linear = [name for name, module in model.named_modules() if name in trained and type(module) is torch.nn.Linear]
@@ -220,8 +221,7 @@ def kronfluence(trainer, objective, queries, pool, s_test) -> tuple[float, float
     for name, piece in objective.space.split(shared).items():
         if name.rpartition(".")[0] not in linear:
             piece.zero_()
-    passes = Passes(trainer.args.influence_batch_size, trainer.accelerator)
-    ours = -influence_scores(objective, trainer._examples("candidates", pool), shared, order, passes)
+    ours = -influence_scores(objective, context.examples("candidates", pool), shared, order, context.passes)
     return seconds, min(float(np.corrcoef(one, other)[0, 1]) for one, other in zip(ours, theirs, strict=True))
 
 

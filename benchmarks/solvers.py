@@ -21,13 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from trainers import load_trainer
 from transformers import set_seed
 
 from hf_fastif import InfluenceConfig
 from hf_fastif.cli import parse_arguments
 from hf_fastif.data import DataArguments
-from hf_fastif.passes import Passes
+from hf_fastif.finetuning import ModelArguments, make_trainer
 from hf_fastif.queries import loss_gradients
 from hf_fastif.scoring import influence_scores
 from hf_fastif.solvers import Exact, Identity, decompose
@@ -49,11 +48,9 @@ FEW = (PAPER, "CG, 512 examples", "SDCA")
 
 
 @dataclass
-class BenchmarkArguments:
+class BenchmarkArguments(ModelArguments):
     """What to measure."""
 
-    model_name_or_path: str = field(metadata={"help": "A fine-tuned classifier."})
-    num_frozen_layers: int = field(default=3, metadata={"help": "Layers that were not trained."})
     num_queries: int = field(default=8, metadata={"help": "Misclassified validation examples to solve for."})
     dampings: list[str] = field(default_factory=lambda: ["auto", "50"], metadata={"help": "Values of lambda."})
     few: bool = field(default=False, metadata={"help": f"Only {', '.join(FEW)}."})
@@ -75,13 +72,14 @@ class Point:
 
 def main(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceConfig) -> None:
     set_seed(config.seed)
-    trainer, validation = load_trainer(benchmark.model_name_or_path, benchmark.num_frozen_layers, data, config)
+    trainer, examples = make_trainer(benchmark, data, config)
+    validation = examples["validation"].shuffle(config.seed)
     validation = validation.select(range(300))
     queries = validation.select(trainer.find_misclassified(validation)[: benchmark.num_queries])
     methods = [method for method in METHODS if not benchmark.few or method[0] in FEW]
-    with trainer._objective() as objective:
-        setup = trainer._setup(objective)
-        vectors = loss_gradients(objective, trainer._examples("queries", queries), range(len(queries)))
+    with trainer._context() as context:
+        objective, setup = context.objective, context.setup()
+        vectors = loss_gradients(objective, context.examples("queries", queries), range(len(queries)))
         spectrum = setup.spectrum
         print(f"largest eigenvalue {spectrum.largest:.4g}, {objective.space.size:,} parameters", flush=True)
         dampings = [spectrum.damping(d if d == "auto" else float(d)) for d in benchmark.dampings]
@@ -92,10 +90,10 @@ def main(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceCo
         points = []
         for damping, exact in zip(dampings, truth, strict=True):
             chosen = methods if damping == dampings[0] else [(*m[:3], m[3][:3]) for m in methods if m[0] in FEW]
-            found = run_all(trainer, objective, vectors, damping, chosen)
-            judge(found, exact, objective, setup, trainer)
+            found = run_all(context, vectors, damping, chosen)
+            judge(found, exact, context)
             points += found
-        per_query = time_per_query(trainer, objective, vectors)
+        per_query = time_per_query(context, vectors)
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     rows = [{n: v for n, v in vars(point).items() if n != "vectors"} for point in points]
@@ -109,8 +107,9 @@ def timed(run: Callable[[], Any]) -> tuple[Any, float]:
     return run(), time.perf_counter() - start
 
 
-def run_all(trainer, objective, vectors, damping, methods) -> list[Point]:
+def run_all(context, vectors, damping, methods) -> list[Point]:
     """Every method at one damping, with the state after each of its budgets."""
+    trainer, objective = context.trainer, context.objective
     points = [Point("gradient product", damping, "", 0.0, 0.0, Identity().solve(vectors).vectors / damping)]
     base = trainer.args
     try:
@@ -121,11 +120,11 @@ def run_all(trainer, objective, vectors, damping, methods) -> list[Point]:
                 base, {"damping": damping, bound: budgets[-1], "solver_tolerance": tolerance} | settings
             )
             objective.bf16 = trainer.args.influence_bf16
-            solver, fit = timed(lambda: trainer._setup(objective).solver())  # noqa: B023
+            solver, fit = timed(lambda: context.setup().solver())  # noqa: B023
             points += track(name, solver, damping, fit, vectors, [-(-budget // size) for budget in budgets], size)
         objective.bf16 = False
         trainer.args = changed(base, {"solver": "ekfac", "damping": damping})
-        solver, fit = timed(lambda: trainer._setup(objective).solver())
+        solver, fit = timed(lambda: context.setup().solver())
         found, seconds = timed(lambda: solver.factors.solve(objective.space, vectors, damping))
         points.append(Point("EK-FAC", damping, "", seconds, fit, found))
     finally:
@@ -163,11 +162,11 @@ def track(name, solver, damping, fit, vectors, steps, size) -> list[Point]:
     return points
 
 
-def judge(points: list[Point], exact: torch.Tensor, objective, setup, trainer) -> None:
+def judge(points: list[Point], exact: torch.Tensor, context) -> None:
     """The error of the vectors, and the correlation of the scores of all training examples, as means over queries."""
     stacked = torch.cat([exact, *(point.vectors for point in points)])
-    rows = np.arange(len(setup.examples))
-    scores = influence_scores(objective, setup.examples, stacked, rows, Passes(32, trainer.accelerator))
+    rows = np.arange(len(context.train))
+    scores = influence_scores(context.objective, context.train, stacked, rows, context.passes)
     truth, *found = np.split(scores, len(points) + 1)
     for point, values in zip(points, found, strict=True):
         point.error = float(((point.vectors - exact).norm(dim=1) / exact.norm(dim=1)).mean())
@@ -180,8 +179,9 @@ def judge(points: list[Point], exact: torch.Tensor, objective, setup, trainer) -
         )
 
 
-def time_per_query(trainer, objective, vectors: torch.Tensor) -> dict[str, list[float]]:
+def time_per_query(context, vectors: torch.Tensor) -> dict[str, list[float]]:
     """Seconds per query for one query alone and for 32 at once, for a few steps of each solver."""
+    trainer = context.trainer
     base, found = trainer.args, {}
     few = {
         PAPER: {"solver": "lissa", "lissa_batch_size": 1, "lissa_depth": 20},
@@ -194,7 +194,7 @@ def time_per_query(trainer, objective, vectors: torch.Tensor) -> dict[str, list[
     try:
         for name, settings in few.items():
             trainer.args = changed(base, settings)
-            solver = trainer._setup(objective).solver()
+            solver = context.setup().solver()
             run = unchecked(solver)
             run(many[:1])
             alone, together = timed(lambda: run(many[:1]))[1], timed(lambda: run(many))[1] / len(many)  # noqa: B023

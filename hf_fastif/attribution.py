@@ -1,11 +1,10 @@
-"""Solving for some queries and scoring candidates for them, a few queries at a time."""
+"""Solving for some queries and scoring candidates for them, a few queries at a time, at one checkpoint or several."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from datasets import Dataset
 
 from hf_fastif.batches import ExampleBatches
+from hf_fastif.checkpoints import CheckpointSet
 from hf_fastif.config import InfluenceConfig
 from hf_fastif.objective import Batch, Objective
 from hf_fastif.outcomes import QueryOutcome
@@ -37,16 +37,21 @@ class Attribution:
     Attributes:
         objective (`Objective`): The loss.
         args ([`InfluenceConfig`]): Solver, scoring and sizes.
-        setup (`Callable`): Makes the `SolverSetup`, if one is needed.
+        checkpoints ([`CheckpointSet`]): The moments of training that are summed over.
+        setup (`Callable`): Makes the `SolverSetup` of the checkpoint that is in the model, if one is needed.
         passes (`Passes`): How long work is cut up.
         pieces (`Pieces`): Keeps what is finished.
+        as_one (`bool`): Whether all examples are anchors: one query, whose loss is their mean.
     """
 
     objective: Objective
     args: InfluenceConfig
+    checkpoints: CheckpointSet
     setup: Callable[[], SolverSetup]
     passes: Passes
     pieces: Pieces
+    as_one: bool = False
+    _solvers: dict[int, Solver] = field(default_factory=dict)
 
     def s_test(self, queries: ExampleBatches) -> Solution:
         """s_test of every query."""
@@ -76,22 +81,32 @@ class Attribution:
             found = self.pieces.get(f"queries-{i}", work)
             solution, scores = Solution.from_tensors(found), found["scores"].cpu().numpy()
             everything = np.arange(len(pool))
-            for q in range(len(rows)):
+            for q in range(len(scores)):
                 scored = everything if search is None else found["candidates"][q].cpu().numpy()
                 yield QueryOutcome(scored, scores[q], solution[q : q + 1].quality())
 
     def self_influence(self, pool: ExampleBatches) -> np.ndarray:
-        """grad L^T (C + lambda I)^-1 grad L (N,) of every example of a pool."""
+        """grad L^T (C + lambda I)^-1 grad L (N,) of every example of a pool, summed over the checkpoints."""
+        total = np.zeros(len(pool), dtype=np.float32)
+        for number in range(len(self.checkpoints)):
+            with self.checkpoints.at(number) as weight:
+                total += weight * self._self_influence(pool, number)
+        return total
+
+    def _self_influence(self, pool: ExampleBatches, number: int) -> np.ndarray:
         layers, direct = covering_layers(self.objective, pool), self._direct_solver()
         if layers is None or direct is None:
-            return np.concatenate([self._solved_products(pool, i, rows) for i, rows in self._groups(pool)])
+            solver = self.setup().solver()
+            parts = [self._solved_products(pool, solver, f"{number}-{i}", rows) for i, rows in self._groups(pool)]
+            return np.concatenate(parts)
         setup = self.setup()
         factors, damping = (setup.factors(), setup.damping) if direct == "ekfac" else (None, 1.0)
 
         def compute(batch: Batch) -> torch.Tensor:
             return self_influence(self.objective, batch, layers, factors, damping)[:, None]
 
-        return self.passes.over(pool, np.arange(len(pool)), 1, compute, "Self-influence", self.pieces)[:, 0]
+        rows, name = np.arange(len(pool)), f"checkpoint-{number}"
+        return self.passes.over(pool, rows, 1, compute, "Self-influence", self.pieces, name)[:, 0]
 
     def _direct_solver(self) -> Literal["ekfac", "identity"] | None:
         """The solver that answers for all examples at once, if it is the one that is meant."""
@@ -99,18 +114,37 @@ class Attribution:
             return "ekfac" if self.args.curvature == "gauss_newton" else None
         return self.args.solver if self.args.solver in ("ekfac", "identity") else None
 
-    def _solved_products(self, pool: ExampleBatches, i: int, rows: range) -> np.ndarray:
+    def _solved_products(self, pool: ExampleBatches, solver: Solver, name: str, rows: range) -> np.ndarray:
         def work() -> Tensors:
             gradients = loss_gradients(self.objective, pool, rows)
-            return {"values": (self._solver.solve(gradients).vectors * gradients).sum(dim=1)}
+            return {"values": (solver.solve(gradients).vectors * gradients).sum(dim=1)}
 
-        return self.pieces.get(f"queries-{i}", work)["values"].float().cpu().numpy()
+        return self.pieces.get(f"examples-{name}", work)["values"].float().cpu().numpy()
 
     def _solution(self, queries: ExampleBatches, i: int, rows: range) -> Solution:
+        if len(self.checkpoints) == 1:
+            return self._solution_at(queries, i, rows, 0)
+
         def work() -> Tensors:
-            return self._solver.solve(loss_gradients(self.objective, queries, rows)).to_tensors()
+            parts = [self._solution_at(queries, i, rows, number) for number in range(len(self.checkpoints))]
+            return Solution.joined(parts, self.checkpoints.weights).to_tensors()
 
         return Solution.from_tensors(self.pieces.get(f"queries-{i}.s_test", work))
+
+    def _solution_at(self, queries: ExampleBatches, i: int, rows: range, number: int) -> Solution:
+        def work() -> Tensors:
+            with self.checkpoints.at(number):
+                return self._solver(number).solve(self._gradients(queries, rows)).to_tensors()
+
+        return Solution.from_tensors(self.pieces.get(f"queries-{i}.s_test.{number}", work))
+
+    def _gradients(self, queries: ExampleBatches, rows: range) -> torch.Tensor:
+        """The gradient (Q, P) of each of some queries, or the mean (1, P) of all."""
+        if not self.as_one:
+            return loss_gradients(self.objective, queries, rows)
+        size, count = self.args.query_batch_size, len(queries)
+        parts = (range(start, min(start + size, count)) for start in range(0, count, size))
+        return sum(loss_gradients(self.objective, queries, part).sum(dim=0, keepdim=True) for part in parts) / count
 
     def _scores(
         self, pool: ExampleBatches, vectors: torch.Tensor, candidates: np.ndarray | None, name: str
@@ -118,8 +152,20 @@ class Attribution:
         """Scores (Q, k) of the candidates (Q, k) of each query, or of all for all."""
 
         def score(vectors: torch.Tensor, rows: np.ndarray, name: str) -> np.ndarray:
-            way = self.args.scoring
-            return influence_scores(self.objective, pool, vectors, rows, self.passes, way, self.pieces, name)
+            total = np.zeros((len(vectors), len(rows)), dtype=np.float32)
+            for number, own in enumerate(vectors.split(self.objective.space.size, dim=1)):
+                with self.checkpoints.at(number):  # the weights are in the vectors
+                    total += influence_scores(
+                        self.objective,
+                        pool,
+                        own,
+                        rows,
+                        self.passes,
+                        self.args.scoring,
+                        self.pieces,
+                        f"{name}-{number}",
+                    )
+            return total
 
         if candidates is None:
             return score(vectors, np.arange(len(pool)), name)
@@ -129,11 +175,15 @@ class Attribution:
         pairs = zip(vectors.split(1), candidates, strict=True)
         return np.concatenate([score(vector, rows, f"{name}-{q}") for q, (vector, rows) in enumerate(pairs)])
 
-    @cached_property
-    def _solver(self) -> Solver:
-        return self.setup().solver()
+    def _solver(self, number: int) -> Solver:
+        """The solver of the checkpoint that is in the model."""
+        if number not in self._solvers:
+            self._solvers[number] = self.setup().solver()
+        return self._solvers[number]
 
     def _groups(self, examples: ExampleBatches) -> list[tuple[int, range]]:
+        if self.as_one:
+            return [(0, range(1))]
         size, count = self.args.query_batch_size, len(examples)
         return [(i, range(start, min(start + size, count))) for i, start in enumerate(range(0, count, size))]
 

@@ -7,12 +7,10 @@ from typing import Any
 
 import pyarrow.compute as pc
 from datasets import Dataset
-from torch import nn
 from transformers import Trainer
 
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.index import InfluenceIndex
-from hf_fastif.parameters import model_fingerprint
 from hf_fastif.solvers import Solution
 
 
@@ -91,12 +89,10 @@ def check_rows(name: str, rows: Sequence[int], size: int) -> None:
         raise ValueError(f"{name}={outside}: there are {size} rows; give 0 to {size - 1}.")
 
 
-def check_index(
-    name: str, dataset: Dataset, indexes: Mapping[str, InfluenceIndex], model: nn.Module
-) -> InfluenceIndex:
-    """The index of the dataset's present rows, which must have been made with the present model.
+def check_index(name: str, dataset: Dataset, indexes: Mapping[str, InfluenceIndex], model: str) -> InfluenceIndex:
+    """The index of the dataset's present rows, which must have been made with the present model and checkpoints.
 
-    `indexes` maps the fingerprints of datasets to their indexes.
+    `indexes` maps the fingerprints of datasets to their indexes, `model` is the fingerprint of the checkpoints.
     """
     rebuild = "trainer.build_index()" if name == "train_dataset" else f"trainer.build_index({name})"
     found = indexes.get(dataset._fingerprint)
@@ -108,8 +104,11 @@ def check_index(
         )
     if found is None or found.name not in dataset.list_indexes():
         raise ValueError(f"{name} has no index to find num_neighbors in; call {rebuild} first.")
-    if found.manifest["model"] != model_fingerprint(model):
-        raise ValueError(f"{name}: the model was changed after its index was built; call {rebuild} again.")
+    if found.manifest["model"] != model:
+        raise ValueError(
+            f"{name}: the model was changed after its index was built (or other checkpoints chosen); call {rebuild} "
+            "again."
+        )
     return found
 
 

@@ -10,8 +10,12 @@ from transformers import TrainingArguments
 
 if TYPE_CHECKING:
     AutoFloat = float | Literal["auto"]
-else:
-    AutoFloat = str  # HfArgumentParser takes one type for a flag; __post_init__ turns what is a number into one
+    Names = str | int | list[str]
+    Weights = str | list[float]
+else:  # HfArgumentParser takes one type for a flag; __post_init__ turns the others into it
+    AutoFloat = str
+    Names = list[str]
+    Weights = list[str]
 
 FeatureName = Literal["pooled", "last_layer_gradient", "gradient_sketch"]
 ScoringName = Literal["auto", "forward_mode", "gradients"]
@@ -50,9 +54,20 @@ FASTIF = {
 class InfluenceConfig(TrainingArguments):
     r"""Settings of [`InfluenceTrainer`]: those of `transformers.TrainingArguments`, and the following.
 
-    > Which candidates
+    > At which moments of training
 
     Args:
+        checkpoints (`str`, `int` or list of `str`, *optional*, defaults to `"final"`):
+            The checkpoints that influence is summed over. `"final"` is the model as it is. `"epochs"` are the ends of
+            the epochs, a number such as 3 is that many evenly spaced steps, and `"early-3"` a quarter, a half and the
+            whole of training: `train()` keeps these (trained parameters alone), and folders `checkpoint-*` of an
+            earlier run serve too. A list names files, folders, output folders of other runs (seeds), or models on the
+            Hub (`"user/model@revision"`).
+        checkpoint_weights (`str` or list of `float`, *optional*, defaults to `"uniform"`):
+            Their weights in the sum: `"uniform"`, `"learning_rate"`, or a number each.
+
+    > Which candidates
+
         num_neighbors (`int`, *optional*):
             k: score only the k nearest neighbours of a query, found in the index that `build_index()` made. None
             scores every candidate, which needs no index, costs about two forward passes over them, and misses
@@ -135,6 +150,12 @@ class InfluenceConfig(TrainingArguments):
             Training examples that EK-FAC is fitted to.
     """
 
+    checkpoints: Names = field(
+        default_factory=lambda: ["final"], metadata={"help": "Moments of training that influence is summed over."}
+    )
+    checkpoint_weights: Weights = field(
+        default_factory=lambda: ["uniform"], metadata={"help": "'uniform', 'learning_rate', or a number each."}
+    )
     num_neighbors: int | None = field(
         default=None, metadata={"help": "k: score only the k nearest neighbours of a query; None scores everything."}
     )
@@ -214,6 +235,7 @@ class InfluenceConfig(TrainingArguments):
             raise ValueError(f"scoring={self.scoring!r}: give one of {', '.join(get_args(ScoringName))}.")
         if self.frozen_states_gb < 0:
             raise ValueError(f"frozen_states_gb={self.frozen_states_gb}: give a number of gigabytes, 0 for none.")
+        self._set_checkpoints()
         self.damping = self._positive_or_auto("damping", self.damping)
         self.lissa_scale = self._positive_or_auto("lissa_scale", self.lissa_scale)
         for name in POSITIVE:
@@ -224,6 +246,19 @@ class InfluenceConfig(TrainingArguments):
         if self.solver_tolerance is not None and not 0 < self.solver_tolerance < 1:
             raise ValueError(f"solver_tolerance={self.solver_tolerance}: give a number between 0 and 1, or None.")
         self._check_combinations()
+
+    def _set_checkpoints(self) -> None:
+        for name in ("checkpoints", "checkpoint_weights"):
+            value = getattr(self, name)
+            value = [value] if isinstance(value, str | int) else value
+            if not value:
+                raise ValueError(f"{name}={value}: give at least one.")
+            setattr(self, name, [str(entry) for entry in value])
+        if self.checkpoints[0].removeprefix("early-") == "0":
+            raise ValueError(f"checkpoints={self.checkpoints[0]!r}: give a number of at least 1.")
+        if self.checkpoint_weights not in (["uniform"], ["learning_rate"]):
+            for weight in self.checkpoint_weights:
+                self._positive_or_auto("checkpoint_weights", weight)
 
     def _check_combinations(self) -> None:
         if self.curvature == "hessian" and (self.solver in ("sdca", "ekfac") or self.preconditioner is not None):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from datasets import Dataset
 
 from hf_fastif.attribution import Search
 from hf_fastif.batches import ExampleBatches
+from hf_fastif.checkpoints import CheckpointSet
 from hf_fastif.curvature import captured_layers
 from hf_fastif.index import (
     Features,
@@ -15,6 +17,7 @@ from hf_fastif.index import (
     PooledFeatures,
     last_layer_parts,
     leading_parts,
+    made_index,
     output_layer,
 )
 from hf_fastif.objective import Objective
@@ -22,16 +25,29 @@ from hf_fastif.passes import Passes
 from hf_fastif.solving import SolverSetup
 
 
-def index_features(setup: SolverSetup) -> Features:
-    """The features that `args.index_features` names."""
+def index_features(setup: SolverSetup, num_checkpoints: int) -> Features:
+    """The features that `args.index_features` names, at the checkpoint that is in the model.
+
+    Several checkpoints share the numbers of a sketch.
+    """
     args, objective = setup.args, setup.objective
     if args.index_features == "pooled":
         return PooledFeatures(objective)
     if args.index_features == "gradient_sketch":
-        return GradientFeatures(objective, leading_parts(setup.factors(), args.index_size))
+        size = min(max(1, args.index_size // num_checkpoints), objective.space.size)
+        made_index(size * num_checkpoints, args.index_factory, True, args.index_search)  # refused before the fit
+        return GradientFeatures(objective, leading_parts(setup.factors(), size))
     modules = {id(module): name for name, module in objective.model.named_modules()}
     layers = captured_layers(objective, setup.examples.take([0]))
     return GradientFeatures(objective, last_layer_parts(objective, layers, modules[id(output_layer(objective.model))]))
+
+
+def features_of(index: InfluenceIndex, objective: Objective) -> list[Features]:
+    """The features that an index was made of, at each checkpoint."""
+    if index.parts is None:
+        return [PooledFeatures(objective)] * (index.faiss_index.d // PooledFeatures(objective).size)
+    device = objective.model.device
+    return [GradientFeatures(objective, [part.to(device) for part in own]) for own in index.parts]
 
 
 def own_features(dataset: Dataset, features: np.ndarray | str) -> np.ndarray:
@@ -52,26 +68,43 @@ def own_features(dataset: Dataset, features: np.ndarray | str) -> np.ndarray:
 
 def searching(
     index: InfluenceIndex,
-    objective: Objective,
+    checkpoints: CheckpointSet,
     queries: ExampleBatches,
     query_features: np.ndarray | None,
     k: int,
     passes: Passes,
+    as_one: bool,
 ) -> Search:
     """Finds k candidates of some queries: by their s_test where the index holds gradients, else by their features.
 
     Raises:
         ValueError: If the index is of the user's own features and the queries' are missing.
     """
+    objective = checkpoints.objective
     if index.parts is not None:
-        features = GradientFeatures(objective, index.parts)
-        return lambda _rows, vectors: index.search(features.of_vectors(vectors.cpu()).numpy(), k)
+        features = features_of(index, objective)
+
+        def of_vectors(vectors: torch.Tensor) -> np.ndarray:
+            own = vectors.split(objective.space.size, dim=1)
+            found = [part.of_vectors(vector) for part, vector in zip(features, own, strict=True)]
+            return torch.cat(found, dim=1).cpu().numpy()
+
+        return lambda _rows, vectors: index.search(of_vectors(vectors), k)
     own = query_features
     if index.name == "pooled":
-        own = PooledFeatures(objective).of_queries(queries, passes)
+        own = _pooled(checkpoints, queries, passes)
     if own is None or len(own) != len(queries):
         raise ValueError(
             "query_features: the index is of features of your own; give those of the examples, an array of shape "
             f"({len(queries)}, d)."
         )
+    own = own.mean(axis=0, keepdims=True) if as_one else own
     return lambda rows, _vectors: index.search(own[rows.start : rows.stop], k)
+
+
+def _pooled(checkpoints: CheckpointSet, queries: ExampleBatches, passes: Passes) -> np.ndarray:
+    found = []
+    for number in range(len(checkpoints)):
+        with checkpoints.at(number):
+            found.append(PooledFeatures(checkpoints.objective).of_queries(queries, passes))
+    return np.concatenate(found, axis=1)

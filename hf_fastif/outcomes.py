@@ -50,14 +50,17 @@ def build_result(
     label_names: dict[int, str],
     settings: dict[str, Any],
 ) -> InfluenceResult:
-    """Joins scores, texts and predictions; keeps the `num_examples` strongest of each direction (None: all)."""
+    """Joins scores, texts and predictions; keeps the `num_examples` strongest of each direction (None: all).
+
+    There is one outcome for each query, or a single one for all of them together, which are anchors then.
+    """
     label = _label_column(candidates)
     names = _label_names(candidates.features[label] if label else None, label_names)
     summary = {
         **settings,
         "damping": outcomes[0].quality["damping"],
         "scale": outcomes[0].quality["scale"],
-        "num_queries": len(queries),
+        "num_queries": len(outcomes),
         "num_candidates": len(candidates),
         "text_columns": text_columns(candidates),
         "label_column": label,
@@ -90,11 +93,10 @@ def _influence_table(
             columns["direction"].append(np.full(len(order), direction, dtype=object))
             columns["rank"].append(np.arange(1, len(order) + 1))
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}
-    return _side_by_side(
-        Dataset.from_dict(joined, features=INFLUENCE_COLUMNS),
-        _prefixed(_readable_rows(queries, joined["query_index"], label, names), "query_"),
-        _prefixed(_readable_rows(candidates, joined["train_index"], label, names), "train_"),
-    )
+    tables = [_prefixed(_readable_rows(candidates, joined["train_index"], label, names), "train_")]
+    if len(outcomes) == len(queries):
+        tables.insert(0, _prefixed(_readable_rows(queries, joined["query_index"], label, names), "query_"))
+    return _side_by_side(Dataset.from_dict(joined, features=INFLUENCE_COLUMNS), *tables)
 
 
 def _query_table(
@@ -104,13 +106,14 @@ def _query_table(
     label: str | None,
     names: list[str],
 ) -> Dataset:
+    numbers = np.arange(len(queries)) if len(outcomes) == len(queries) else np.zeros(len(queries), dtype=np.int64)
     own = {
-        "query_index": list(range(len(queries))),
+        "query_index": numbers,
         "prediction": predictions.names(names),
         "probability": predictions.probabilities(),
         "loss": predictions.losses,
-        "residual": [outcome.quality["residual"] for outcome in outcomes],
-        "std_err": [outcome.quality["std_err"] for outcome in outcomes],
+        "residual": [outcomes[number].quality["residual"] for number in numbers],
+        "std_err": [outcomes[number].quality["std_err"] for number in numbers],
     }
     plain = _readable_rows(queries, range(len(queries)), label, names)
     plain = plain.rename_columns({name: f"{name}_" for name in plain.column_names if name in own})

@@ -52,7 +52,8 @@ class Pieces:
         path = self.folder / f"{name}.safetensors"
         if name in self._finished:
             tensors = broadcast_object_list([load_file(path) if self.accelerator.is_main_process else None])[0]
-            return {key: values.to(self.accelerator.device) for key, values in tensors.items()}
+            # A copy lies in memory as a computed tensor does; what a file gave may round otherwise in the last bit.
+            return {key: values.to(self.accelerator.device, copy=True) for key, values in tensors.items()}
         tensors = compute()
         if self.accelerator.is_main_process:
             self._write(path, tensors)

@@ -35,7 +35,8 @@ class InfluenceResult:
             were given), `influence`, `direction` ("helpful" or "harmful"), `rank` (1 is the strongest of its
             direction), and the plain columns (texts, labels, numbers) of both, named `query_*` and `train_*`.
         queries (`datasets.Dataset`): One row for each query: its plain columns, `prediction`, `probability` of the
-            prediction (NaN unless one label is predicted), `loss`, and `residual` and `std_err` of its s_test.
+            prediction (NaN unless one label is predicted), `loss`, and `residual` and `std_err` of its s_test. Of
+            anchors, which are asked about as one, all rows have the `query_index` 0.
         summary (`dict`): Settings and sizes: model, damping, largest eigenvalue, solver, number of candidates.
     """
 
@@ -98,11 +99,12 @@ class InfluenceResult:
 
     def __repr__(self) -> str:
         lines = [
-            f"InfluenceResult: {len(self.queries)} queries, {len(self.influences)} rows out of "
+            f"InfluenceResult: {self.summary['num_queries']} queries, {len(self.influences)} rows out of "
             f"{self.summary['num_candidates']:,} candidates, damping {self.summary['damping']:.4g}",
             f"  {SIGN}",
         ]
-        for row in with_label_names(self.queries.select(range(min(3, len(self.queries))))):
+        first = np.unique(self.queries["query_index"], return_index=True)[1]  # of anchors one row
+        for row in with_label_names(self.queries.select(first[:3])):
             query = row["query_index"]
             lines.append(
                 f"  query {query}: {self._describe(row)} predicted {row['prediction']}, loss {row['loss']:.3g}"
@@ -113,8 +115,10 @@ class InfluenceResult:
                     f"    {direction} #{example['train_index']} {example['influence']:+.3g} {self._describe(example)}"
                     for example in examples.select(range(min(1, len(examples))))
                 ]
-        if len(self.queries) > 3:
-            lines.append(f"  and {len(self.queries) - 3} more queries")
+        if len(first) > 3:
+            lines.append(f"  and {len(first) - 3} more queries")
+        if len(first) < len(self.queries):
+            lines.append(f"  query 0 is the mean of {len(self.queries)} anchors")
         return "\n".join(lines)
 
     def _describe(self, row: dict[str, Any]) -> str:
@@ -122,8 +126,9 @@ class InfluenceResult:
         return f"{text[:100]!r} [{row.get(self.summary['label_column'])}]"
 
     def _training_examples(self, query: int, direction: str) -> Dataset:
-        if not 0 <= query < len(self.queries):
-            raise IndexError(f"query={query}: the result holds the queries 0 to {len(self.queries) - 1}.")
+        count = self.summary["num_queries"]
+        if not 0 <= query < count:
+            raise IndexError(f"query={query}: the result holds the queries 0 to {count - 1}.")
         table = self.influences
         chosen = (np.asarray(table["query_index"]) == query) & (np.asarray(table["direction"]) == direction)
         rows = np.flatnonzero(chosen)

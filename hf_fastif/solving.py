@@ -44,8 +44,7 @@ class SolverSetup:
     """Curvature, damping and solver for one model and one training set.
 
     Eigenvalues, Kronecker factors and the like are fitted when they are first needed and stay in `kept` for as long
-    as weights, training set and settings are the same. Kronecker factors are also written to
-    `output_dir/influence/ekfac.safetensors` and read from there.
+    as weights, training set and settings are the same. Kronecker factors are also written to a file and read from it.
 
     Args:
         args ([`InfluenceConfig`]): What is asked for.
@@ -54,6 +53,7 @@ class SolverSetup:
         fingerprint (`str`): Of the training set.
         accelerator (`Accelerator`): The processes.
         kept (`dict`): What earlier setups have fitted.
+        factors_file (`Path`): For Kronecker factors.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class SolverSetup:
         fingerprint: str,
         accelerator: Accelerator,
         kept: dict[tuple[Hashable, ...], Any],
+        factors_file: Path,
     ):
         self.args = args
         self.objective = objective
@@ -71,6 +72,7 @@ class SolverSetup:
         self.fingerprint = fingerprint
         self.accelerator = accelerator
         self.kept = kept
+        self.factors_file = factors_file
         self.curvature = GaussNewton(objective) if args.curvature == "gauss_newton" else Hessian(objective)
         self.sample = self._sample(args.curvature_samples, args.seed)
 
@@ -218,7 +220,7 @@ class SolverSetup:
         return self._once(("ekfac", self.args.ekfac_samples), self._load_or_fit_factors)
 
     def _load_or_fit_factors(self) -> KroneckerFactors:
-        args, path = self.args, Path(self.args.output_dir) / "influence" / "ekfac.safetensors"
+        args, path = self.args, self.factors_file
         manifest = {
             "model": model_fingerprint(self.objective.model),
             "train_dataset": self.fingerprint,

@@ -17,27 +17,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, DatasetDict
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, set_seed
+from datasets import Dataset
+from transformers import set_seed
 
-from hf_fastif import InfluenceConfig, InfluenceResult, InfluenceTrainer, freeze
+from hf_fastif import InfluenceConfig, InfluenceResult
 from hf_fastif.checks import check_num_neighbors, check_rows
 from hf_fastif.cli import check_processes, parse_arguments
-from hf_fastif.data import DataArguments, default_encoder, load_examples, planted_share, tokenize
+from hf_fastif.data import DataArguments, planted_share
 from hf_fastif.diagnosis import Diagnosis
 from hf_fastif.files import write_whole
+from hf_fastif.finetuning import ModelArguments, make_trainer
 
 
 @dataclass
-class RecipeArguments:
+class RecipeArguments(ModelArguments):
     """What this recipe needs beside the settings of data, training and influence."""
 
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Hub id or folder; unless given, the packaged MiniLM encoder."}
-    )
-    num_frozen_layers: int = field(
-        default=3, metadata={"help": "Freeze the embeddings and that many layers; -1 freezes nothing."}
-    )
     num_queries: int = field(default=10, metadata={"help": "How many misclassified examples to explain."})
     query_indices: list[int] | None = field(
         default=None, metadata={"help": "Explain these validation examples instead of misclassified ones."}
@@ -81,30 +76,6 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
     diagnosis = trainer.diagnose(queries, s_test) if recipe.diagnose else None
     if trainer.is_world_process_zero():
         write(result, diagnosis, Path(config.output_dir) / "influence", trainer.train_dataset)
-
-
-def make_trainer(
-    recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig
-) -> tuple[InfluenceTrainer, DatasetDict]:
-    path = recipe.model_name_or_path or default_encoder()
-    examples = load_examples(data, AutoConfig.from_pretrained(path).id2label, new_head=config.do_train)
-    names = examples["train"].features["label"].names
-    model = AutoModelForSequenceClassification.from_pretrained(
-        path, num_labels=len(names), id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)}
-    )
-    if recipe.num_frozen_layers >= 0:
-        freeze(model, recipe.num_frozen_layers)
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    with config.main_process_first(desc="tokenizing"):
-        examples = tokenize(examples, tokenizer, data)
-    trainer = InfluenceTrainer(
-        model=model,
-        args=config,
-        train_dataset=examples["train"],
-        eval_dataset=examples["validation"],
-        processing_class=tokenizer,
-    )
-    return trainer, examples
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from tiny import batches, tiny_data, tiny_model, tiny_trainer
 
 from hf_fastif import solving
 from hf_fastif.solvers import exact
-from hf_fastif.solving import SolverSetup
 
 
 TRAIN, QUERIES = tiny_data(40), tiny_data(3, seed=1)
@@ -72,8 +71,8 @@ def test_identity_is_the_product_of_gradients(tmp_path):
 def test_auto_is_sdca_where_rows_fit_and_lissa_elsewhere(tmp_path):
     def chosen(model, **settings):
         trainer = trainer_of(tmp_path, model, **settings)
-        with trainer._objective() as objective:
-            return trainer._setup(objective).name
+        with trainer._context() as context:
+            return context.setup().name
 
     assert chosen(tiny_model(frozen=1)) == "sdca"
     assert chosen(tiny_model(frozen=None)) == "lissa"
@@ -126,6 +125,5 @@ def test_model_trained_in_bf16_gives_float32_products(tmp_path):
 
 def test_description_names_the_settings(tmp_path):
     trainer = trainer_of(tmp_path, solver="cg", preconditioner="ekfac")
-    with trainer._objective() as objective:
-        setup: SolverSetup = trainer._setup(objective)
-        assert setup.describe() == "conjugate gradient on 40 examples, preconditioned by EK-FAC"
+    with trainer._context() as context:
+        assert context.setup().describe() == "conjugate gradient on 40 examples, preconditioned by EK-FAC"

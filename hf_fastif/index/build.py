@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from hf_fastif.batches import ExampleBatches
+from hf_fastif.checkpoints import CheckpointSet
 from hf_fastif.config import InfluenceConfig
-from hf_fastif.index.gradients import GradientFeatures
+from hf_fastif.index.gradients import GradientFeatures, Part
 from hf_fastif.index.influence_index import InfluenceIndex
 from hf_fastif.index.pooled import PooledFeatures
-from hf_fastif.index.store import empty_index
+from hf_fastif.index.store import made_index, trained_index
 from hf_fastif.passes import Passes
 from hf_fastif.pieces import Pieces
 
@@ -23,60 +25,115 @@ BLOCK = 1 << 28  # bytes of features at once
 TRAINING = 50_000  # vectors at most that FAISS is trained on
 
 
+@dataclass(frozen=True)
+class Vectors:
+    """The features of all examples of a dataset: computed when they are asked for, or brought by the user.
+
+    Attributes:
+        features (`Sequence[Features]` or `np.ndarray` of shape `(N, d)`): What is computed for an example at each
+            checkpoint, one behind the other; or what there is.
+        examples (`ExampleBatches`): The dataset.
+        checkpoints ([`CheckpointSet`]): Where features are computed.
+        passes (`Passes`): How the work is cut up.
+        pieces (`Pieces`): Keeps what is finished.
+    """
+
+    features: Sequence[Features] | np.ndarray
+    examples: ExampleBatches
+    checkpoints: CheckpointSet
+    passes: Passes
+    pieces: Pieces
+
+    @property
+    def own(self) -> bool:
+        """Whether the user brought them."""
+        return isinstance(self.features, np.ndarray)
+
+    @property
+    def width(self) -> int:
+        """Numbers an example."""
+        return self.features.shape[1] if self.own else sum(part.size for part in self.features)
+
+    @property
+    def inner_product(self) -> bool:
+        """Whether they are compared by inner product; else by L2 distance."""
+        return not self.own and self.features[0].inner_product
+
+    @property
+    def parts(self) -> list[list[Part]] | None:
+        """Which entries of gradients they are, for each checkpoint."""
+        if self.own or not self.inner_product:
+            return None
+        return [features.parts for features in self.features]
+
+    @property
+    def block(self) -> int:
+        """Rows at once."""
+        return max(1, BLOCK // (4 * self.width))
+
+    def of(self, rows: np.ndarray, name: str) -> np.ndarray:
+        """The features (k, width) of some rows."""
+        if self.own:
+            return self.features[rows]
+        found, end = np.empty((len(rows), self.width), dtype=np.float32), 0
+        for number, part in enumerate(self.features):
+            start, end = end, end + part.size
+            with self.checkpoints.at(number):
+                compute, title = part.of_batch, f"{name}-{number}"
+                over = self.passes.over(self.examples, rows, part.size, compute, "Features", self.pieces, title)
+                found[:, start:end] = over
+        return found
+
+    def sample(self, seed: int) -> np.ndarray:
+        """Those of random rows, no more than a block."""
+        count = len(self.examples)
+        rows = np.random.default_rng(seed).choice(count, min(count, TRAINING, self.block), replace=False)
+        return self.of(np.sort(rows), "Sample")
+
+    def blocks(self, first: int) -> Iterator[np.ndarray]:
+        """Those of all rows from `first` on, block by block."""
+        count = len(self.examples)
+        for start in range(first, count, self.block):
+            yield self.of(np.arange(start, min(start + self.block, count)), f"Features-{start}")
+
+
 def write_index(
     folder: Path,
     name: str,
-    features: Features | np.ndarray,
-    examples: ExampleBatches,
+    vectors: Vectors,
     args: InfluenceConfig,
     belongs: Mapping[str, str],
-    passes: Passes,
-    pieces: Pieces,
+    add_to: InfluenceIndex | None = None,
 ) -> None:
     """Computes the features of all examples and writes their index; the main process writes.
 
     Args:
         folder (`Path`): Of the index.
         name (`str`): Of the features.
-        features (`Features` or `np.ndarray` of shape `(N, d)`): What is computed for an example, or your own.
-        examples (`ExampleBatches`): The dataset.
+        vectors (`Vectors`): The features.
         args ([`InfluenceConfig`]): FAISS factory, search and shards.
         belongs (`Mapping`): What the index will not be used without: model and dataset.
-        passes (`Passes`): How the work is cut up.
-        pieces (`Pieces`): Keeps what is finished.
+        add_to ([`InfluenceIndex`], *optional*): Of the first rows, which are not computed again.
     """
-    own = isinstance(features, np.ndarray)
-    width, count = features.shape[1] if own else features.size, len(examples)
-    step = max(1, BLOCK // (4 * width))
-
-    def values(rows: np.ndarray, name: str) -> np.ndarray:
-        if own:
-            return features[rows]
-        return passes.over(examples, rows, width, features.of_batch, "Features", pieces, name)
-
-    def sample() -> np.ndarray:
-        rows = np.random.default_rng(args.seed).choice(count, min(count, TRAINING, step), replace=False)
-        return values(np.sort(rows), "Sample")
-
-    def blocks() -> Iterator[np.ndarray]:
-        for start in range(0, count, step):
-            yield values(np.arange(start, min(start + step, count)), f"Features-{start}")
-
-    inner_product = not own and features.inner_product
-    trained = empty_index(width, args.index_factory, inner_product, sample, args.index_search)
     manifest = {
         **belongs,
-        "inner_product": inner_product,
+        "inner_product": vectors.inner_product,
         "factory": args.index_factory,
         "search": args.index_search,
         "shard_size": args.index_shard_size,
-        "rows": count,
-        "features": hashlib.blake2b(features, digest_size=8).hexdigest() if own else None,
+        "rows": len(vectors.examples),
+        "features": hashlib.blake2b(vectors.features, digest_size=8).hexdigest() if vectors.own else None,
     }
-    if passes.accelerator.is_main_process:
-        parts = features.parts if isinstance(features, GradientFeatures) else None
-        InfluenceIndex.write(folder, name, trained, blocks(), manifest, parts)
+    if add_to is None:
+        made = made_index(vectors.width, args.index_factory, vectors.inner_product, args.index_search)
+        trained, first = trained_index(made, args.index_factory, lambda: vectors.sample(args.seed)), 0
     else:
-        for _ in blocks():
+        trained, first = add_to.emptied(), len(add_to)
+        manifest |= {setting: add_to.manifest[setting] for setting in ("factory", "search")}
+    blocks = vectors.blocks(first)
+    if vectors.passes.accelerator.is_main_process:
+        InfluenceIndex.write(folder, name, trained, blocks, manifest, vectors.parts, add_to)
+    else:
+        for _ in blocks:
             pass
-    passes.accelerator.wait_for_everyone()
+    vectors.passes.accelerator.wait_for_everyone()

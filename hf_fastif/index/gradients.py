@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -12,6 +12,7 @@ from hf_fastif.curvature.captures import LinearCapture, loss_captures
 from hf_fastif.objective import Batch, Objective
 
 
+TENSORS = ("output_basis", "input_basis", "entries", "scales")  # of a part
 NOTHING = 1e-12  # times the largest curvature
 
 
@@ -33,6 +34,11 @@ class Part:
     input_basis: torch.Tensor
     entries: torch.Tensor
     scales: torch.Tensor
+
+    def to(self, device: torch.device) -> Part:
+        """The same on a device."""
+        tensors = {name: getattr(self, name).to(device) for name in TENSORS}
+        return replace(self, **tensors)
 
     def of_matrices(self, matrices: torch.Tensor) -> torch.Tensor:
         """The entries (Q, d) of matrices (Q, outputs, inputs)."""

@@ -17,12 +17,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from hf_fastif.curvature.layers import layers_from_json, layers_to_json
-from hf_fastif.index.gradients import Part
-from hf_fastif.index.store import on_device, read_shards, search_both_ends, write_shards
+from hf_fastif.index.gradients import TENSORS, Part
+from hf_fastif.index.store import on_device, read_shards, search_both_ends, shard_files, write_shards
 
 
 MANIFEST, PARTS = "manifest.json", "features.safetensors"
-TENSORS = ("output_basis", "input_basis", "entries", "scales")  # of a part
 
 
 @dataclass
@@ -33,13 +32,15 @@ class InfluenceIndex:
         name (`str`): Its features: `"pooled"`, `"last_layer_gradient"`, `"gradient_sketch"` or `"own"`.
         faiss_index (`faiss.Index`): The vectors.
         manifest (`dict`): Model and dataset that it belongs to, sizes and settings.
-        parts (`list[Part]`, *optional*): Which entries of gradients the features are.
+        parts (`list[list[Part]]`, *optional*): Which entries of gradients the features are, for each checkpoint.
+        folder (`Path`, *optional*): Where it lies.
     """
 
     name: str
     faiss_index: faiss.Index
     manifest: dict[str, str | int | bool | None]
-    parts: list[Part] | None = None
+    parts: list[list[Part]] | None = None
+    folder: Path | None = None
 
     def __len__(self) -> int:
         return self.faiss_index.ntotal
@@ -79,15 +80,23 @@ class InfluenceIndex:
         trained: faiss.Index,
         blocks: Iterable[np.ndarray],
         manifest: Mapping[str, str | int | bool | None],
-        parts: list[Part] | None,
+        parts: list[list[Part]] | None,
+        add_to: InfluenceIndex | None = None,
     ) -> None:
-        """Writes an index of vectors, given block by block, into a folder that is whole or not there."""
+        """Writes an index of vectors, given block by block, into a folder that is whole or not there.
+
+        The shards of `add_to` come before them.
+        """
         temporary = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
+        for shard in [] if add_to is None else shard_files(add_to.folder):
+            shutil.copyfile(shard, temporary / shard.name)
         write_shards(temporary, trained, blocks, manifest["shard_size"])
         if parts is not None:
-            save_file(_tensors(parts), temporary / PARTS, {"layers": layers_to_json(p.layer for p in parts)})
+            layers = layers_to_json(part.layer for own in parts for part in own)
+            facts = {"layers": layers, "counts": json.dumps([len(own) for own in parts])}
+            save_file(_tensors(parts), temporary / PARTS, facts)
         text = json.dumps({"name": name, **manifest}, indent=2)
         (temporary / MANIFEST).write_text(text, encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
@@ -110,7 +119,14 @@ class InfluenceIndex:
             raise FileNotFoundError(f"{folder} holds no index; trainer.build_index() makes one.")
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         parts = _read_parts(folder / PARTS) if (folder / PARTS).exists() else None
-        return cls(manifest.pop("name"), on_device(read_shards(folder, on_disk), device), manifest, parts)
+        index = on_device(read_shards(folder, on_disk), device)
+        return cls(manifest.pop("name"), index, manifest, parts, folder)
+
+    def emptied(self) -> faiss.Index:
+        """An index like this one, trained and without vectors, to fill more shards."""
+        index = faiss.read_index(str(shard_files(self.folder)[-1]))
+        index.reset()
+        return index
 
     def check(self, belongs: Mapping[str, str]) -> None:
         """Refuses another model, another dataset or another order of its rows.
@@ -126,11 +142,14 @@ class InfluenceIndex:
                 )
 
 
-def _tensors(parts: list[Part]) -> dict[str, torch.Tensor]:
-    return {f"{name}/{i}": getattr(part, name).contiguous() for i, part in enumerate(parts) for name in TENSORS}
+def _tensors(parts: list[list[Part]]) -> dict[str, torch.Tensor]:
+    every = [part for own in parts for part in own]
+    return {f"{name}/{i}": getattr(part, name).contiguous() for i, part in enumerate(every) for name in TENSORS}
 
 
-def _read_parts(path: Path) -> list[Part]:
+def _read_parts(path: Path) -> list[list[Part]]:
     with safe_open(path, framework="pt") as file:
         layers = layers_from_json(file.metadata()["layers"])
-        return [Part(layer, *(file.get_tensor(f"{name}/{i}") for name in TENSORS)) for i, layer in enumerate(layers)]
+        counts = json.loads(file.metadata()["counts"])
+        every = (Part(layer, *(file.get_tensor(f"{name}/{i}") for name in TENSORS)) for i, layer in enumerate(layers))
+        return [[next(every) for _ in range(count)] for count in counts]

@@ -12,29 +12,35 @@ import numpy as np
 from hf_fastif.files import write_whole
 
 
-def empty_index(
-    size: int, factory: str, inner_product: bool, sample: Callable[[], np.ndarray], search: str | None
-) -> faiss.Index:
-    """An index of `faiss.index_factory`, trained on a sample and without vectors.
+def made_index(size: int, factory: str, inner_product: bool, search: str | None) -> faiss.Index:
+    """What `faiss.index_factory` makes, neither trained nor filled.
 
     Args:
         size (`int`): Numbers in a vector.
         factory (`str`): Such as `"Flat"`, `"SQfp16"` (half the memory), `"IVF256,Flat"`, `"HNSW32"`, `"IVF256,PQ32"`.
         inner_product (`bool`): Whether vectors are compared by inner product; else by L2 distance.
-        sample (`Callable`): Gives vectors (n, size), drawn at random from those to come, if FAISS must be trained.
         search (`str`, *optional*): Parameters of the search, such as `"nprobe=16"`; they are saved with the index.
 
     Raises:
-        ValueError: If FAISS does not know the factory string or the parameters, or the sample is too small for it.
+        ValueError: If FAISS does not know the factory string or the parameters.
     """
     metric = faiss.METRIC_INNER_PRODUCT if inner_product else faiss.METRIC_L2
     with _named(f"index_factory={factory!r}, index_search={search!r}, vectors of {size} numbers"):
         index = faiss.index_factory(size, factory, metric)
         if search is not None:
             faiss.ParameterSpace().set_index_parameters(index, search)
+    return index
+
+
+def trained_index(index: faiss.Index, factory: str, sample: Callable[[], np.ndarray]) -> faiss.Index:
+    """The index of that factory, trained if FAISS asks for it on vectors (n, size) drawn from those to come.
+
+    Raises:
+        ValueError: If the sample is too small.
+    """
     if not index.is_trained:
         vectors = np.ascontiguousarray(sample(), dtype=np.float32)
-        with _named(f"index_factory={factory!r}, index_search={search!r}, trained on {len(vectors)} vectors"):
+        with _named(f"index_factory={factory!r}, trained on {len(vectors)} vectors"):
             index.train(vectors)
     return index
 

@@ -105,6 +105,23 @@ class Solution:
             trace=torch.cat(traces, dim=1),
         )
 
+    @classmethod
+    def joined(cls, parts: Sequence[Solution], weights: Sequence[float]) -> Solution:
+        """The solutions of the same queries at several checkpoints, each times its weight, one behind the other.
+
+        Residual and standard error are those of the worst checkpoint, lambda is their mean.
+        """
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            vectors=torch.cat([weight * part.vectors for part, weight in zip(parts, weights, strict=True)], dim=1),
+            residual=torch.stack([part.residual for part in parts]).amax(dim=0),
+            std_err=torch.stack([part.std_err for part in parts]).amax(dim=0),
+            damping=sum(part.damping for part in parts) / len(parts),
+            steps=max(part.steps for part in parts),
+            trace=parts[0].trace[:0],
+        )
+
     def __repr__(self) -> str:
         queries, parameters = self.vectors.shape
         residual = ", ".join(f"{value:.2g}" for value in self.residual.tolist())

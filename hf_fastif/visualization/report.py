@@ -48,22 +48,32 @@ def render_report(result: InfluenceResult, title: str) -> str:
 
 
 def _cards(result: InfluenceResult) -> list[dict[str, Any]]:
+    """A card for each query, with the predictions that it is about: one, or those of all anchors."""
     rows = with_label_names(result.queries).to_list()
     verdicts = _verdicts(result.queries, result.summary["label_column"])
     source_rows = result.summary.get("query_rows", [None] * len(rows))
-    return [
-        _row(row, result.summary)
-        | {
-            "index": row["query_index"],
-            "source_row": source_row,
-            "prediction": row["prediction"],
-            "probability": None if math.isnan(row["probability"]) else f"{row['probability']:.1%}",
-            "loss": f"{row['loss']:.3g}",
-            "verdict": verdict,
-            "directions": _directions(result, row["query_index"]),
+    cards: dict[int, dict[str, Any]] = {}
+    for row, verdict, source_row in zip(rows, verdicts, source_rows, strict=True):
+        query = row["query_index"]
+        card = cards.setdefault(query, {"index": query, "asked": []})
+        probability = None if math.isnan(row["probability"]) else f"{row['probability']:.1%}"
+        card["asked"].append(
+            _row(row, result.summary)
+            | {
+                "source_row": source_row,
+                "prediction": row["prediction"],
+                "probability": probability,
+                "loss": f"{row['loss']:.3g}",
+                "verdict": verdict,
+            }
+        )
+    for query, card in cards.items():
+        verdicts = {asked["verdict"] for asked in card["asked"]}
+        card |= {
+            "verdict": "wrong" if "wrong" in verdicts else verdicts.pop(),
+            "directions": _directions(result, query),
         }
-        for row, verdict, source_row in zip(rows, verdicts, source_rows, strict=True)
-    ]
+    return list(cards.values())
 
 
 def _verdicts(queries: Dataset, label_column: str | None) -> list[str | None]:

@@ -9,7 +9,10 @@ import pytest
 from datasets import Dataset
 from tiny import tiny_data, tiny_model, tiny_trainer
 
-from hf_fastif.index import InfluenceIndex, without_indexes
+from hf_fastif import solving
+from hf_fastif.batches import ExampleBatches
+from hf_fastif.index import InfluenceIndex, build, without_indexes
+from hf_fastif.passes import Passes
 
 
 QUERIES = tiny_data(4, seed=1)
@@ -146,3 +149,56 @@ def test_a_view_without_indexes_leaves_the_dataset_its_index(tmp_path):
     assert view.list_indexes() == []
     assert trainer.train_dataset.list_indexes() == ["gradient_sketch"]
     assert view.select([2])[0] == trainer.train_dataset[2]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "own"])
+def test_rows_are_added_without_computing_the_others_again(tmp_path, kind, monkeypatch):
+    random = np.random.default_rng(0)
+    own, asked = random.standard_normal((40, 5)).astype(np.float32), random.standard_normal((4, 5)).astype(np.float32)
+    features = (lambda count: own[:count]) if kind == "own" else (lambda _count: None)
+    more = {"query_features": asked} if kind == "own" else {}
+    name = "pooled" if kind == "own" else kind
+    train = tiny_data(40)
+    whole = trainer_of(tmp_path / "whole", index_features=name)
+    first = trainer_of(tmp_path / "first", train.select(range(25)), index_features=name)
+    part = first.build_index(features=features(25))
+    grown = trainer_of(tmp_path / "first", train, index_features=name)
+    seen, take = [], ExampleBatches.take
+    monkeypatch.setattr(ExampleBatches, "take", lambda self, rows: seen.extend(rows) or take(self, rows))
+    index = grown.build_index(features=features(40), add_to=part)
+    assert set(seen) <= {0, 1, 2, 3, *range(25, 40)}  # a few of the first are looked at for frozen layers
+    monkeypatch.undo()
+    assert len(index) == 40 and len(list(index.folder.glob("shard-*.faiss"))) == 2
+    assert len(InfluenceIndex.load(part.folder)) == 25
+    if kind != "gradient_sketch":  # whose entries are chosen with the first rows alone
+        whole.build_index(features=features(40))
+        assert candidates_of(grown, 9, **more) == candidates_of(whole, 9, **more)
+    assert len(candidates_of(grown, 9, **more)) == 4
+
+
+def test_rows_are_only_added_to_an_index_of_the_first_ones(tmp_path):
+    train = tiny_data(40)
+    part = trainer_of(tmp_path, train.select(range(25))).build_index()
+    with pytest.raises(ValueError, match="made with the dataset"):
+        trainer_of(tmp_path, train.select([1, 0, *range(2, 40)])).build_index(add_to=part)
+
+
+def test_features_are_computed_and_added_block_by_block(tmp_path, monkeypatch):
+    whole = trainer_of(tmp_path / "whole").build_index()
+    blocks, over = [], Passes.over
+
+    def counted(self, examples, rows, width, *rest):
+        blocks.append(4 * width * len(rows))
+        return over(self, examples, rows, width, *rest)
+
+    monkeypatch.setattr(build, "BLOCK", 4 * 100 * 7)
+    monkeypatch.setattr(Passes, "over", counted)
+    trainer = trainer_of(tmp_path / "blocks", index_size=100)
+    assert len(trainer.build_index()) == len(whole) == 40
+    assert max(blocks) <= 4 * 100 * 7 and len(blocks) == 6
+
+
+def test_a_bad_factory_is_refused_before_anything_is_fitted(tmp_path, monkeypatch):
+    monkeypatch.setattr(solving, "fit_kronecker_factors", lambda *_: pytest.fail("fitted first"))
+    with pytest.raises(ValueError, match="index_factory='IVF,Flat'"):
+        trainer_of(tmp_path, index_factory="IVF,Flat").build_index()

@@ -8,7 +8,14 @@ import sys
 import numpy as np
 import pytest
 
-from hf_fastif.index.store import empty_index, on_device, read_shards, search_both_ends, write_shards
+from hf_fastif.index.store import (
+    made_index,
+    on_device,
+    read_shards,
+    search_both_ends,
+    trained_index,
+    write_shards,
+)
 
 
 RANDOM = np.random.default_rng(0)
@@ -18,7 +25,7 @@ QUERIES = RANDOM.standard_normal((20, 16), np.float32)
 
 def made(folder, factory="Flat", inner_product=True, search=None, shard_size=10_000, vectors=VECTORS):
     folder.mkdir(parents=True, exist_ok=True)
-    trained = empty_index(16, factory, inner_product, lambda: VECTORS, search)
+    trained = trained_index(made_index(16, factory, inner_product, search), factory, lambda: VECTORS)
     write_shards(folder, trained, np.array_split(vectors, 7), shard_size)
     return folder
 
@@ -88,10 +95,15 @@ def test_search_parameters_are_kept_in_the_file(tmp_path):
     assert (many == exact).mean() > 0.99 > 0.8 > (few == exact).mean()
 
 
-@pytest.mark.parametrize(("factory", "search"), [("Flatt", None), ("IVF16,Flat", "nprobes=3"), ("IVF4000,Flat", None)])
+@pytest.mark.parametrize(("factory", "search"), [("Flatt", None), ("IVF16,Flat", "nprobes=3")])
 def test_bad_factories_are_named(factory, search):
     with pytest.raises(ValueError, match=f"index_factory='{factory}', index_search={search!r}"):
-        empty_index(16, factory, True, lambda: VECTORS, search)
+        made_index(16, factory, True, search)
+
+
+def test_a_sample_that_is_too_small_is_named():
+    with pytest.raises(ValueError, match="index_factory='IVF4000,Flat', trained on 2000 vectors"):
+        trained_index(made_index(16, "IVF4000,Flat", True, None), "IVF4000,Flat", lambda: VECTORS)
 
 
 def test_a_gpu_that_is_not_there_is_named(tmp_path):
@@ -103,7 +115,7 @@ MILLION = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from hf_fastif.index.store import empty_index, read_shards, search_both_ends, write_shards
+from hf_fastif.index.store import made_index, read_shards, search_both_ends, write_shards
 
 def blocks():
     for seed in range(50):
@@ -111,7 +123,7 @@ def blocks():
 
 folder = Path(sys.argv[1])
 start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-write_shards(folder, empty_index(64, "Flat", True, None, None), blocks(), 100_000)
+write_shards(folder, made_index(64, "Flat", True, None), blocks(), 100_000)
 wanted = np.random.default_rng(33).standard_normal((20_000, 64), np.float32)[123]
 found = search_both_ends(read_shards(folder, on_disk=True), wanted[None], 5)
 print(found[0, 0], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start)

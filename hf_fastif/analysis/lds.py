@@ -1,0 +1,190 @@
+"""The linear datamodeling score: do sums of influences predict what retraining on part of the data does?
+
+Park et al. (2023), TRAK, section 2: models are trained on random halves of the training set; for each query the losses
+of these models are compared, by rank, with the sums of the influences of the examples that each was trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from accelerate.utils import tqdm
+from datasets import Dataset
+from safetensors.numpy import load_file, save_file
+from scipy.stats import rankdata
+
+from hf_fastif.files import write_whole
+from hf_fastif.index import without_indexes
+
+
+if TYPE_CHECKING:
+    from hf_fastif.trainer import InfluenceTrainer
+
+
+@dataclass(frozen=True)
+class SubsetLosses:
+    """Losses of queries under models that were trained on random parts of a training set.
+
+    Attributes:
+        members (`np.ndarray` of shape `(S, N)`, bool): Which examples each of S models was trained on.
+        losses (`np.ndarray` of shape `(S, Q)`): Its loss on each query.
+    """
+
+    members: np.ndarray
+    losses: np.ndarray
+
+    def save(self, path: str | Path) -> Path:
+        """Writes a safetensors file."""
+        tensors = {"members": self.members.astype(np.uint8), "losses": self.losses}
+        return write_whole(Path(path), lambda file: save_file(tensors, file))
+
+    @classmethod
+    def load(cls, path: str | Path) -> SubsetLosses:
+        """Reads what `save` wrote."""
+        tensors = load_file(path)
+        return cls(tensors["members"].astype(bool), tensors["losses"])
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+
+@dataclass(frozen=True)
+class Lds:
+    """A linear datamodeling score.
+
+    Attributes:
+        mean (`float`): Spearman correlation over the subsets, as a mean over queries.
+        low, high (`float`): 95 % interval, from drawing subsets and queries anew.
+        per_query (`np.ndarray` of shape `(Q,)`): Of each query.
+    """
+
+    mean: float
+    low: float
+    high: float
+    per_query: np.ndarray
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+def retrain_on_subsets(
+    train_on: Callable[[Dataset, int], np.ndarray],
+    train_dataset: Dataset,
+    folder: str | Path,
+    num_subsets: int = 100,
+    share: float = 0.5,
+    seed: int = 0,
+) -> SubsetLosses:
+    """Trains a model on each of some random subsets; every finished model is kept, and not trained again.
+
+    Args:
+        train_on (`Callable`): Given a subset and its number (for a seed), trains a model and returns its losses (Q,)
+            on the queries.
+        train_dataset (`datasets.Dataset`): N examples.
+        folder (`str` or `Path`): For the losses of each model, and `subsets.safetensors` of all of them.
+        num_subsets (`int`, *optional*, defaults to 100): S. More can be added later to the same folder.
+        share (`float`, *optional*, defaults to 0.5): Of the training set, in a subset.
+        seed (`int`, *optional*, defaults to 0): Decides the subsets.
+
+    Raises:
+        ValueError: If the folder holds models of other subsets.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"share={share}: give a number between 0 and 1, such as 0.5.")
+    folder, count = Path(folder), len(train_dataset)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = without_indexes(train_dataset)
+    found = []
+    for number in tqdm(range(num_subsets), desc="Retraining"):
+        members = np.zeros(count, dtype=bool)
+        random = np.random.default_rng((seed, number))
+        members[random.choice(count, round(share * count), replace=False)] = True
+        path = folder / f"subset-{number:05d}.safetensors"
+        if not path.exists():
+            losses = train_on(rows.select(np.flatnonzero(members)), number)
+            SubsetLosses(members[None], np.asarray(losses)[None]).save(path)
+        one = SubsetLosses.load(path)
+        if not np.array_equal(one.members[0], members):
+            raise ValueError(
+                f"{path} is of another subset (seed={seed}, share={share}, {count} examples give another); give "
+                "another folder."
+            )
+        found.append(one)
+    whole = SubsetLosses(np.concatenate([one.members for one in found]), np.concatenate([one.losses for one in found]))
+    whole.save(folder / "subsets.safetensors")
+    return whole
+
+
+def lds(influence: np.ndarray, truth: SubsetLosses, num_draws: int = 1000, seed: int = 0) -> Lds:
+    """The linear datamodeling score of some influences.
+
+    Args:
+        influence (`np.ndarray` of shape `(Q, N)`): What `trainer.compute_influence(queries)` returned: positive where
+            training on an example raises the loss.
+        truth ([`SubsetLosses`]): Of the same queries and training set.
+        num_draws (`int`, *optional*, defaults to 1000): For the interval.
+        seed (`int`, *optional*, defaults to 0): For the interval.
+
+    Returns:
+        [`Lds`]: 1 where influences order the models as their losses do, 0 where they tell nothing.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    if influence.shape != (truth.losses.shape[1], truth.members.shape[1]):
+        raise ValueError(
+            f"influence has the shape {influence.shape}; the models were trained on parts of "
+            f"{truth.members.shape[1]} examples and asked for {truth.losses.shape[1]} queries."
+        )
+    predicted = truth.members.astype(np.float64) @ influence.T.astype(np.float64)
+    random = np.random.default_rng(seed)
+    means = []
+    for _ in range(num_draws):
+        models, queries = (random.integers(size, size=size) for size in truth.losses.shape)
+        means.append(_correlations(predicted[models][:, queries], truth.losses[models][:, queries]).mean())
+    per_query = _correlations(predicted, truth.losses)
+    low, high = np.quantile(means, [0.025, 0.975]) if num_draws else (np.nan, np.nan)
+    return Lds(float(per_query.mean()), float(low), float(high), per_query)
+
+
+def _correlations(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Spearman's rho (Q,) between the columns of two tables (S, Q); 0 where one does not vary."""
+    a, b = (ranks - ranks.mean(axis=0) for ranks in (rankdata(one, axis=0), rankdata(other, axis=0)))
+    scale = np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0))
+    return (a * b).sum(axis=0) / np.where(scale > 0, scale, 1.0)
+
+
+def query_losses(trainer: InfluenceTrainer, queries: Dataset) -> np.ndarray:
+    """The loss (Q,) of the trainer's present model on each query."""
+    with trainer._context() as context:
+        return context.predict(context.examples("queries", queries)).losses
+
+
+def plot_lds(rows: Sequence[dict[str, Any]], path: str | Path) -> Path:
+    """Draws the scores of methods at several moments of training.
+
+    Args:
+        rows (`Sequence[dict]`): Each with `moment`, `method`, `lds`, `low` and `high`.
+        path (`str` or `Path`): Of the picture.
+    """
+    from matplotlib.figure import Figure
+
+    moments, methods = (list(dict.fromkeys(row[name] for row in rows)) for name in ("moment", "method"))
+    figure = Figure(figsize=(1.5 + 1.1 * len(moments), 4.2), layout="constrained")
+    axes = figure.subplots()
+    for number, method in enumerate(methods):
+        own = [row for row in rows if row["method"] == method]
+        places = [moments.index(row["moment"]) + 0.12 * (number - (len(methods) - 1) / 2) for row in own]
+        values = np.array([row["lds"] for row in own])
+        errors = np.abs(np.array([[row["low"], row["high"]] for row in own]).T - values)
+        axes.errorbar(places, values, errors, fmt="o", capsize=2, label=method)
+    axes.axhline(0, color="gray", linewidth=0.8)
+    axes.set_xticks(range(len(moments)), moments, rotation=25, ha="right")
+    axes.set_ylabel("linear datamodeling score")
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend()
+    return write_whole(Path(path), lambda file: figure.savefig(file, format=Path(path).suffix[1:], dpi=130))

@@ -1,0 +1,186 @@
+"""What every call of the trainer works with: the loss, the data, the solver, and what was made earlier."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import Trainer
+
+from hf_fastif.attribution import Attribution, digest
+from hf_fastif.batches import ExampleBatches
+from hf_fastif.checkpoints import CheckpointSet, find_checkpoints, weights_of
+from hf_fastif.checks import check_dataset, check_inputs, check_loss
+from hf_fastif.config import InfluenceConfig
+from hf_fastif.frozen import FrozenStates, find_frozen_states
+from hf_fastif.index import InfluenceIndex
+from hf_fastif.objective import Objective, differentiable
+from hf_fastif.parameters import model_fingerprint
+from hf_fastif.passes import Passes
+from hf_fastif.pieces import Pieces, pieces_of
+from hf_fastif.queries import Predictions, predict
+from hf_fastif.solvers import Solution
+from hf_fastif.solving import SolverSetup
+
+
+@dataclass
+class Kept:
+    """What earlier calls have made and later ones may use.
+
+    Attributes:
+        indexes (`dict`): Indexes by the fingerprint of their dataset.
+        states (`dict`): States behind frozen layers, by dataset; None where there are none to keep.
+        fitted (`dict`): Spectra, factors and the like, by what they belong to.
+    """
+
+    indexes: dict[str, InfluenceIndex] = field(default_factory=dict)
+    states: dict[tuple[Hashable, ...], FrozenStates | None] = field(default_factory=dict)
+    fitted: dict[tuple[Hashable, ...], Any] = field(default_factory=dict)
+
+
+class Context:
+    """One call's view of a trainer.
+
+    Args:
+        trainer (`Trainer`): With an `InfluenceConfig` for arguments.
+        objective (`Objective`): Its loss.
+        kept (`Kept`): What earlier calls have made.
+    """
+
+    def __init__(self, trainer: Trainer, objective: Objective, kept: Kept):
+        self.trainer = trainer
+        self.objective = objective
+        self.kept = kept
+
+    @property
+    def args(self) -> InfluenceConfig:
+        """All settings."""
+        return self.trainer.args
+
+    @property
+    def passes(self) -> Passes:
+        """How long work is cut up."""
+        show = not self.args.disable_tqdm
+        return Passes(self.args.influence_batch_size, self.trainer.accelerator, show_progress=show)
+
+    def examples(self, name: str, dataset: Dataset) -> ExampleBatches:
+        """The examples of a dataset, checked."""
+        check_dataset(name, dataset)
+        trainer = self.trainer
+        rows = trainer._remove_unused_columns(dataset, name)
+        examples = ExampleBatches(rows, trainer.data_collator, trainer._prepare_inputs)
+        # A collator that is given all columns may tokenize by itself.
+        model_input = trainer.model.main_input_name if self.args.remove_unused_columns else None
+        check_inputs(name, examples, model_input, trainer.model.config.num_labels)
+        return examples
+
+    def pool(self, name: str, dataset: Dataset) -> ExampleBatches:
+        """The examples of a dataset that many passes are made over: what frozen layers make of them is kept."""
+        examples, states = self.examples(name, dataset), self.kept.states
+        memory = int(self.args.frozen_states_gb * 2**30)
+        frozen = model_fingerprint(self.objective.model, frozen_only=True)
+        key = (id(self.objective.model), frozen, dataset._fingerprint, memory, self.args.influence_bf16)
+        if memory and key not in states:
+            states[key] = find_frozen_states(self.objective, examples, memory)
+            for old in list(states)[:-2]:  # a training set and a pool of other candidates
+                del states[old]
+        examples.states = states.get(key)
+        if examples.states is not None:
+            self.objective.frozen = examples.states.frozen
+        return examples
+
+    @cached_property
+    def train(self) -> ExampleBatches:
+        """The training set."""
+        return self.pool("train_dataset", self.trainer.train_dataset)
+
+    @cached_property
+    def checkpoints(self) -> CheckpointSet:
+        """The moments of training that influence is summed over, checked."""
+        args = self.args
+        members = find_checkpoints(args.checkpoints, args.output_dir)
+        found = CheckpointSet(self.objective, members, weights_of(members, args.checkpoint_weights))
+        if any(member.path for member in members):
+            found.check(self.train.digest)
+        return found
+
+    def predict(self, examples: ExampleBatches) -> Predictions:
+        """What the model says about examples; a NaN loss is an error now, not in an hour."""
+        return predict(self.objective, examples, self.passes)
+
+    def setup(self) -> SolverSetup:
+        """Curvature, damping and solver, at the checkpoint that is in the model."""
+        fingerprint = self.trainer.train_dataset._fingerprint
+        accelerator, fitted = self.trainer.accelerator, self.kept.fitted
+        final = self.checkpoints.present.path is None
+        name = "ekfac" if final else f"ekfac-{model_fingerprint(self.objective.model)}"
+        factors = Path(self.args.output_dir) / "influence" / f"{name}.safetensors"
+        return SolverSetup(self.args, self.objective, self.train, fingerprint, accelerator, fitted, factors)
+
+    @contextmanager
+    def attribution(
+        self, work: str, *on: Dataset | Solution | int | str | None, as_one: bool = False
+    ) -> Iterator[Attribution]:
+        """What solves and scores, keeping what is finished until the work is done."""
+        with self.pieces(work, *on, as_one) as pieces:
+            yield Attribution(self.objective, self.args, self.checkpoints, self.setup, self.passes, pieces, as_one)
+
+    def pieces(self, work: str, *on: Dataset | Solution | int | str | None) -> AbstractContextManager[Pieces]:
+        """Keeps what is finished of some work, under `output_dir/influence`, until all of it is.
+
+        Args:
+            work (`str`): Name of the call.
+            *on: What it is about.
+        """
+        args, train = self.args, self.trainer.train_dataset
+        folder = Path(args.output_dir) / "influence" / "unfinished" / f"{work}-{digest(on)}"
+        training = {"seed": args.seed, "label_smoothing_factor": args.label_smoothing_factor}
+        manifest = {
+            "model": self.checkpoints.fingerprint,
+            "train_dataset": getattr(train, "_fingerprint", None),
+            **{name: str(value) for name, value in (args.influence_settings() | training).items()},
+        }
+        return pieces_of(folder, manifest, self.trainer.accelerator)
+
+    def settings(self, num_neighbors: int | None, num_examples: int | None) -> dict[str, Any]:
+        """What a result says about how it was made."""
+        setup, largest = self.setup(), []
+        for number in range(0 if setup.name == "identity" else len(self.checkpoints)):
+            with self.checkpoints.at(number):
+                largest.append(self.setup().spectrum.largest)
+        return {
+            "model": self._model_name(),
+            "num_parameters": self.objective.space.size,
+            "num_neighbors": num_neighbors,
+            "num_examples": num_examples,
+            "solver": setup.describe(),
+            "curvature": self.args.curvature,
+            "largest_eigenvalue": sum(largest) / len(largest) if largest else None,
+            "seed": self.args.seed,
+            "checkpoints": [
+                {"name": member.name, "step": member.step, "epoch": member.epoch, "weight": weight}
+                for member, weight in zip(self.checkpoints.members, self.checkpoints.weights, strict=True)
+            ],
+        }
+
+    def _model_name(self) -> str:
+        name = self.trainer.model.config._name_or_path or type(self.trainer.model).__name__
+        # Of a local folder the last two parts: results are shared, and other people's paths are not for reading.
+        return "/".join(Path(name).parts[-2:]) if Path(name).is_dir() else name
+
+
+@contextmanager
+def context_of(trainer: Trainer, kept: Kept) -> Iterator[Context]:
+    """The trainer's model as a function of its trainable parameters, in the state that exact derivatives need."""
+    check_loss(trainer)
+    args = trainer.args
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    with differentiable(model):
+        decayed = trainer.get_decay_parameter_names(model) if args.loss_weight_decay else ()
+        objective = Objective(model, args.label_smoothing_factor, args.loss_weight_decay, decayed, args.influence_bf16)
+        yield Context(trainer, objective, kept)

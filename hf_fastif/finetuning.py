@@ -1,0 +1,89 @@
+"""From the settings of a recipe to a trainer: model, frozen layers, tokenized examples."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datasets import DatasetDict
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, set_seed
+
+from hf_fastif.config import InfluenceConfig
+from hf_fastif.data import DataArguments, default_encoder, load_examples, tokenize
+from hf_fastif.files import write_whole
+from hf_fastif.parameters import freeze
+from hf_fastif.trainer import InfluenceTrainer
+
+
+ACCURACY = "accuracy.json"  # written last: a run that has it is finished
+
+
+@dataclass
+class ModelArguments:
+    """Which model a recipe works on."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Hub id or folder; unless given, the packaged MiniLM encoder."}
+    )
+    num_frozen_layers: int = field(
+        default=3, metadata={"help": "Freeze the embeddings and that many layers; -1 freezes nothing."}
+    )
+
+
+def make_trainer(
+    model: ModelArguments, data: DataArguments, config: InfluenceConfig
+) -> tuple[InfluenceTrainer, DatasetDict]:
+    """A trainer with its training set, and the splits `train` and `validation`.
+
+    With `config.do_train` the model gets a head for the labels of the data; else it must have one for them.
+    """
+    path = model.model_name_or_path or default_encoder()
+    examples = load_examples(data, AutoConfig.from_pretrained(path).id2label, new_head=config.do_train)
+    names = examples["train"].features["label"].names
+    classifier = AutoModelForSequenceClassification.from_pretrained(
+        path, num_labels=len(names), id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)}
+    )
+    if model.num_frozen_layers >= 0:
+        freeze(classifier, model.num_frozen_layers)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    with config.main_process_first(desc="tokenizing"):
+        examples = tokenize(examples, tokenizer, data)
+    trainer = InfluenceTrainer(
+        model=classifier,
+        args=config,
+        train_dataset=examples["train"],
+        eval_dataset=examples["validation"],
+        processing_class=tokenizer,
+    )
+    return trainer, examples
+
+
+def runs_of(config: InfluenceConfig, num_seeds: int) -> list[InfluenceConfig]:
+    """The settings of several runs that differ in their seed, in the folders `OUTPUT_DIR/seed-N`; of one, its own."""
+    if num_seeds < 1:
+        raise ValueError(f"num_seeds={num_seeds}: give at least 1.")
+    runs = [copy.copy(config) for _ in range(num_seeds)]
+    for number, run in enumerate(runs if num_seeds > 1 else []):
+        run.seed = config.seed + number
+        run.output_dir = str(Path(config.output_dir) / f"seed-{run.seed}")
+    return runs
+
+
+def fine_tune(model: ModelArguments, data: DataArguments, config: InfluenceConfig) -> float:
+    """Trains and saves a model in `config.output_dir`, unless that is done, and returns its validation accuracy."""
+    path = Path(config.output_dir) / ACCURACY
+    if not path.exists():
+        config = copy.copy(config)
+        config.do_train = True
+        set_seed(config.seed)
+        trainer, examples = make_trainer(model, data, config)
+        trainer.train()
+        trainer.save_model()
+        wrong = trainer.find_misclassified(examples["validation"])
+        text = json.dumps({"validation": 1 - len(wrong) / len(examples["validation"])})
+        if trainer.is_world_process_zero():
+            write_whole(path, lambda file: file.write_text(text, "utf-8"))
+        trainer.accelerator.wait_for_everyone()
+    return json.loads(path.read_text("utf-8"))["validation"]
