@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from tiny import tiny_data, tiny_trainer
 
+from hf_fastif.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from hf_fastif.solvers import exact
 
 
@@ -29,6 +31,17 @@ for name in ("sdca", "cg", "ekfac", "exact"):
     solved[f"{name}/s_test"] = solution.vectors.numpy()
     solved[f"{name}/residual"] = solution.residual.numpy()
     solved[f"{name}/trace"] = solution.trace.numpy()
+paths = []
+for step in (1, 2):
+    with torch.no_grad():
+        moved = {name: p + 0.1 * step * p.sign() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    path = folder / f"{trainer.accelerator.process_index}-run" / "checkpoints"
+    save_checkpoint(path, moved, Checkpoint(step=step))
+    paths.append(str(path / f"step-{step:08d}.safetensors"))
+trainer.args.solver, trainer.args.checkpoints = "cg", paths
+solved["checkpoints"] = trainer.compute_influence(queries)
+trainer.build_index()
+solved["checkpoints/candidates"] = trainer.find_candidates(queries, 6)
 np.savez(
     folder / f"{trainer.accelerator.num_processes}-{trainer.accelerator.process_index}.npz",
     s_test=s_test.vectors.numpy(),

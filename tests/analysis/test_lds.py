@@ -1,0 +1,81 @@
+"""The linear datamodeling score, on a problem whose answer is known, and through a trainer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+from tiny import tiny_data, tiny_trainer
+
+from hf_fastif.analysis import SubsetLosses, lds, plot_lds, query_losses, retrain_on_subsets
+
+
+RANDOM = np.random.default_rng(0)
+INFLUENCE = RANDOM.standard_normal((6, 30)).astype(np.float32)
+MEMBERS = np.stack([RANDOM.permutation(30) < 15 for _ in range(40)])
+
+
+def losses(noise: float) -> np.ndarray:
+    return MEMBERS @ INFLUENCE.T + noise * RANDOM.standard_normal((40, 6))
+
+
+def test_losses_that_are_sums_of_influences_score_one():
+    found = lds(INFLUENCE, SubsetLosses(MEMBERS, np.exp(losses(0.0))), num_draws=20)
+    assert (found.mean, found.low, found.high) == (1.0, 1.0, 1.0)
+    assert lds(-INFLUENCE, SubsetLosses(MEMBERS, losses(0.0)), num_draws=0).mean == -1.0
+
+
+def test_score_is_the_mean_of_scipys_spearman():
+    truth = SubsetLosses(MEMBERS, losses(3.0))
+    found = lds(INFLUENCE, truth, num_draws=200)
+    expected = [spearmanr(MEMBERS @ INFLUENCE[q], truth.losses[:, q])[0] for q in range(6)]
+    np.testing.assert_allclose(found.per_query, expected, rtol=1e-6)
+    assert found.mean == pytest.approx(np.mean(expected))
+    assert found.low < found.mean < found.high
+    assert 0.1 < found.high - found.low < 0.6
+
+
+def test_scores_that_do_not_vary_tell_nothing():
+    assert lds(np.zeros((6, 30)), SubsetLosses(MEMBERS, losses(0.0)), num_draws=2).mean == 0.0
+
+
+def test_shapes_must_fit():
+    with pytest.raises(ValueError, match=r"shape \(30, 6\).* 30 examples .* 6 queries"):
+        lds(INFLUENCE.T, SubsetLosses(MEMBERS, losses(0.0)))
+
+
+def test_subsets_are_trained_once_and_kept(tmp_path):
+    train, trained = tiny_data(20), []
+
+    def train_on(subset, number):
+        trained.append((number, subset["text"]))
+        return np.full(3, number)
+
+    few = retrain_on_subsets(train_on, train, tmp_path, num_subsets=2)
+    more = retrain_on_subsets(train_on, train, tmp_path, num_subsets=4)
+    assert [number for number, _ in trained] == [0, 1, 2, 3]
+    assert few.members.sum(axis=1).tolist() == [10, 10] and (more.members[:2] == few.members).all()
+    assert trained[3][1] == [train[int(row)]["text"] for row in np.flatnonzero(more.members[3])]
+    assert more.losses.tolist() == [[n] * 3 for n in range(4)]
+    again = SubsetLosses.load(tmp_path / "subsets.safetensors")
+    assert (again.members == more.members).all() and (again.losses == more.losses).all()
+    with pytest.raises(ValueError, match="is of another subset"):
+        retrain_on_subsets(train_on, train, tmp_path, num_subsets=2, seed=1)
+    with pytest.raises(ValueError, match="share=1.5"):
+        retrain_on_subsets(train_on, train, tmp_path, share=1.5)
+
+
+def test_losses_are_those_of_the_model(tmp_path):
+    queries = tiny_data(5, seed=1)
+    trainer = tiny_trainer(tmp_path)
+    expected = [trainer.evaluate(queries.select([row]))["eval_loss"] for row in range(5)]
+    np.testing.assert_allclose(query_losses(trainer, queries), expected, rtol=1e-4)
+
+
+def test_figure_is_written(tmp_path):
+    rows = [
+        {"moment": moment, "method": method, "lds": 0.3, "low": 0.2, "high": 0.35}
+        for moment in ("final", "epoch 1")
+        for method in ("EK-FAC", "exact")
+    ]
+    assert plot_lds(rows, tmp_path / "lds.png").stat().st_size > 10_000
