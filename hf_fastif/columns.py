@@ -29,3 +29,10 @@ def with_label_names(dataset: Dataset) -> Dataset:
         columns[name] = [None if value is None or value < 0 else feature.int2str(value) for value in columns[name]]
     features = Features({**dataset.features, **{name: Value("string") for name in labels}})
     return Dataset.from_dict(columns, features=features)
+
+
+def prefixed(dataset: Dataset, prefix: str) -> Dataset:
+    """Puts a prefix before the names of all columns; one called "index" would take the name of our own positions."""
+    return dataset.rename_columns(
+        {name: f"{prefix}{name}" + ("_" if name == "index" else "") for name in dataset.column_names}
+    )

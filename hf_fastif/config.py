@@ -221,6 +221,15 @@ class InfluenceConfig(TrainingArguments):
         general = {f.name for f in fields(TrainingArguments)}
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in general}
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A trainer saves its arguments beside the model and pushes them with it; a token is nobody else's.
+        return self.__dict__ | {"hub_token": None}
+
+    def __copy__(self) -> InfluenceConfig:
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        return made
+
     def __post_init__(self):
         super().__post_init__()
         if self.curvature not in ("gauss_newton", "hessian"):

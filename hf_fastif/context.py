@@ -23,6 +23,7 @@ from hf_fastif.objective import Objective, differentiable
 from hf_fastif.parameters import model_fingerprint
 from hf_fastif.passes import Passes
 from hf_fastif.pieces import Pieces, pieces_of
+from hf_fastif.provenance import model_name, sources
 from hf_fastif.queries import Predictions, predict
 from hf_fastif.solvers import Solution
 from hf_fastif.solving import SolverSetup
@@ -154,7 +155,8 @@ class Context:
             with self.checkpoints.at(number):
                 largest.append(self.setup().spectrum.largest)
         return {
-            "model": self._model_name(),
+            "model": model_name(self.trainer.model),
+            **sources(self.trainer.model, self.trainer.train_dataset),
             "num_parameters": self.objective.space.size,
             "num_neighbors": num_neighbors,
             "num_examples": num_examples,
@@ -167,11 +169,6 @@ class Context:
                 for member, weight in zip(self.checkpoints.members, self.checkpoints.weights, strict=True)
             ],
         }
-
-    def _model_name(self) -> str:
-        name = self.trainer.model.config._name_or_path or type(self.trainer.model).__name__
-        # Of a local folder the last two parts: results are shared, and other people's paths are not for reading.
-        return "/".join(Path(name).parts[-2:]) if Path(name).is_dir() else name
 
 
 @contextmanager

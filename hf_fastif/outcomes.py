@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Value
 
-from hf_fastif.columns import plain_columns, text_columns
+from hf_fastif.columns import plain_columns, prefixed, text_columns
+from hf_fastif.provenance import versions
 from hf_fastif.queries import Predictions
 from hf_fastif.results import SIGN, InfluenceResult
 
@@ -65,7 +65,7 @@ def build_result(
         "text_columns": text_columns(candidates),
         "label_column": label,
         "sign": SIGN,
-        "versions": {name: version(name) for name in ("hf_fastif", "torch", "transformers", "datasets")},
+        "versions": versions(),
     }
     return InfluenceResult(
         influences=_influence_table(queries, candidates, outcomes, num_examples, label, names),
@@ -93,9 +93,9 @@ def _influence_table(
             columns["direction"].append(np.full(len(order), direction, dtype=object))
             columns["rank"].append(np.arange(1, len(order) + 1))
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}
-    tables = [_prefixed(_readable_rows(candidates, joined["train_index"], label, names), "train_")]
+    tables = [prefixed(_readable_rows(candidates, joined["train_index"], label, names), "train_")]
     if len(outcomes) == len(queries):
-        tables.insert(0, _prefixed(_readable_rows(queries, joined["query_index"], label, names), "query_"))
+        tables.insert(0, prefixed(_readable_rows(queries, joined["query_index"], label, names), "query_"))
     return _side_by_side(Dataset.from_dict(joined, features=INFLUENCE_COLUMNS), *tables)
 
 
@@ -148,10 +148,3 @@ def _side_by_side(*tables: Dataset) -> Dataset:
     columns = {name: values for table in tables for name, values in table.to_dict().items()}
     features = {name: feature for table in tables for name, feature in table.features.items()}
     return Dataset.from_dict(columns, features=Features(features))
-
-
-def _prefixed(dataset: Dataset, prefix: str) -> Dataset:
-    # A column called "index" would take the name of our own position column.
-    return dataset.rename_columns(
-        {name: f"{prefix}{name}" + ("_" if name == "index" else "") for name in dataset.column_names}
-    )

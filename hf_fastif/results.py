@@ -4,25 +4,45 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import pyarrow.parquet as pq
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, Value
 
 from hf_fastif.columns import with_label_names
 from hf_fastif.files import write_whole
+from hf_fastif.manifests import check_files, describe_files, read_manifest, reading
 
 
 if TYPE_CHECKING:
     import pandas as pd
+    from huggingface_hub import CommitInfo
+
+    from hf_fastif.analysis import Recall
+    from hf_fastif.diagnosis import Diagnosis
+    from hf_fastif.hub.publishing import PushOptions
 
 SIGN = (
     "A positive influence is harmful: giving the training example more weight raises the loss of the query. "
     "A negative one is helpful: more weight lowers the loss."
 )
+
+SUMMARY = "summary.json"
+NUMBERS = {  # what is computed; every other column is of the queries and candidates themselves
+    "influences.parquet": ("query_index", "train_index", "influence", "direction", "rank"),
+    "queries.parquet": ("query_index", "prediction", "probability", "loss", "residual", "std_err"),
+}
+SUMMARY_TYPES = {
+    "model": str,
+    "num_queries": int,
+    "num_candidates": int,
+    "damping": float | int,
+    "text_columns": list,
+    "label_column": str | None,
+}
 
 
 @dataclass
@@ -65,15 +85,19 @@ class InfluenceResult:
     def save_to_disk(self, folder: str | os.PathLike[str]) -> Path:
         """Writes `influences.parquet`, `queries.parquet` and `summary.json` into a folder.
 
-        The summary is removed first and written last, so that a folder with a summary is whole.
+        The summary is removed first and written last, so that a folder with a summary is whole. It tells the size and
+        digest of the other two.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "summary.json").unlink(missing_ok=True)
+        (folder / SUMMARY).unlink(missing_ok=True)
         write_whole(folder / "influences.parquet", self.influences.to_parquet)
         write_whole(folder / "queries.parquet", self.queries.to_parquet)
-        text = json.dumps(self.summary, indent=2, allow_nan=False) + "\n"
-        write_whole(folder / "summary.json", lambda path: path.write_text(text, "utf-8"))
+        files = describe_files(folder, NUMBERS)
+        files["influences.parquet"]["rows"], files["queries.parquet"]["rows"] = len(self.influences), len(self.queries)
+        summary = self.summary | {"files": files}
+        text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
+        write_whole(folder / SUMMARY, lambda path: path.write_text(text, "utf-8"))
         return folder
 
     @classmethod
@@ -82,20 +106,94 @@ class InfluenceResult:
 
         Raises:
             FileNotFoundError: If the folder holds no complete result.
+            ValueError: If a file is not the one that was written, or not what a result holds.
         """
         folder = Path(folder)
-        names = ("summary.json", "influences.parquet", "queries.parquet")
-        missing = [name for name in names if not (folder / name).is_file()]
+        missing = [name for name in (SUMMARY, *NUMBERS) if not (folder / name).is_file()]
         if missing:
             raise FileNotFoundError(
                 f"folder={str(folder)!r} holds no complete result ({', '.join(missing)} missing); "
                 "give a folder that InfluenceResult.save_to_disk wrote."
             )
-        return cls(
-            influences=Dataset(pq.read_table(folder / "influences.parquet")),
-            queries=Dataset(pq.read_table(folder / "queries.parquet")),
-            summary=json.loads((folder / "summary.json").read_text("utf-8")),
+        summary = read_manifest(folder / SUMMARY, **SUMMARY_TYPES)
+        files = summary.pop("files")
+        if set(files) != set(NUMBERS):
+            raise ValueError(
+                f"{folder / SUMMARY} names the files {', '.join(files)}; a result has {', '.join(NUMBERS)}."
+            )
+        check_files(folder, files)
+        tables = [_read_table(folder / name, files[name].get("rows")) for name in NUMBERS]
+        return cls(*tables, summary)
+
+    def without_text(self) -> InfluenceResult:
+        """The same result with indices and scores alone: no texts, labels or other columns of the examples."""
+        return replace(
+            self,
+            influences=self.influences.select_columns(list(NUMBERS["influences.parquet"])),
+            queries=self.queries.select_columns(list(NUMBERS["queries.parquet"])),
+            summary=self.summary | {"text_columns": [], "label_column": None},
         )
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        include_text: bool = False,
+        diagnosis: Diagnosis | None = None,
+        recall: Recall | None = None,
+        **options: Unpack[PushOptions],
+    ) -> CommitInfo:
+        """Publishes the result as a dataset repository: its tables, `report.html`, figures and a card.
+
+        What is uploaded already is not sent again, so a push that was interrupted goes on when it is repeated.
+
+        Args:
+            repo_id (`str`): Where to, as in `"me/mnli-influences"`. The repository is created if it is not there.
+            include_text (`bool`, *optional*, defaults to `False`): Whether the texts, labels and other columns of the
+                queries and training examples are published too, in every row. Otherwise indices, scores and
+                predictions are, and the report shows no texts either.
+            diagnosis ([`Diagnosis`], *optional*): What `trainer.diagnose()` returned, for the card.
+            recall ([`Recall`], *optional*): What `hf_fastif.analysis.recall` returned, for the card.
+            **options: `private`, `revision` (a branch, created if needed), `create_pr`, `token` and `commit_message`,
+                as in `huggingface_hub`.
+
+        Returns:
+            `huggingface_hub.CommitInfo`: The commit, or the pull request.
+
+        Raises:
+            PermissionError: If the token may not write there.
+        """
+        from hf_fastif.hub.artifacts import push_result
+
+        return push_result(self, repo_id, include_text, diagnosis, recall, **options)
+
+    def push_report_to_hub(
+        self,
+        repo_id: str,
+        include_text: bool = False,
+        title: str = "Influential training examples",
+        **options: Unpack[PushOptions],
+    ) -> CommitInfo:
+        """Publishes the page of `to_html` as a static Space. The arguments are those of `push_to_hub`."""
+        from hf_fastif.hub.artifacts import push_report
+
+        return push_report(self, repo_id, include_text, title, **options)
+
+    @classmethod
+    def from_hub(cls, repo_id: str, revision: str | None = None, token: str | bool | None = None) -> InfluenceResult:
+        """Downloads a result that `push_to_hub` published. Nothing in it is executed.
+
+        Args:
+            repo_id (`str`): The dataset repository.
+            revision (`str`, *optional*): A branch, tag or commit.
+            token (`str` or `bool`, *optional*): As in `huggingface_hub`.
+
+        Raises:
+            FileNotFoundError: If there is no such repository, or no result in it.
+            ValueError: If a file is not what the result's summary says.
+        """
+        from hf_fastif.hub.loading import fetch
+
+        return cls.load_from_disk(fetch(repo_id, "", SUMMARY, revision, token))
 
     def __repr__(self) -> str:
         lines = [
@@ -137,3 +235,18 @@ class InfluenceResult:
         examples = table.select(rows).remove_columns([*query_columns, "direction"])
         plain = [name for name in examples.column_names if name.startswith("train_") and name != "train_index"]
         return examples.rename_columns({name: name.removeprefix("train_") for name in plain})
+
+
+def _read_table(path: Path, num_rows: int | None) -> Dataset:
+    """Reads a table of a result, after a look at its columns and number of rows."""
+    with reading(path):
+        found = pq.read_metadata(path)
+        features = Features.from_arrow_schema(found.schema.to_arrow_schema())
+    strange = [name for name, feature in features.items() if not isinstance(feature, Value | ClassLabel)]
+    missing = [name for name in NUMBERS[path.name] if name not in features]
+    if strange or missing or found.num_rows != num_rows:
+        raise ValueError(
+            f"{path} is no table of a result: it has {found.num_rows} rows of {num_rows}, lacks the columns "
+            f"{missing}, and holds more than numbers, labels and texts in {strange}."
+        )
+    return Dataset(pq.read_table(path))

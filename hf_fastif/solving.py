@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+import shutil
+from collections.abc import Callable, Hashable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from hf_fastif.curvature import (
     Spectrum,
     fit_kronecker_factors,
 )
+from hf_fastif.files import write_whole
 from hf_fastif.objective import Objective
 from hf_fastif.parameters import model_fingerprint
 from hf_fastif.solvers import (
@@ -219,13 +221,42 @@ class SolverSetup:
         """EK-FAC of the training loss, fitted or read."""
         return self._once(("ekfac", self.args.ekfac_samples), self._load_or_fit_factors)
 
-    def _load_or_fit_factors(self) -> KroneckerFactors:
-        args, path = self.args, self.factors_file
-        manifest = {
+    @cached_property
+    def factors_manifest(self) -> dict[str, str]:
+        """What Kronecker factors will not be used without."""
+        args = self.args
+        return {
             "model": model_fingerprint(self.objective.model),
-            "train_dataset": self.fingerprint,
+            "dataset": self.examples.digest,
             "settings": f"samples={args.ekfac_samples} seed={args.seed} bf16={args.influence_bf16}",
         }
+
+    def adopt_factors(self, path: Path, found: Mapping[str, Any]) -> KroneckerFactors:
+        """Takes over factors that were fitted elsewhere.
+
+        Args:
+            path (`Path`): Their file.
+            found (`Mapping`): Its manifest.
+
+        Raises:
+            ValueError: If they were fitted to another model or training set, or otherwise, naming both.
+        """
+        for what, expected in self.factors_manifest.items():
+            if found[what] != expected:
+                raise ValueError(
+                    f"The EK-FAC factors were fitted with the {what} {found[what]}, and this is {expected}; do not "
+                    "load them, and EK-FAC is fitted here when it is needed."
+                )
+        if self.accelerator.is_main_process:
+            self.factors_file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self.factors_file, lambda file: shutil.copyfile(path, file))
+        self.accelerator.wait_for_everyone()
+        for key in [key for key in self.kept if key[0] == "ekfac"]:
+            del self.kept[key]
+        return self.factors()
+
+    def _load_or_fit_factors(self) -> KroneckerFactors:
+        args, path, manifest = self.args, self.factors_file, self.factors_manifest
         there = broadcast_object_list([path.exists()])[0]  # one process may see a file that another just wrote
         if there:
             found = KroneckerFactors.load(path, manifest, self.accelerator.device)

@@ -18,16 +18,18 @@ from hf_fastif.checks import check_dataset, check_index, check_num_neighbors, ch
 from hf_fastif.config import InfluenceConfig
 from hf_fastif.context import Context, Kept, context_of
 from hf_fastif.diagnosis import Diagnosis, diagnose
+from hf_fastif.hub.mixin import HubMixin
 from hf_fastif.index import InfluenceIndex, Vectors, without_indexes, write_index
 from hf_fastif.indexing import features_of, index_features, own_features, searching
 from hf_fastif.outcomes import build_result
+from hf_fastif.provenance import model_name, sources
 from hf_fastif.queries import loss_gradients
 from hf_fastif.results import InfluenceResult
 from hf_fastif.scoring import choose_scoring
 from hf_fastif.solvers import Solution
 
 
-class InfluenceTrainer(Trainer):
+class InfluenceTrainer(HubMixin, Trainer):
     """A `Trainer` with `build_index`, `compute_s_test`, `find_influential` and `compute_influence`.
 
     Influence never calls `train()`: it takes the model as it is, trained here or loaded. Indices in results are
@@ -99,24 +101,9 @@ class InfluenceTrainer(Trainer):
             folder = Path(self.args.output_dir) / "influence" / "indexes" / f"{kind}-{pool.digest}"
             with context.pieces("build_index", dataset, kind) as pieces:
                 vectors = Vectors(made, pool, checkpoints, context.passes, pieces)
-                write_index(folder, kind, vectors, self.args, self._belongs(context, pool.digest), add_to)
+                about = {"model_name": model_name(self.model), **sources(self.model, dataset)}
+                write_index(folder, kind, vectors, self.args, self._belongs(context, pool.digest) | about, add_to)
         index = InfluenceIndex.load(folder, self.args.index_on_disk, self.args.index_device)
-        return self._attach(index, dataset)
-
-    def load_index(self, folder: str | Path, dataset: Dataset | None = None) -> InfluenceIndex:
-        """Reads an index that `build_index` wrote, and attaches it to its dataset, in place.
-
-        Args:
-            folder (`str` or `Path`): The index.
-            dataset (`datasets.Dataset`, *optional*): `trainer.train_dataset` unless given.
-
-        Raises:
-            ValueError: If the index was made with another model, other rows, or another order of rows.
-        """
-        name, dataset = self._named(dataset, "dataset")
-        index = InfluenceIndex.load(folder, self.args.index_on_disk, self.args.index_device)
-        with self._context() as context:
-            index.check(self._belongs(context, context.examples(name, dataset).digest))
         return self._attach(index, dataset)
 
     def find_candidates(

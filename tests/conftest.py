@@ -1,11 +1,21 @@
-"""Settings of the whole suite: offline, quiet, one thread (tiny tensors only wait for each other on two)."""
+"""Settings of the whole suite: offline, quiet, one thread (tiny tensors only wait for each other on two).
+
+The address of the Hub is that of the tests' own server, which answers only tests that ask for the fixture `hub`.
+"""
 
 import os
 import tempfile
 
+from hub_server import WRITER, HubServer
 
+
+SERVER = HubServer()
 os.environ.update(
     HF_HUB_OFFLINE="1",
+    HF_ENDPOINT=SERVER.url,  # read when huggingface_hub is imported
+    HF_HUB_DISABLE_XET="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
     HF_HOME=tempfile.mkdtemp(prefix="hf_fastif_tests_"),
     OMP_NUM_THREADS="1",
     TOKENIZERS_PARALLELISM="false",
@@ -13,6 +23,7 @@ os.environ.update(
 )
 
 import datasets  # noqa: E402
+import huggingface_hub  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
@@ -24,3 +35,22 @@ datasets.disable_progress_bars()
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def serving():
+    return SERVER.start()
+
+
+@pytest.fixture
+def hub(serving, monkeypatch, tmp_path):
+    """An empty Hub, online, for a user who is logged in as "me"."""
+    serving.reset()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # for processes that a test starts
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    monkeypatch.setenv("HF_TOKEN", WRITER)
+    return serving

@@ -18,6 +18,7 @@ from hf_fastif.curvature.captures import Capture, LinearCapture, captures
 from hf_fastif.curvature.layers import Layer, captured_layers, covered_names, layers_from_json, layers_to_json
 from hf_fastif.curvature.products import GaussNewton
 from hf_fastif.files import write_whole
+from hf_fastif.manifests import reading
 from hf_fastif.parameters import ParameterSpace
 
 
@@ -88,7 +89,7 @@ class KroneckerFactors:
     @classmethod
     def load(cls, path: Path, manifest: dict[str, str], device: torch.device) -> KroneckerFactors | None:
         """Reads what `save` wrote; None if it was fitted on something else than the manifest says."""
-        with safe_open(path, framework="pt", device=str(device)) as file:
+        with reading(path), safe_open(path, framework="pt", device=str(device)) as file:
             written = file.metadata()
             if any(written.get(name) != value for name, value in manifest.items()):
                 return None
@@ -105,6 +106,16 @@ class KroneckerFactors:
                 if name.startswith("diagonal/")
             }
         return cls(blocks, diagonal)
+
+    @classmethod
+    def from_pretrained(
+        cls, repo_id_or_path: str | Path, revision: str | None = None, token: str | bool | None = None
+    ) -> KroneckerFactors:
+        """Downloads factors that `trainer.push_factors_to_hub` published; `trainer.load_factors` also checks them."""
+        from hf_fastif.hub.loading import fetch_factors
+
+        path, _ = fetch_factors(repo_id_or_path, revision, token)
+        return cls.load(path, {}, torch.device("cpu"))
 
 
 def fit_kronecker_factors(

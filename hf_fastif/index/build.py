@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from hf_fastif.index.pooled import PooledFeatures
 from hf_fastif.index.store import made_index, trained_index
 from hf_fastif.passes import Passes
 from hf_fastif.pieces import Pieces
+from hf_fastif.provenance import versions
 
 
 Features = PooledFeatures | GradientFeatures
@@ -102,7 +104,7 @@ def write_index(
     name: str,
     vectors: Vectors,
     args: InfluenceConfig,
-    belongs: Mapping[str, str],
+    belongs: Mapping[str, Any],
     add_to: InfluenceIndex | None = None,
 ) -> None:
     """Computes the features of all examples and writes their index; the main process writes.
@@ -112,7 +114,7 @@ def write_index(
         name (`str`): Of the features.
         vectors (`Vectors`): The features.
         args ([`InfluenceConfig`]): FAISS factory, search and shards.
-        belongs (`Mapping`): What the index will not be used without: model and dataset.
+        belongs (`Mapping`): Model and dataset, without which the index will not be used, and where they are from.
         add_to ([`InfluenceIndex`], *optional*): Of the first rows, which are not computed again.
     """
     manifest = {
@@ -123,6 +125,7 @@ def write_index(
         "shard_size": args.index_shard_size,
         "rows": len(vectors.examples),
         "features": hashlib.blake2b(vectors.features, digest_size=8).hexdigest() if vectors.own else None,
+        "versions": versions(),
     }
     if add_to is None:
         made = made_index(vectors.width, args.index_factory, vectors.inner_product, args.index_search)

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
 
 import faiss
 import numpy as np
@@ -18,10 +19,30 @@ from safetensors.torch import save_file
 
 from hf_fastif.curvature.layers import layers_from_json, layers_to_json
 from hf_fastif.index.gradients import TENSORS, Part
-from hf_fastif.index.store import on_device, read_shards, search_both_ends, shard_files, write_shards
+from hf_fastif.index.store import on_device, read_shard, read_shards, search_both_ends, shard_files, write_shards
+from hf_fastif.manifests import check_files, describe_files, read_manifest, reading
 
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
+
+    from hf_fastif.analysis import Recall
+    from hf_fastif.hub.publishing import PushOptions
 
 MANIFEST, PARTS = "manifest.json", "features.safetensors"
+MANIFEST_TYPES = {
+    "name": str,
+    "model": str,
+    "dataset": str,
+    "model_name": str,
+    "base_model": str | None,
+    "datasets": list,
+    "versions": dict,
+    "inner_product": bool,
+    "factory": str,
+    "search": str | None,
+    "rows": int,
+}
 
 
 @dataclass
@@ -31,16 +52,16 @@ class InfluenceIndex:
     Attributes:
         name (`str`): Its features: `"pooled"`, `"last_layer_gradient"`, `"gradient_sketch"` or `"own"`.
         faiss_index (`faiss.Index`): The vectors.
-        manifest (`dict`): Model and dataset that it belongs to, sizes and settings.
+        manifest (`dict`): Model and dataset that it belongs to, sizes, settings and files.
+        folder (`Path`): Where it lies.
         parts (`list[list[Part]]`, *optional*): Which entries of gradients the features are, for each checkpoint.
-        folder (`Path`, *optional*): Where it lies.
     """
 
     name: str
     faiss_index: faiss.Index
-    manifest: dict[str, str | int | bool | None]
+    manifest: dict[str, Any]
+    folder: Path
     parts: list[list[Part]] | None = None
-    folder: Path | None = None
 
     def __len__(self) -> int:
         return self.faiss_index.ntotal
@@ -79,7 +100,7 @@ class InfluenceIndex:
         name: str,
         trained: faiss.Index,
         blocks: Iterable[np.ndarray],
-        manifest: Mapping[str, str | int | bool | None],
+        manifest: Mapping[str, Any],
         parts: list[list[Part]] | None,
         add_to: InfluenceIndex | None = None,
     ) -> None:
@@ -97,7 +118,8 @@ class InfluenceIndex:
             layers = layers_to_json(part.layer for own in parts for part in own)
             facts = {"layers": layers, "counts": json.dumps([len(own) for own in parts])}
             save_file(_tensors(parts), temporary / PARTS, facts)
-        text = json.dumps({"name": name, **manifest}, indent=2)
+        files = describe_files(temporary, sorted(file.name for file in temporary.iterdir()))
+        text = json.dumps({"name": name, **manifest, "files": files}, indent=2)
         (temporary / MANIFEST).write_text(text, encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
@@ -113,18 +135,83 @@ class InfluenceIndex:
 
         Raises:
             FileNotFoundError: If there is no index.
+            ValueError: If a file is not the one that was written.
         """
         folder = Path(folder)
         if not (folder / MANIFEST).exists():
             raise FileNotFoundError(f"{folder} holds no index; trainer.build_index() makes one.")
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        parts = _read_parts(folder / PARTS) if (folder / PARTS).exists() else None
-        index = on_device(read_shards(folder, on_disk), device)
-        return cls(manifest.pop("name"), index, manifest, parts, folder)
+        manifest = read_manifest(folder / MANIFEST, **MANIFEST_TYPES)
+        shards = {file.name for file in shard_files(folder)}
+        if not shards or shards != set(manifest["files"]) - {PARTS}:
+            raise ValueError(f"{folder}: its manifest does not list the shards that are there; build the index anew.")
+        check_files(folder, manifest["files"])
+        whole = read_shards(folder, on_disk)
+        if whole.ntotal != manifest["rows"]:
+            raise ValueError(f"{folder} holds {whole.ntotal:,} vectors; its manifest says {manifest['rows']:,}.")
+        parts = _read_parts(folder / PARTS) if PARTS in manifest["files"] else None
+        return cls(manifest.pop("name"), on_device(whole, device), manifest, folder, parts)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_id_or_path: str | Path,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        on_disk: bool = False,
+        device: int | None = None,
+    ) -> InfluenceIndex:
+        """Reads an index from a folder or from the Hub. Nothing in it is executed.
+
+        Args:
+            repo_id_or_path (`str` or `Path`): What `build_index` wrote, or the repository that `push_to_hub` made.
+            revision (`str`, *optional*): A branch, tag or commit of the repository.
+            token (`str` or `bool`, *optional*): As in `huggingface_hub`.
+            on_disk (`bool`, *optional*, defaults to `False`): Leaves the vectors in the files and maps them.
+            device (`int`, *optional*): GPU to search on.
+
+        Raises:
+            FileNotFoundError: If there is no such folder or repository, or no index in it.
+            ValueError: If a file is not what the manifest says.
+        """
+        from hf_fastif.hub.loading import fetch
+
+        return cls.load(fetch(repo_id_or_path, "indexes/", MANIFEST, revision, token), on_disk, device)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        dataset: Dataset | None = None,
+        include_text: bool = False,
+        recall: Recall | None = None,
+        **options: Unpack[PushOptions],
+    ) -> CommitInfo:
+        """Publishes the index as a dataset repository: its files, a table of the indexed rows, and a card.
+
+        What is uploaded already is not sent again, so a push that was interrupted goes on when it is repeated.
+
+        Args:
+            repo_id (`str`): Where to, as in `"me/mnli-index"`. The repository is created if it is not there.
+            dataset (`datasets.Dataset`, *optional*): What was indexed; only needed for its texts.
+            include_text (`bool`, *optional*, defaults to `False`): Whether the texts, labels and other plain columns
+                of the dataset are published with the positions of its rows.
+            recall ([`Recall`], *optional*): What `hf_fastif.analysis.recall` returned, for the card.
+            **options: `private`, `revision` (a branch, created if needed), `create_pr`, `token` and `commit_message`,
+                as in `huggingface_hub`.
+
+        Returns:
+            `huggingface_hub.CommitInfo`: The commit, or the pull request.
+
+        Raises:
+            PermissionError: If the token may not write there.
+            ValueError: If texts are asked for without the dataset that holds them, or with another one.
+        """
+        from hf_fastif.hub.artifacts import push_index
+
+        return push_index(self, repo_id, dataset, include_text, recall, **options)
 
     def emptied(self) -> faiss.Index:
         """An index like this one, trained and without vectors, to fill more shards."""
-        index = faiss.read_index(str(shard_files(self.folder)[-1]))
+        index = read_shard(shard_files(self.folder)[-1])
         index.reset()
         return index
 
@@ -148,8 +235,10 @@ def _tensors(parts: list[list[Part]]) -> dict[str, torch.Tensor]:
 
 
 def _read_parts(path: Path) -> list[list[Part]]:
-    with safe_open(path, framework="pt") as file:
+    with reading(path), safe_open(path, framework="pt") as file:
         layers = layers_from_json(file.metadata()["layers"])
         counts = json.loads(file.metadata()["counts"])
+        if sum(counts) != len(layers):
+            raise ValueError(f"{len(layers)} parts are not {sum(counts)}")
         every = (Part(layer, *(file.get_tensor(f"{name}/{i}") for name in TENSORS)) for i, layer in enumerate(layers))
         return [[next(every) for _ in range(count)] for count in counts]

@@ -85,8 +85,7 @@ def read_shards(folder: Path, on_disk: bool = False) -> faiss.Index:
 
     Shards are searched one after the other and their answers merged; rows are numbered through.
     """
-    flags = faiss.IO_FLAG_MMAP_IFC if on_disk else 0
-    shards = [faiss.read_index(str(file), flags) for file in shard_files(folder)]
+    shards = [read_shard(file, on_disk) for file in shard_files(folder)]
     if len(shards) == 1:
         return shards[0]
     whole = faiss.IndexShards(shards[0].d, False, True)
@@ -96,6 +95,26 @@ def read_shards(folder: Path, on_disk: bool = False) -> faiss.Index:
     for shard in shards:
         shard.this.disown()
     return whole
+
+
+def read_shard(file: Path, on_disk: bool = False) -> faiss.Index:
+    """Reads one file, which may be damaged, or somebody else's.
+
+    Raises:
+        ValueError: If FAISS cannot read it.
+    """
+    # A file may name another one, for lists that stay on disk; then it must be one beside it.
+    flags = faiss.IO_FLAG_ONDISK_SAME_DIR | (faiss.IO_FLAG_MMAP_IFC if on_disk else 0)
+    before = faiss.get_deserialization_loop_limit(), faiss.get_deserialization_vector_byte_limit()
+    most = 2 * file.stat().st_size + (1 << 20)  # what it can hold; lengths in a damaged file may be any number
+    faiss.set_deserialization_loop_limit(most)
+    faiss.set_deserialization_vector_byte_limit(most)
+    try:
+        with _named(f"{file} cannot be read"):
+            return faiss.read_index(str(file), flags)
+    finally:
+        faiss.set_deserialization_loop_limit(before[0])
+        faiss.set_deserialization_vector_byte_limit(before[1])
 
 
 def shard_files(folder: Path) -> list[Path]:

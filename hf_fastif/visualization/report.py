@@ -43,7 +43,7 @@ def render_report(result: InfluenceResult, title: str) -> str:
         model=result.summary["model"],
         num_candidates=f"{result.summary['num_candidates']:,}",
         cards=_cards(result),
-        settings=_settings(result),
+        settings=settings_table(result),
     )
 
 
@@ -136,8 +136,8 @@ def _span(values: Sequence[float]) -> str:
     return " to ".join(dict.fromkeys([known[0], known[-1]])) if known else ""
 
 
-def _settings(result: InfluenceResult) -> list[tuple[str, str]]:
-    """Names and values of the table of settings, without those that are not known."""
+def settings_table(result: InfluenceResult) -> list[tuple[str, str]]:
+    """Names and values of what was run with, without those that are not known."""
     summary, damping, largest = result.summary, result.summary["damping"], result.summary["largest_eigenvalue"]
     share = f", {damping / largest:.2%} of the largest eigenvalue {largest:.4g}" if largest else ""
     total, k = f"{summary['num_candidates']:,}", summary["num_neighbors"]

@@ -1,0 +1,138 @@
+"""Whole cards: metadata, numbers, and snippets that run as they stand."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+from hub_tools import FULL, make_result
+from tiny import tiny_data, tiny_trainer
+
+
+TAGS = ["hf_fastif", "influence-functions", "training-data-attribution"]
+
+
+def split(hub, repo_id, repo_type="dataset"):
+    text = hub.files(repo_id, repo_type)["README.md"].decode()
+    _, data, body = text.split("---\n", 2)
+    body = body[body.find("\n## Influence\n") + 1 :]  # of a model what was added to the card of the Trainer
+    assert not re.search(r"\{\{ |\{%|None|nan\b|\n\n\n|[ \t]\n", body), body
+    assert body.endswith("```\n") or repo_type == "space"
+    return yaml.safe_load(data), body
+
+
+def run_snippets(body, **names):
+    snippets = re.findall(r"```python\n(.*?)```", body, re.DOTALL)
+    for snippet in snippets:
+        exec(compile(snippet, "card", "exec"), names)
+    return names, len(snippets)
+
+
+def configs(*names):
+    found = [{"config_name": n, "data_files": [{"split": "train", "path": f"{n}.parquet"}]} for n in names]
+    found[0]["default"] = True
+    return found
+
+
+def test_the_card_of_a_result(hub, capsys):
+    recall, diagnosis = FULL
+    result = make_result()
+    result.push_to_hub("me/influences", include_text=True, recall=recall, diagnosis=diagnosis)
+    data, body = split(hub, "me/influences")
+    assert data == {
+        "pretty_name": "influences",
+        "library_name": "hf_fastif",
+        "tags": TAGS,
+        "base_model": "me/tiny",
+        "datasets": ["you/sentences"],
+        "configs": configs("influences", "queries"),
+    }
+    for part in (
+        "For 2 predictions of `me/tiny`: which of 6 candidate training examples",
+        "`rank` (1 is the strongest of its direction), `query_text`, `query_label`, `train_text`, `train_label` |",
+        "| `queries.parquet` | 2, one for each query |",
+        "**Texts.** The texts, labels and other columns of queries and training examples are published here",
+        "| Damping λ | 0.2, 2.00% of the largest eigenvalue 10 |",
+        "λ = 0.2 is 2.00% of the largest eigenvalue of C, where 0.3 % to 3 % is sound.",
+        "on a sample of the training set: 0.1 (0 is exact",
+        "Only the 5 nearest neighbors of each query were scored. Recall, the share",
+        "k = 4 holds 95 % of the top 10\n  k = 1: 0.50, k = 4: 0.97\n```",
+        "(figures/recall.png)",
+        "lambda = 0.2, 2.00% of the largest eigenvalue",
+        "(figures/diagnosis.png)",
+        "@inproceedings{guo-etal-2021-fastif,",
+    ):
+        assert part in body, part
+    for figure in re.findall(r"\]\((.*?)\)", body):
+        assert hub.files("me/influences")[figure].startswith(b"\x89PNG")
+    names, count = run_snippets(body)
+    assert count == 2
+    assert repr(result) in capsys.readouterr().out
+    assert names["harmful"]["train_index"] == [3, 0]
+    assert names["influences"].to_list() == result.influences.to_list()
+    assert len(names["queries"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"damping": 5.0}, "λ = 5 is 50.00% of the largest eigenvalue of C: so much that"),
+        ({"damping": 0.001}, "λ = 0.001 is 0.01% of the largest eigenvalue of C: so little that"),
+        ({"largest_eigenvalue": None}, "No curvature was used"),
+        ({"num_neighbors": None}, "Every candidate was scored, so nothing was missed (recall 1)."),
+        ({"model": "a|b"}, "| Model | a\\|b |"),
+    ],
+)
+def test_what_the_card_makes_of_the_settings(hub, changes, sentence):
+    result = make_result()
+    result.summary |= changes
+    result.push_to_hub("me/influences")
+    _, body = split(hub, "me/influences")
+    assert sentence in body
+    assert "**No texts.** Only positions, scores and predictions are published." in body
+    assert "train_text" not in body
+
+
+def test_the_card_of_a_report(hub):
+    make_result().push_report_to_hub("me/report", title="What helped")
+    data, body = split(hub, "me/report", "space")
+    known = {"title": "What helped", "sdk": "static", "app_file": "index.html", "models": ["me/tiny"], "tags": TAGS}
+    assert data == known | {"datasets": ["you/sentences"]}
+    assert "out of\n6." in body and "no texts" in body
+
+
+def test_the_cards_of_an_index_factors_and_a_model(hub, tmp_path, capsys):
+    settings = {"solver": "ekfac", "damping": 0.5, "ekfac_samples": 40, "index_size": 64, "hub_model_id": "me/model"}
+    trainer, queries = tiny_trainer(tmp_path, **settings), tiny_data(2, seed=1)
+    built = trainer.build_index()
+    trainer.push_index_to_hub("me/index")
+    trainer.push_factors_to_hub("me/factors")
+    result = trainer.find_influential(queries, num_examples=2)
+    result.without_text().save_to_disk(tmp_path / "influence")
+    trainer.push_to_hub()
+
+    data, body = split(hub, "me/index")
+    assert data["tags"] == [*TAGS, "faiss"] and data["configs"] == configs("rows")
+    assert "base_model" not in data and "license" not in data
+    assert "| Vectors | 40 of 64 numbers |" in body and "| FAISS factory | `Flat` |" in body
+    assert f"rows `{built.manifest['dataset']}` |" in body and "**No texts.**" in body
+    assert "Recall was not measured" in body
+    names, count = run_snippets(body, trainer=trainer, queries=queries)
+    assert count == 2 and len(names["index"]) == 40
+    assert names["result"].summary["num_neighbors"] == 1
+
+    data, body = split(hub, "me/factors")
+    assert data["configs"] == configs("layers")
+    assert "samples=40 seed=42 bf16=False" in body and "8 linear layers" in body
+    names, count = run_snippets(body, trainer=trainer)
+    assert count == 2 and len(names["factors"].blocks) == 8
+
+    data, body = split(hub, "me/model", "model")
+    assert data["tags"] == ["generated_from_trainer", *TAGS] and data["library_name"] == "transformers"
+    assert f"| `indexes/{built.folder.name}` | a FAISS index" in body
+    assert "| Damping λ | 0.5" in body
+    capsys.readouterr()
+    names, count = run_snippets(body)
+    assert count == 1 and names["result"].influences.to_list() == result.without_text().influences.to_list()
+    assert "40 indexed training examples" in capsys.readouterr().out
