@@ -220,6 +220,8 @@ class InfluenceResult:
         return "\n".join(lines)
 
     def _describe(self, row: dict[str, Any]) -> str:
+        if not self.summary["text_columns"] and self.summary["label_column"] is None:
+            return "(no text)"
         text = " | ".join(str(row[name]) for name in self.summary["text_columns"])
         return f"{text[:100]!r} [{row.get(self.summary['label_column'])}]"
 

@@ -27,6 +27,6 @@ def plot_influences(result: InfluenceResult, path: Path) -> None:
         chosen = (directions == direction) & (queries < count)
         axes.plot(influences[chosen], queries[chosen], "o", color=color, alpha=0.5, label=direction)
     axes.set(xlabel="influence", ylabel="query", ylim=(count - 0.5, -0.5), yticks=range(count))
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
     axes.grid(axis="y", alpha=0.3)
     figure.savefig(path, dpi=130)

@@ -70,7 +70,7 @@ def test_without_texts_there_are_none_anywhere(hub, result):
     assert loaded.influences["influence"] == result.influences["influence"]
     assert loaded.queries["prediction"] == ["yes", "yes"]
     assert "label" not in loaded.queries.column_names
-    assert "helpful #1 -2" in repr(loaded)
+    assert "query 0: (no text) predicted yes, loss 0.13\n    helpful #1 -2 (no text)\n" in repr(loaded)
 
 
 def test_the_files_of_a_push_and_what_a_smaller_one_takes_away(hub, result):
