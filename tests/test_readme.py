@@ -1,11 +1,11 @@
-"""The Python example of the README runs as it stands."""
+"""The Python examples of the README run as they stand."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from tiny import tiny_data, tiny_model, tiny_tokenizer
+from tiny import tiny_data, tiny_model, tiny_tokenizer, tiny_trainer
 
 
 README = Path(__file__).parent.parent / "README.md"
@@ -21,3 +21,18 @@ def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
 
     assert "5 queries, 100 rows out of 40 candidates" in capsys.readouterr().out
     assert "<html" in (tmp_path / "report.html").read_text("utf-8")
+
+
+def test_the_example_of_publishing_runs(hub, tmp_path, capsys):
+    example = re.search(r"## Publish and load\n\n```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)[1]
+    trainer = tiny_trainer(tmp_path, solver="ekfac", damping=0.5, ekfac_samples=40)
+    trainer.build_index()
+    result = trainer.find_influential(tiny_data(2, seed=1), num_examples=2)
+
+    exec(compile(example, str(README), "exec"), {"trainer": trainer, "result": result})
+
+    assert repr(result) in capsys.readouterr().out
+    kinds = {repo_id: repo_type for repo_type, repo_id in hub.repositories}
+    assert kinds == {f"me/demo-{name}": "dataset" for name in ("influences", "index", "factors")} | {
+        "me/demo-report": "space"
+    }

@@ -42,7 +42,8 @@ def result_card(
         include_text=include_text,
         model=summary["model"],
         sign=SIGN,
-        num_queries=f"{len(result.queries):,}",
+        asked=_asked(result),
+        num_predictions=f"{len(result.queries):,}",
         num_candidates=f"{summary['num_candidates']:,}",
         num_influences=f"{len(result.influences):,}",
         influence_columns=_others(result.influences.column_names, NUMBERS["influences.parquet"]),
@@ -111,7 +112,7 @@ def space_card(result: InfluenceResult, title: str, include_text: bool) -> RepoC
         data,
         template_path=str(TEMPLATES / "space.md"),
         model=summary["model"],
-        num_queries=f"{len(result.queries):,}",
+        asked=_asked(result),
         num_candidates=f"{summary['num_candidates']:,}",
         include_text=include_text,
     )
@@ -197,6 +198,11 @@ def _dataset_card(
     )
     values |= {"limits": _part("limits"), "citation": _part("citation")}
     return DatasetCard.from_template(data, template_path=str(TEMPLATES / template), **values)
+
+
+def _asked(result: InfluenceResult) -> str:
+    count, num_queries = len(result.queries), result.summary["num_queries"]
+    return f"{count:,} predictions" if num_queries == count else f"the mean loss of {count:,} predictions (anchors)"
 
 
 def _part(name: str) -> str:

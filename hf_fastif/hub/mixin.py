@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from hf_fastif.checks import check_dataset, check_index
 from hf_fastif.curvature import KroneckerFactors
+from hf_fastif.files import write_whole
 from hf_fastif.hub.publishing import PushOptions
 from hf_fastif.index import InfluenceIndex
 from hf_fastif.index.influence_index import MANIFEST
@@ -151,7 +152,7 @@ class HubMixin:
 
         folder, path = self._influence_folder, Path(self.args.output_dir) / "README.md"
         indexes = [name for name, _ in artifacts if name.startswith("indexes/")]
-        model_card(
+        card = model_card(
             ModelCard.load(path),
             repo_id=self.hub_model_id or self.args.hub_model_id or "owner/name",
             datasets=sources(self.model, self.train_dataset)["datasets"],
@@ -160,7 +161,8 @@ class HubMixin:
             result=InfluenceResult.load_from_disk(folder) if (folder / SUMMARY).exists() else None,
             figure=(folder / "diagnosis.png").exists(),
             include_text=bool(self._files_with_text()),
-        ).save(path)
+        )
+        write_whole(path, card.save)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # Pushes all of output_dir, too, and nobody has been asked about texts.

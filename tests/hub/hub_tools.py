@@ -19,8 +19,8 @@ TEXTS = [f"training sentence number {i}" for i in range(6)] + ["is this a query"
 SCORES = np.array([[0.5, -2.0, 0.0, 3.0, -1.0, -2.0], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]], np.float32)
 
 
-def make_result() -> InfluenceResult:
-    """Two queries and six candidates, as `find_influential` would have them."""
+def make_result(as_one: bool = False) -> InfluenceResult:
+    """Two queries (or anchors) and six candidates, as `find_influential` would have them."""
     quality = {"residual": 0.1, "std_err": float("nan"), "damping": 0.2, "scale": None}
     settings = {
         "model": "me/tiny",
@@ -37,7 +37,7 @@ def make_result() -> InfluenceResult:
         Dataset.from_dict({"text": TEXTS[6:], "label": [1, 0]}),
         Dataset.from_dict({"text": TEXTS[:6], "label": [0, 1] * 3}),
         Predictions(np.array([[0.0, 2.0], [0.0, 1.0]]), np.array([0.13, 1.31]), np.array([1.0, 0.0])),
-        [QueryOutcome(np.arange(6), scores, quality) for scores in SCORES],
+        [QueryOutcome(np.arange(6), scores, quality) for scores in SCORES[: 1 if as_one else 2]],
         3,
         {0: "no", 1: "yes"},
         settings,

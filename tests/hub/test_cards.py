@@ -9,6 +9,8 @@ import yaml
 from hub_tools import FULL, make_result
 from tiny import tiny_data, tiny_trainer
 
+from hf_fastif import InfluenceResult
+
 
 TAGS = ["hf_fastif", "influence-functions", "training-data-attribution"]
 
@@ -51,7 +53,7 @@ def test_the_card_of_a_result(hub, capsys):
     for part in (
         "For 2 predictions of `me/tiny`: which of 6 candidate training examples",
         "`rank` (1 is the strongest of its direction), `query_text`, `query_label`, `train_text`, `train_label` |",
-        "| `queries.parquet` | 2, one for each query |",
+        "| `queries.parquet` | 2, one for each prediction |",
         "**Texts.** The texts, labels and other columns of queries and training examples are published here",
         "| Damping λ | 0.2, 2.00% of the largest eigenvalue 10 |",
         "λ = 0.2 is 2.00% of the largest eigenvalue of C, where 0.3 % to 3 % is sound.",
@@ -92,6 +94,16 @@ def test_what_the_card_makes_of_the_settings(hub, changes, sentence):
     assert sentence in body
     assert "**No texts.** Only positions, scores and predictions are published." in body
     assert "train_text" not in body
+
+
+def test_anchors_are_asked_about_as_one(hub):
+    anchors = make_result(as_one=True)
+    anchors.push_to_hub("me/anchors")
+    _, body = split(hub, "me/anchors")
+    assert "For the mean loss of 2 predictions (anchors) of `me/tiny`: which of 6" in body
+    assert "| `queries.parquet` | 2, one for each prediction |" in body
+    loaded = InfluenceResult.from_hub("me/anchors")
+    assert loaded.queries["query_index"] == [0, 0] and loaded.queries["loss"] == anchors.queries["loss"]
 
 
 def test_the_card_of_a_report(hub):
