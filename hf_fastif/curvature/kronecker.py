@@ -89,19 +89,17 @@ class KroneckerFactors:
     @classmethod
     def load(cls, path: Path, manifest: dict[str, str], device: torch.device) -> KroneckerFactors | None:
         """Reads what `save` wrote; None if it was fitted on something else than the manifest says."""
-        with reading(path), safe_open(path, framework="pt", device=str(device)) as file:
+        parts = ("output_basis", "input_basis", "eigenvalues")
+        with reading(path), safe_open(path, framework="pt") as file:  # which knows no "cpu:0", as processes have it
             written = file.metadata()
             if any(written.get(name) != value for name, value in manifest.items()):
                 return None
             blocks = [
-                KroneckerBlock(
-                    layer,
-                    *(file.get_tensor(f"{part}/{i}") for part in ("output_basis", "input_basis", "eigenvalues")),
-                )
+                KroneckerBlock(layer, *(file.get_tensor(f"{part}/{i}").to(device) for part in parts))
                 for i, layer in enumerate(layers_from_json(written["layers"]))
             ]
             diagonal = {
-                name.removeprefix("diagonal/"): file.get_tensor(name)
+                name.removeprefix("diagonal/"): file.get_tensor(name).to(device)
                 for name in file.keys()  # noqa: SIM118 (a safetensors file is no mapping)
                 if name.startswith("diagonal/")
             }
