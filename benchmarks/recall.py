@@ -4,7 +4,7 @@
         --validation_file mnli_dev_matched.jsonl.gz --text_columns premise hypothesis --output_dir out/recall
 
 Half of the queries are misclassified, half are not. s_test is that of the authors' damping (50), of the default solver
-and damping, and of EK-FAC. Writes `recall.json`, and a figure for each s_test.
+and damping, and of EK-FAC. Writes `recall.json` and `recall.png`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from hf_fastif import InfluenceConfig
 from hf_fastif.analysis import recall
 from hf_fastif.cli import parse_arguments
 from hf_fastif.data import DataArguments
+from hf_fastif.files import write_whole
 from hf_fastif.finetuning import ModelArguments, make_trainer
 from hf_fastif.scoring import influence_scores
 from hf_fastif.solvers import Solution
@@ -83,8 +85,27 @@ def main(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceCo
             numbers = " | ".join(f"{at[m]:.3f}" for m in at)
             size_of = index.faiss_index.d
             print(f"| {title} | {size_of} | {name} | {built:.1f} | {1000 * searched:.0f} | {numbers} |", flush=True)
-            result.plot(folder / f"recall-{title}-{name}.png".replace(" ", "-"))
     (folder / "recall.json").write_text(json.dumps(found))
+    plot(found, folder / "recall.png")
+
+
+def plot(found: list[dict[str, Any]], path: Path) -> None:
+    """Recall of the strongest examples of either sign against k, a panel for each s_test."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(S_TESTS), sharey=True), S_TESTS, strict=True):
+        for color, one in zip(("C2", "C1", "C0"), (one for one in found if one["s_test"] == name), strict=True):
+            for m, style in ((10, "-"), (100, "--"), (1000, ":")):
+                own = [row for row in one["table"] if (row["direction"], row["m"]) == ("absolute", m)]
+                label = f"{one['features']}, top {m}" if m == 10 else None
+                axes.plot([row["k"] for row in own], [row["recall"] for row in own], style, color=color, label=label)
+        axes.set(xscale="log", xlabel="k, neighbours scored", title=name, ylim=(0, 1.03))
+        axes.grid(alpha=0.3)
+        if name == next(iter(S_TESTS)):
+            axes.set_ylabel("recall (dashed: top 100, dotted: top 1,000)")
+            axes.legend(loc="lower right", fontsize="small")
+    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
 
 
 def scan_together(trainer, solutions: dict[str, Solution]) -> dict[str, np.ndarray]:

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from peers import kronfluence_scores
 from scipy.stats import spearmanr
 from transformers import set_seed
 
@@ -163,65 +164,15 @@ def report(seconds: dict[str, float], agreement: dict[str, float]) -> None:
 def kronfluence(context, queries, pool, s_test) -> tuple[float, float]:
     """Seconds of kronfluence's gradient products (`identity`) for the same pairs, and the agreement with ours.
 
-    It gets the same batches, and a copy of the model of which it tracks the trained linear layers. Its time includes
-    the gradients of the queries, so "queries and their gradients" is what to compare it with.
+    Its time includes the gradients of the queries, so "queries and their gradients" is what to compare it with.
     """
-    import copy
-
-    from kronfluence.analyzer import Analyzer, prepare_model
-    from kronfluence.arguments import FactorArguments, ScoreArguments
-    from kronfluence.task import Task
-    from kronfluence.utils.dataset import DataLoaderKwargs
-
-    trainer, objective = context.trainer, context.objective
-    model = copy.deepcopy(objective.model)
-    trained = {name.rpartition(".")[0] for name in objective.theta}
-    linear = [name for name, module in model.named_modules() if name in trained and type(module) is torch.nn.Linear]
-
-    class Classification(Task):
-        def compute_train_loss(self, batch, model, sample=False):
-            return torch.nn.functional.cross_entropy(self.logits(batch, model), batch["labels"], reduction="sum")
-
-        def compute_measurement(self, batch, model):
-            return self.compute_train_loss(batch, model)
-
-        def logits(self, batch, model):
-            return model(**{name: values for name, values in batch.items() if name != "labels"}).logits
-
-        def get_influence_tracked_modules(self):
-            return linear
-
-        def get_attention_mask(self, batch):
-            return batch["attention_mask"]
-
-    task = Classification()
-    order = np.argsort([-len(ids) for ids in pool["input_ids"]], kind="stable")
-    analyzer = Analyzer(
-        "scoring", prepare_model(model, task), task, cpu=True, output_dir=f"{trainer.args.output_dir}/kronfluence"
-    )
-    analyzer.set_dataloader_kwargs(DataLoaderKwargs(collate_fn=lambda rows: dict(trainer.data_collator(rows))))
-    candidates, asked = (trainer._remove_unused_columns(rows) for rows in (pool.select(order), queries))
-    analyzer.fit_all_factors(
-        "identity", candidates, factor_args=FactorArguments(strategy="identity"), overwrite_output_dir=True
-    )
-    start = time.perf_counter()
-    analyzer.compute_pairwise_scores(
-        "scores",
-        "identity",
-        query_dataset=asked,
-        train_dataset=candidates,
-        per_device_query_batch_size=len(queries),
-        per_device_train_batch_size=trainer.args.influence_batch_size,
-        score_args=ScoreArguments(),
-        overwrite_output_dir=True,
-    )
-    seconds = time.perf_counter() - start
-    theirs = analyzer.load_pairwise_scores("scores")["all_modules"].float().numpy()
+    theirs, linear, _, seconds = kronfluence_scores(context, queries, pool, "identity")
     shared = s_test.clone()
-    for name, piece in objective.space.split(shared).items():
+    for name, piece in context.objective.space.split(shared).items():
         if name.rpartition(".")[0] not in linear:
             piece.zero_()
-    ours = -influence_scores(objective, context.examples("candidates", pool), shared, order, context.passes)
+    candidates, rows = context.examples("candidates", pool), np.arange(len(pool))
+    ours = -influence_scores(context.objective, candidates, shared, rows, context.passes)
     return seconds, min(float(np.corrcoef(one, other)[0, 1]) for one, other in zip(ours, theirs, strict=True))
 
 

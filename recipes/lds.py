@@ -64,8 +64,7 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
     first = copy.copy(recipe)
     first.model_name_or_path = runs[0].output_dir
     trainer, examples = make_trainer(first, data, runs[0])
-    rows = np.random.default_rng(config.seed).permutation(len(examples["validation"]))[: recipe.num_queries]
-    queries = examples["validation"].select(rows)
+    queries = queries_of(examples["validation"], recipe, config)
 
     def train_on(subset: Dataset, number: int) -> np.ndarray:
         return losses_after_training(recipe, data, config, subset, queries, number)
@@ -85,6 +84,11 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
             text = json.dumps(found, indent=2)
             write_whole(path, lambda file, text=text: file.write_text(text, "utf-8"))
     plot_lds(found, folder / "lds.png")
+
+
+def queries_of(validation: Dataset, recipe: RecipeArguments, config: InfluenceConfig) -> Dataset:
+    rows = np.random.default_rng(config.seed).permutation(len(validation))
+    return validation.select(rows[: recipe.num_queries])
 
 
 def losses_after_training(

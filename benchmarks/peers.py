@@ -1,0 +1,82 @@
+"""kronfluence on the model, the pairs and the batches of a benchmark (`pip install --no-deps kronfluence==1.0.1`)."""
+
+from __future__ import annotations
+
+import copy
+import time
+from typing import Literal
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from hf_fastif.context import Context
+
+
+def kronfluence_scores(
+    context: Context, queries: Dataset, pool: Dataset, strategy: Literal["identity", "ekfac"]
+) -> tuple[np.ndarray, list[str], float, float]:
+    """Products of gradients, with or without EK-FAC's inverse at kronfluence's own damping, for the linear layers.
+
+    It gets a copy of the model, of which it tracks the trained linear layers, and batches of similar length.
+
+    Returns:
+        The scores (Q, N) with a positive sign for helpful examples, the layers, and the seconds for factors and for
+        scores (gradients of the queries included).
+    """
+    from kronfluence.analyzer import Analyzer, prepare_model
+    from kronfluence.arguments import FactorArguments, ScoreArguments
+    from kronfluence.task import Task
+    from kronfluence.utils.dataset import DataLoaderKwargs
+
+    trainer, objective = context.trainer, context.objective
+    model = copy.deepcopy(objective.model)
+    trained = {name.rpartition(".")[0] for name in objective.theta}
+    linear = [name for name, module in model.named_modules() if name in trained and type(module) is torch.nn.Linear]
+
+    class Classification(Task):
+        def compute_train_loss(self, batch, model, sample=False):
+            logits = model(**{name: values for name, values in batch.items() if name != "labels"}).logits
+            labels = batch["labels"]
+            if sample:
+                labels = torch.multinomial(logits.detach().softmax(dim=1), 1)[:, 0]
+            return torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+
+        def compute_measurement(self, batch, model):
+            return self.compute_train_loss(batch, model)
+
+        def get_influence_tracked_modules(self):
+            return linear
+
+        def get_attention_mask(self, batch):
+            return batch["attention_mask"]
+
+    task, size = Classification(), trainer.args.influence_batch_size
+    order = np.argsort([-len(ids) for ids in pool["input_ids"]], kind="stable")
+    candidates, asked = (trainer._remove_unused_columns(rows) for rows in (pool.select(order), queries))
+    folder = f"{trainer.args.output_dir}/kronfluence"
+    analyzer = Analyzer("peer", prepare_model(model, task), task, cpu=True, output_dir=folder)
+    analyzer.set_dataloader_kwargs(DataLoaderKwargs(collate_fn=lambda rows: dict(trainer.data_collator(rows))))
+    start = time.perf_counter()
+    analyzer.fit_all_factors(
+        strategy,
+        candidates,
+        per_device_batch_size=size,
+        factor_args=FactorArguments(strategy=strategy),
+        overwrite_output_dir=True,
+    )
+    fitted = time.perf_counter()
+    analyzer.compute_pairwise_scores(
+        "scores",
+        strategy,
+        query_dataset=asked,
+        train_dataset=candidates,
+        per_device_query_batch_size=len(queries),
+        per_device_train_batch_size=size,
+        score_args=ScoreArguments(),
+        overwrite_output_dir=True,
+    )
+    seconds = time.perf_counter() - fitted
+    found = np.empty((len(queries), len(pool)), dtype=np.float32)
+    found[:, order] = analyzer.load_pairwise_scores("scores")["all_modules"].float().numpy()
+    return found, linear, fitted - start, seconds
