@@ -93,18 +93,19 @@ def plot(found: list[dict[str, Any]], path: Path) -> None:
     """Recall of the strongest examples of either sign against k, a panel for each s_test."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(S_TESTS), sharey=True), S_TESTS, strict=True):
         for color, one in zip(("C2", "C1", "C0"), (one for one in found if one["s_test"] == name), strict=True):
             for m, style in ((10, "-"), (100, "--"), (1000, ":")):
                 own = [row for row in one["table"] if (row["direction"], row["m"]) == ("absolute", m)]
-                label = f"{one['features']}, top {m}" if m == 10 else None
+                label = one["features"] if m == 10 else None
                 axes.plot([row["k"] for row in own], [row["recall"] for row in own], style, color=color, label=label)
         axes.set(xscale="log", xlabel="k, neighbours scored", title=name, ylim=(0, 1.03))
         axes.grid(alpha=0.3)
         if name == next(iter(S_TESTS)):
-            axes.set_ylabel("recall (dashed: top 100, dotted: top 1,000)")
-            axes.legend(loc="lower right", fontsize="small")
+            axes.set_ylabel("recall")
+    title = "solid: top 10, dashed: top 100, dotted: top 1,000"
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, title=title)
     write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
 
 
