@@ -37,6 +37,7 @@ POSITIVE = (
 # The authors' settings for MultiNLI. Their recursion h <- v + (1 - damp) h - H h / scale with damp = 5e-3 and scale =
 # 1e4 solves (H + damp * scale I) x = v.
 FASTIF = {
+    "checkpoints": ["final"],
     "solver": "lissa",
     "curvature": "hessian",
     "damping": 50.0,
@@ -57,12 +58,13 @@ class InfluenceConfig(TrainingArguments):
     > At which moments of training
 
     Args:
-        checkpoints (`str`, `int` or list of `str`, *optional*, defaults to `"final"`):
-            The checkpoints that influence is summed over. `"final"` is the model as it is. `"epochs"` are the ends of
-            the epochs, a number such as 3 is that many evenly spaced steps, and `"early-3"` a quarter, a half and the
-            whole of training: `train()` keeps these (trained parameters alone), and folders `checkpoint-*` of an
-            earlier run serve too. A list names files, folders, output folders of other runs (seeds), or models on the
-            Hub (`"user/model@revision"`).
+        checkpoints (`str`, `int` or list of `str`, *optional*, defaults to `"auto"`):
+            The checkpoints that influence is summed over. `"final"` is the model as it is, and `"auto"` the end of
+            the first epoch, if the run that led to the model left one, else the model. `"epochs"` are the ends of all
+            epochs, a number such as 3 is that many evenly spaced steps, and `"early-3"` a quarter, a half and the
+            whole of training. `train()` keeps what is asked for (trained parameters alone; of `"auto"` the ends of
+            epochs), and folders `checkpoint-*` of an earlier run serve too. A list names files, folders, output
+            folders of other runs (seeds), or models on the Hub (`"user/model@revision"`).
         checkpoint_weights (`str` or list of `float`, *optional*, defaults to `"uniform"`):
             Their weights in the sum: `"uniform"`, `"learning_rate"`, or a number each.
 
@@ -151,7 +153,7 @@ class InfluenceConfig(TrainingArguments):
     """
 
     checkpoints: Names = field(
-        default_factory=lambda: ["final"], metadata={"help": "Moments of training that influence is summed over."}
+        default_factory=lambda: ["auto"], metadata={"help": "Moments of training that influence is summed over."}
     )
     checkpoint_weights: Weights = field(
         default_factory=lambda: ["uniform"], metadata={"help": "'uniform', 'learning_rate', or a number each."}

@@ -14,7 +14,7 @@ from transformers import Trainer
 
 from hf_fastif.attribution import Attribution, digest
 from hf_fastif.batches import ExampleBatches
-from hf_fastif.checkpoints import CheckpointSet, find_checkpoints, weights_of
+from hf_fastif.checkpoints import Checkpoint, CheckpointSet, find_checkpoints, holds, kept_checkpoints, weights_of
 from hf_fastif.checks import check_dataset, check_inputs, check_loss
 from hf_fastif.config import InfluenceConfig
 from hf_fastif.frozen import FrozenStates, find_frozen_states
@@ -25,6 +25,7 @@ from hf_fastif.passes import Passes
 from hf_fastif.pieces import Pieces, pieces_of
 from hf_fastif.provenance import model_name, sources
 from hf_fastif.queries import Predictions, predict
+from hf_fastif.signals import Signal, measure_signal
 from hf_fastif.solvers import Solution
 from hf_fastif.solving import SolverSetup
 
@@ -104,10 +105,24 @@ class Context:
     def checkpoints(self) -> CheckpointSet:
         """The moments of training that influence is summed over, checked."""
         args = self.args
-        members = find_checkpoints(args.checkpoints, args.output_dir)
+        members = find_checkpoints(args.checkpoints, args.output_dir, self.objective.theta)
         found = CheckpointSet(self.objective, members, weights_of(members, args.checkpoint_weights))
         if any(member.path for member in members):
             found.check(self.train.digest)
+        return found
+
+    def signals(self) -> list[Signal]:
+        """What each checkpoint that training left still holds, and the final model."""
+        members = kept_checkpoints(self.args.output_dir)
+        if members and holds(members[-1], self.objective.theta):
+            members.pop()
+        members.append(Checkpoint())
+        checkpoints = CheckpointSet(self.objective, members, [1.0] * len(members))
+        checkpoints.check(self.train.digest)
+        found = []
+        for number, member in enumerate(members):
+            with checkpoints.at(number):
+                found.append(measure_signal(self.setup(), member, self.passes))
         return found
 
     def predict(self, examples: ExampleBatches) -> Predictions:

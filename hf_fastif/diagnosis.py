@@ -14,6 +14,7 @@ import torch
 from hf_fastif.curvature import Spectrum
 from hf_fastif.files import write_whole
 from hf_fastif.results import SIGN
+from hf_fastif.signals import Signal
 from hf_fastif.solvers import Solution
 from hf_fastif.solving import SolverSetup
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WANTED = 0.05  # error that the suggested steps and repeats aim at
+FADED = 0.5  # of the residuals at the end of the first epoch: less is worth a warning
+VANISHED = 0.1  # mean distance of outputs from labels
 GRADIENT_LIKE = 0.01  # s_test this close to grad / lambda is called that
 
 
@@ -43,6 +46,7 @@ class Diagnosis:
         cosine (`torch.Tensor` of shape `(Q,)`): Between s_test and the gradient.
         lissa_batch_size (`int`): B.
         lissa_scale (`float`): The largest eigenvalue of single batches of B: a scale at which LiSSA converges.
+        signals (`list[Signal]`): How much signal each checkpoint of the run holds; the model as it is comes last.
     """
 
     curvature: str
@@ -58,6 +62,7 @@ class Diagnosis:
     cosine: torch.Tensor
     lissa_batch_size: int
     lissa_scale: float
+    signals: list[Signal]
 
     @property
     def lissa_depth(self) -> int:
@@ -72,6 +77,7 @@ class Diagnosis:
 
     def __str__(self) -> str:
         sections = {
+            "Checkpoints": self._about_checkpoints(),
             "Curvature": self._about_curvature(),
             "Damping": self._about_damping(),
             "Solver": self._about_solver(),
@@ -91,6 +97,27 @@ class Diagnosis:
         return write_whole(
             Path(path), lambda file: figure.savefig(file, dpi=130, format=Path(path).suffix[1:] or "png")
         )
+
+    def _about_checkpoints(self) -> list[str]:
+        lines = [
+            f"{signal.checkpoint.title}: mean loss {signal.loss:.3g}, residual {signal.residual:.2g}"
+            + ("." if signal.trace is None else f", trace of the curvature {signal.trace:.3g}.")
+            for signal in self.signals
+        ]
+        *earlier, final = self.signals
+        first = next((signal for signal in earlier if (signal.checkpoint.epoch or 0) > 0.99), None)
+        if first is not None and final.residual < FADED * first.residual:
+            lines.append(
+                f"Residuals have fallen to {final.residual / first.residual:.0%} since {first.checkpoint.title}: most "
+                "training examples are fitted by now and pull at the parameters no longer. Take influence there "
+                "(checkpoints='auto' does)."
+            )
+        elif first is None and final.residual < VANISHED:
+            lines.append(
+                "Training examples are fitted and hardly pull at the parameters any more. At an earlier checkpoint "
+                "influence predicts retraining better; InfluenceTrainer.train() keeps one at the end of each epoch."
+            )
+        return lines
 
     def _about_curvature(self) -> list[str]:
         name = self.curvature.replace("_", "-").title()
@@ -175,7 +202,9 @@ class Diagnosis:
         axes.set(xlabel="step", ylabel="residual", yscale="log", title="Residual of each query (dots: on the sample)")
 
 
-def diagnose(setup: SolverSetup, gradients: torch.Tensor, solution: Solution | None = None) -> Diagnosis:
+def diagnose(
+    setup: SolverSetup, gradients: torch.Tensor, signals: list[Signal], solution: Solution | None = None
+) -> Diagnosis:
     """Solves for some gradients of queries (Q, P), unless that was done, and reports; see `Diagnosis`."""
     args, damping = setup.args, setup.damping
     if solution is None:
@@ -195,6 +224,7 @@ def diagnose(setup: SolverSetup, gradients: torch.Tensor, solution: Solution | N
         cosine=torch.cosine_similarity(x, gradients, dim=1),
         lissa_batch_size=setup.lissa_batch_size,
         lissa_scale=setup.lissa_scale,
+        signals=signals,
     )
 
 

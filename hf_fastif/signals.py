@@ -22,13 +22,13 @@ class Signal:
         loss (`float`): Mean loss.
         residual (`float`): Mean of ||dL/df||, the distance of outputs from labels. Every gradient is a product of it
             with a Jacobian: where it has vanished, the few examples that are not fitted yet decide all influence.
-        trace (`float`): Sum of the eigenvalues of the curvature, which vanishes with it.
+        trace (`float`, *optional*): Sum of the eigenvalues of the Gauss-Newton matrix; not known of the Hessian.
     """
 
     checkpoint: Checkpoint
     loss: float
     residual: float
-    trace: float
+    trace: float | None
 
 
 def measure_signal(setup: SolverSetup, checkpoint: Checkpoint, passes: Passes) -> Signal:
@@ -45,4 +45,6 @@ def measure_signal(setup: SolverSetup, checkpoint: Checkpoint, passes: Passes) -
 
     rows = np.concatenate(setup.sample.batches)
     loss, residual = passes.over(setup.examples, rows, 2, compute, "Signal").mean(axis=0)
-    return Signal(checkpoint, float(loss), float(residual), float(setup.spectrum.eigenvalues.sum()))
+    known = setup.args.curvature == "gauss_newton"
+    trace = float(setup.spectrum.eigenvalues.sum()) if known else None
+    return Signal(checkpoint, float(loss), float(residual), trace)

@@ -65,7 +65,7 @@ class InfluenceTrainer(HubMixin, Trainer):
         where `load_index` reads it. Afterwards `dataset.get_nearest_examples(index.name, vector, k)` works too.
         Other datasets made from this one have no index: of `datasets`' operations some drop it (`map`, `cast`,
         `add_column`), and some refuse to work on a dataset that has one (`select`, `shuffle`, `filter`, `push_to_hub`;
-        `hf_fastif.without_indexes(dataset)` is a view of the same rows for these).
+        `hf_fastif.index.without_indexes(dataset)` is a view of the same rows for these).
 
         Args:
             dataset (`datasets.Dataset`, *optional*): `trainer.train_dataset` unless given; give a candidate pool that
@@ -289,7 +289,8 @@ class InfluenceTrainer(HubMixin, Trainer):
     def diagnose(self, examples: Dataset | None = None, s_test: Solution | None = None) -> Diagnosis:
         """Looks at curvature, damping and solver, and says what it sees: `print(trainer.diagnose())`.
 
-        Which damping, which scale, how many steps, is the answer to be trusted, what does the sign mean?
+        Which checkpoint, which damping, which scale, how many steps, is the answer to be trusted, what does the sign
+        mean? Of several `args.checkpoints` it looks at the first.
 
         Args:
             examples (`datasets.Dataset`, *optional*): Queries to solve for; unless given, four drawn from
@@ -305,11 +306,13 @@ class InfluenceTrainer(HubMixin, Trainer):
             rows = np.random.default_rng(self.args.seed).permutation(len(source))[:4]
             examples = without_indexes(source).select(rows)
         with self._context() as context:
-            queries = context.examples("examples", examples)
-            check_s_test(s_test, len(queries), context.objective.space.size)
+            queries, checkpoints = context.examples("examples", examples), context.checkpoints
+            check_s_test(s_test, len(queries), checkpoints.size)
             context.predict(queries)
-            gradients = loss_gradients(context.objective, queries, range(len(queries)))
-            return diagnose(context.setup(), gradients, s_test)
+            signals, solved = context.signals(), s_test if len(checkpoints) == 1 else None
+            with checkpoints.at(0):
+                gradients = loss_gradients(context.objective, queries, range(len(queries)))
+                return diagnose(context.setup(), gradients, signals, solved)
 
     def _context(self) -> AbstractContextManager[Context]:
         return context_of(self, self._kept)

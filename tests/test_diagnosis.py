@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import oracles
 import pytest
 import torch
 from tiny import batches, tiny_data, tiny_model, tiny_trainer
 
+from hf_fastif.checkpoints import Checkpoint
+from hf_fastif.signals import Signal
 from hf_fastif.solving import SolverSetup
 
 
@@ -85,3 +89,29 @@ def test_a_solution_at_hand_is_not_solved_again(tmp_path, monkeypatch):
     assert torch.equal(found.solution.residual, s_test.residual)
     with pytest.raises(ValueError, match="s_test holds 3 vectors"):
         trainer.diagnose(QUERIES.select([0]), s_test)
+
+
+def test_signal_of_each_checkpoint(tmp_path):
+    settings = {"num_train_epochs": 3, "learning_rate": 3e-2, "per_device_train_batch_size": 8}
+    settings |= {"save_strategy": "no", "logging_strategy": "no", "solver": "identity", "damping": 0.1}
+    trainer = tiny_trainer(tmp_path, tiny_model(frozen=0), tiny_data(40), **settings)
+    only_final = trainer.diagnose(QUERIES)
+    assert [signal.checkpoint.path for signal in only_final.signals] == [None]
+    trainer.train()
+    found = trainer.diagnose(QUERIES)
+    assert [signal.checkpoint.epoch for signal in found.signals] == [1.0, 2.0, None]
+    batch = batches(TRAIN).take(range(40))
+    logits = trainer.model.eval()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    distance = logits.softmax(dim=1) - torch.nn.functional.one_hot(batch["labels"], 3)
+    assert found.signals[-1].residual == pytest.approx(float(distance.norm(dim=1).mean()), rel=1e-4)
+    loss = torch.nn.functional.cross_entropy(logits, batch["labels"])
+    assert found.signals[-1].loss == pytest.approx(float(loss), rel=1e-4)
+
+
+def test_residuals_that_have_vanished_name_the_checkpoint_to_use(tmp_path):
+    page = diagnosis_of(tmp_path)
+    first, final = Signal(Checkpoint(step=5, epoch=1.0), 0.5, 0.4, 30.0), Signal(Checkpoint(), 0.01, 0.02, 20.0)
+    text = str(replace(page, signals=[first, final]))
+    assert "Residuals have fallen to 5% since" in text and "checkpoints='auto'" in text
+    assert "fallen" not in str(replace(page, signals=[first, replace(final, residual=0.3)]))
+    assert "hardly pull" in str(replace(page, signals=[final])) and "hardly pull" not in str(page)

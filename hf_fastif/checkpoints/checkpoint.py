@@ -44,6 +44,11 @@ class Checkpoint:
         path = self.path
         return f"{path.parents[2].name}/step-{self.step}" if path.is_file() else "/".join(path.parts[-2:])
 
+    @property
+    def title(self) -> str:
+        """The same with the epoch."""
+        return self.name if self.epoch is None else f"{self.name} (epoch {self.epoch:.3g})"
+
 
 def save_checkpoint(folder: Path, parameters: Mapping[str, torch.Tensor], about: Checkpoint) -> None:
     """Writes the trained parameters alone, with what is known of them."""
@@ -79,6 +84,12 @@ def read_parameters(path: Path, names: Iterable[str]) -> dict[str, torch.Tensor]
         with safe_open(home, framework="pt") as file:
             found |= {name: file.get_tensor(name) for name in names if homes.get(name) == home}
     return found
+
+
+def holds(member: Checkpoint, theta: Mapping[str, torch.Tensor]) -> bool:
+    """Whether a checkpoint has just these parameters."""
+    found = read_parameters(member.path, theta)
+    return all(name in found and torch.equal(found[name].to(p), p) for name, p in theta.items())
 
 
 def _homes(path: Path) -> dict[str, Path]:

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from huggingface_hub import snapshot_download
+from transformers.utils import logging
 
-from hf_fastif.checkpoints.checkpoint import STATE, Checkpoint, open_checkpoint
+from hf_fastif.checkpoints.checkpoint import STATE, Checkpoint, holds, open_checkpoint
+
+
+logger = logging.get_logger(__name__)
 
 
 FOLDER = Path("influence", "checkpoints")  # of the light ones, under output_dir
 EPOCH_END = 0.01  # an epoch this close to a whole number is whole
 
 
-def find_checkpoints(wanted: Sequence[str], output_dir: str) -> list[Checkpoint]:
+def find_checkpoints(wanted: Sequence[str], output_dir: str, theta: Mapping[str, torch.Tensor]) -> list[Checkpoint]:
     """The checkpoints that `InfluenceConfig.checkpoints` names.
 
     Args:
-        wanted (`Sequence[str]`): `["final"]`, `["epochs"]`, `["3"]`, `["early-3"]`, or paths and Hub revisions.
+        wanted (`Sequence[str]`): `["auto"]`, `["final"]`, `["epochs"]`, `["3"]`, `["early-3"]`, or paths and Hub
+            revisions.
         output_dir (`str`): Where training kept some.
+        theta (`Mapping`): The trained parameters of the model as it is.
 
     Raises:
         ValueError: If there are none such.
@@ -28,6 +35,8 @@ def find_checkpoints(wanted: Sequence[str], output_dir: str) -> list[Checkpoint]
     if list(wanted) == ["final"]:
         return [Checkpoint()]
     kept = kept_checkpoints(output_dir)
+    if list(wanted) == ["auto"]:
+        return [_automatic(kept, theta)]
     if list(wanted) == ["epochs"]:
         ends = [member for member in kept if _ends_epoch(member)]
         if not ends:
@@ -38,6 +47,23 @@ def find_checkpoints(wanted: Sequence[str], output_dir: str) -> list[Checkpoint]
         return ends
     count = count_of(wanted)
     return [member for name in wanted for member in _named(name)] if count is None else _spaced(kept, wanted[0])
+
+
+def _automatic(kept: list[Checkpoint], theta: Mapping[str, torch.Tensor]) -> Checkpoint:
+    """The end of the first epoch, if the model as it is comes from the run whose checkpoints these are."""
+    own = any(holds(member, theta) for member in reversed(kept))
+    early = [member for member in kept if (member.epoch or 0) > 1 - EPOCH_END] if own else []
+    if early and not holds(early[0], theta):
+        logger.warning_once(
+            f"Influence is taken at the end of the first epoch ({early[0].name}), where it predicts retraining better "
+            "than at the final model; checkpoints='final' takes the model as it is."
+        )
+        return early[0]
+    logger.warning_once(
+        "Influence is taken at the final model, whose training examples may be fitted and have little left to say: "
+        "there is no earlier checkpoint of its run. InfluenceTrainer keeps one at the end of each epoch."
+    )
+    return Checkpoint()
 
 
 def weights_of(members: Sequence[Checkpoint], wanted: Sequence[str]) -> list[float]:

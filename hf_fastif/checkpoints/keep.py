@@ -33,7 +33,7 @@ class KeepCheckpoints(TrainerCallback):
     ) -> None:
         """Forgets the checkpoints of an earlier run."""
         self.steps = [] if count_of(args.checkpoints) is None else steps_of(args.checkpoints, state.max_steps)
-        self.epochs = args.checkpoints == ["epochs"]
+        self.epochs = args.checkpoints in (["auto"], ["epochs"])
         self.train_dataset = self.digest() if self.epochs or self.steps else None
         if state.global_step == 0 and state.is_world_process_zero:
             shutil.rmtree(Path(args.output_dir) / FOLDER, ignore_errors=True)

@@ -136,6 +136,15 @@ def _span(values: Sequence[float]) -> str:
     return " to ".join(dict.fromkeys([known[0], known[-1]])) if known else ""
 
 
+def _checkpoints(summary: dict[str, Any]) -> str:
+    """Those that influence was summed over; nothing to say of the final model alone."""
+    names = [
+        entry["name"] if entry["epoch"] is None else f"{entry['name']} (epoch {entry['epoch']:.3g})"
+        for entry in summary.get("checkpoints", [])
+    ]
+    return "" if names == ["final"] else ", ".join(names)
+
+
 def settings_table(result: InfluenceResult) -> list[tuple[str, str]]:
     """Names and values of what was run with, without those that are not known."""
     summary, damping, largest = result.summary, result.summary["damping"], result.summary["largest_eigenvalue"]
@@ -145,6 +154,7 @@ def settings_table(result: InfluenceResult) -> list[tuple[str, str]]:
     settings = {
         "Model": summary["model"],
         "Accuracy": f"{summary['accuracy']:.1%}" if "accuracy" in summary else "",
+        "Checkpoints": _checkpoints(summary),
         "Parameters attributed": f"{summary['num_parameters']:,}",
         "Candidates": f"all {total} (full scan)" if k is None else f"the {k:,} nearest to each query, of {total}",
         "Curvature": summary["curvature"].replace("_", "-").title(),
