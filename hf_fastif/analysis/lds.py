@@ -39,7 +39,8 @@ class SubsetLosses:
 
     def save(self, path: str | Path) -> Path:
         """Writes a safetensors file."""
-        tensors = {"members": self.members.astype(np.uint8), "losses": self.losses}
+        # safetensors writes the memory behind an array, whatever its strides.
+        tensors = {"members": self.members.astype(np.uint8), "losses": np.ascontiguousarray(self.losses)}
         return write_whole(Path(path), lambda file: save_file(tensors, file))
 
     @classmethod

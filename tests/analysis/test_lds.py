@@ -49,7 +49,7 @@ def test_subsets_are_trained_once_and_kept(tmp_path):
 
     def train_on(subset, number):
         trained.append((number, subset["text"]))
-        return np.full(3, number)
+        return np.stack([np.full(3, number), np.zeros(3)], axis=1)[:, 0]  # a view with strides
 
     few = retrain_on_subsets(train_on, train, tmp_path, num_subsets=2)
     more = retrain_on_subsets(train_on, train, tmp_path, num_subsets=4)
