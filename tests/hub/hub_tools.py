@@ -8,10 +8,12 @@ from datasets import Dataset
 
 from hf_fastif import InfluenceResult
 from hf_fastif.analysis import Recall
+from hf_fastif.checkpoints import Checkpoint
 from hf_fastif.curvature import Spectrum
 from hf_fastif.diagnosis import Diagnosis
 from hf_fastif.outcomes import QueryOutcome, build_result
 from hf_fastif.queries import Predictions
+from hf_fastif.signals import Signal
 from hf_fastif.solvers import Solution
 
 
@@ -54,7 +56,8 @@ def make_diagnosis() -> Diagnosis:
     solution = Solution.direct(torch.zeros(2, 0), torch.tensor([0.1, 0.2]), 0.2)
     known = torch.tensor([0.5, 0.6])
     spectrum = Spectrum(np.array([10.0, 1.0, 0.1]))
-    return Diagnosis("gauss_newton", spectrum, 6, 6, 1234, 0.2, "SDCA", 1, solution, known, known, 32, 20.0)
+    signals = [Signal(Checkpoint(), 0.3, 0.4, 11.1)]
+    return Diagnosis("gauss_newton", spectrum, 6, 6, 1234, 0.2, "SDCA", 1, solution, known, known, 32, 20.0, signals)
 
 
 FULL = make_recall(), make_diagnosis()
