@@ -270,7 +270,7 @@ class InfluenceTrainer(HubMixin, Trainer):
             if num_neighbors is not None:
                 index = check_index(name, candidates, self._kept.indexes, checkpoints.fingerprint)
                 search = searching(index, checkpoints, queries, query_features, num_neighbors, context.passes, as_one)
-                on += (str(index.manifest),)
+                on += (index.identity,)
             with context.attribution("find_influential", *on, as_one=as_one) as attribution:
                 outcomes = list(attribution.outcomes(queries, pool, search, s_test))
             together = 1 if num_neighbors else min(len(outcomes), self.args.query_batch_size)

@@ -66,6 +66,11 @@ class InfluenceIndex:
     def __len__(self) -> int:
         return self.faiss_index.ntotal
 
+    @property
+    def identity(self) -> str:
+        """What it was made of and with; the digests of its files may differ between two that are made alike."""
+        return str({name: value for name, value in self.manifest.items() if name != "files"})
+
     def search(self, queries: np.ndarray, k: int) -> np.ndarray:
         """The rows (Q, k) nearest to each query (Q, d), nearest first; by inner product those at both ends, in turns.
 
