@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -76,11 +77,52 @@ class InfluenceResult:
         """`influences` as a data frame, with the names of labels in place of their numbers."""
         return with_label_names(self.influences).to_pandas()
 
-    def to_html(self, path: str | os.PathLike[str], title: str = "Influential training examples") -> Path:
-        """Writes a self-contained page: each query with its most helpful and most harmful examples side by side."""
+    def to_html(
+        self,
+        path: str | os.PathLike[str],
+        title: str = "Influential training examples",
+        slice_column: str | None = None,
+        subset_column: str | None = None,
+        diagnosis: Diagnosis | None = None,
+    ) -> Path:
+        """Writes a self-contained page to explore the result.
+
+        It holds each query beside its most helpful and most harmful examples, the training examples that influence
+        many queries, and the graph of both (figure 5 of the paper).
+
+        Args:
+            path (`str` or `Path`): The file.
+            title (`str`, *optional*): The heading of the page.
+            slice_column (`str`, *optional*): The column of the queries that names their slice in the graph; unless
+                given, the results that `join` made one are the slices.
+            subset_column (`str`, *optional*): The column of the training examples that names their subset; each
+                subset gets a circle of its own in the graph.
+            diagnosis ([`Diagnosis`], *optional*): What `trainer.diagnose()` returned, for a section of its own.
+
+        Raises:
+            ValueError: If there is no such column.
+        """
         from hf_fastif.visualization.report import render_report
 
-        return write_whole(Path(path), lambda temporary: temporary.write_text(render_report(self, title), "utf-8"))
+        page = render_report(self, title, slice_column, subset_column, diagnosis)
+        return write_whole(Path(path), lambda temporary: temporary.write_text(page, "utf-8"))
+
+    @classmethod
+    def join(cls, results: Mapping[str, InfluenceResult]) -> InfluenceResult:
+        """Makes one result of several that were computed for the same model and candidates, such as one a slice.
+
+        The queries keep their order, one result behind the other. `summary["slices"]` tells the names and sizes of
+        the parts, which are the slices of the graph.
+
+        Args:
+            results (`Mapping[str, InfluenceResult]`): The results by the names of their slices.
+
+        Raises:
+            ValueError: If they are of different models, candidates or settings.
+        """
+        from hf_fastif.joining import join_results
+
+        return join_results(results)
 
     def save_to_disk(self, folder: str | os.PathLike[str]) -> Path:
         """Writes `influences.parquet`, `queries.parquet` and `summary.json` into a folder.

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from hf_fastif.results import InfluenceResult
+from hf_fastif.visualization.figure import COLORS
 
 
-COLORS = {"helpful": "#0060a0", "harmful": "#ad4a00"}  # as in the report
 NUM_SHOWN = 20  # queries
 
 

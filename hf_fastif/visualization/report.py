@@ -1,24 +1,29 @@
-"""The page of a result: each query with its most helpful and most harmful training examples side by side."""
+"""The page of a result: its queries, the training examples that many of them share, and the graph of both."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from base64 import b64encode
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from datasets import ClassLabel, Dataset
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from hf_fastif.columns import with_label_names
+from hf_fastif.visualization.graph import InfluenceGraph, influence_graph
+from hf_fastif.visualization.page_data import graph_section
+from hf_fastif.visualization.rows import plain_row, query_rows, signed, span, training_rows
 
 
 if TYPE_CHECKING:
+    from hf_fastif.diagnosis import Diagnosis
     from hf_fastif.results import InfluenceResult
 
 
 NUM_LISTED = 50  # examples of each direction in the page; a result may hold every candidate
-NUM_CHARACTERS = 600  # of a text, before the rest of it is folded away
-COMPUTED = "query_index prediction probability loss residual std_err train_index influence rank".split()
+NUM_LISTED_IN_ALL = 4000  # examples, where there are many queries
+NUM_SHARED = 30  # training examples that influence several queries
+DIRECTIONS = ("helpful", "harmful")
 ENVIRONMENT = Environment(
     loader=PackageLoader("hf_fastif.visualization"),
     autoescape=True,
@@ -28,112 +33,95 @@ ENVIRONMENT = Environment(
 )
 
 
-def render_report(result: InfluenceResult, title: str) -> str:
+def render_report(
+    result: InfluenceResult,
+    title: str,
+    slice_column: str | None = None,
+    subset_column: str | None = None,
+    diagnosis: Diagnosis | None = None,
+) -> str:
     """Renders a result as a self-contained HTML page, which fetches nothing and shows texts as plain text.
 
-    Args:
-        result ([`InfluenceResult`]): What to show.
-        title (`str`): The heading of the page.
+    The arguments are those of `InfluenceResult.to_html`.
 
     Returns:
         `str`: The page.
     """
+    graph = influence_graph(result, slice_column, subset_column) if len(result.influences) else None
     return ENVIRONMENT.get_template("report.html.j2").render(
         title=title,
         model=result.summary["model"],
         num_candidates=f"{result.summary['num_candidates']:,}",
         cards=_cards(result),
+        shared=_shared(result, graph) if graph else [],
+        graph=graph_section(result, graph) if graph else None,
+        diagnosis=diagnosis,
+        diagnosis_figure=_figure(diagnosis) if diagnosis else None,
         settings=settings_table(result),
     )
 
 
 def _cards(result: InfluenceResult) -> list[dict[str, Any]]:
     """A card for each query, with the predictions that it is about: one, or those of all anchors."""
-    rows = with_label_names(result.queries).to_list()
-    verdicts = _verdicts(result.queries, result.summary["label_column"])
-    source_rows = result.summary.get("query_rows", [None] * len(rows))
     cards: dict[int, dict[str, Any]] = {}
-    for row, verdict, source_row in zip(rows, verdicts, source_rows, strict=True):
-        query = row["query_index"]
-        card = cards.setdefault(query, {"index": query, "asked": []})
-        probability = None if math.isnan(row["probability"]) else f"{row['probability']:.1%}"
-        card["asked"].append(
-            _row(row, result.summary)
-            | {
-                "source_row": source_row,
-                "prediction": row["prediction"],
-                "probability": probability,
-                "loss": f"{row['loss']:.3g}",
-                "verdict": verdict,
-            }
-        )
+    for asked in query_rows(result):
+        cards.setdefault(asked["query"], {"index": asked["query"], "asked": []})["asked"].append(asked)
+    directions = _directions(result)
     for query, card in cards.items():
         verdicts = {asked["verdict"] for asked in card["asked"]}
         card |= {
             "verdict": "wrong" if "wrong" in verdicts else verdicts.pop(),
-            "directions": _directions(result, query),
+            "directions": [directions[query, name] for name in DIRECTIONS],
         }
     return list(cards.values())
 
 
-def _verdicts(queries: Dataset, label_column: str | None) -> list[str | None]:
-    """Whether each prediction is "right" or "wrong"; None where the label is not one of several classes."""
-    feature = queries.features.get(label_column)
-    if not isinstance(feature, ClassLabel):
-        return [None] * len(queries)
-    expected = [feature.int2str(label) for label in queries[label_column]]
-    return ["right" if e == p else "wrong" for e, p in zip(expected, queries["prediction"], strict=True)]
-
-
-def _directions(result: InfluenceResult, query: int) -> list[dict[str, Any]]:
-    tables = {"helpful": result.helpful(query), "harmful": result.harmful(query)}
-    strongest = max((abs(value) for table in tables.values() for value in table["influence"]), default=0.0)
-    directions = []
-    for name, table in tables.items():
-        rows = with_label_names(table.select(range(min(NUM_LISTED, len(table))))).to_list()
-        examples = [
-            _row(row, result.summary)
-            | {
-                "index": row["train_index"],
-                "rank": row["rank"],
-                "influence": _signed(row["influence"]),
-                "percent": f"{100 * abs(row['influence']) / strongest:.1f}",
-            }
-            for row in rows
-        ]
-        directions.append({"name": name, "examples": examples, "num_left_out": len(table) - len(rows)})
-    return directions
-
-
-def _row(row: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
-    """The plain columns of a query or a training example: its texts, its label, and the others as tags."""
-    texts = [name for name in summary["text_columns"] if row.get(name) is not None]
-    apart = {*COMPUTED, *texts, summary["label_column"]}
-    return {
-        "texts": [_text(name, row[name]) for name in texts],
-        "label": _plain(row.get(summary["label_column"])),
-        "tags": [(name, _plain(value)) for name, value in row.items() if name not in apart and _plain(value)],
+def _directions(result: InfluenceResult) -> dict[tuple[int, str], dict[str, Any]]:
+    """The strongest examples of each query and direction, as many as the page has room for."""
+    count, table = result.summary["num_queries"], result.influences.with_format("arrow")[:]
+    queries, ranks = (table[name].to_numpy() for name in ("query_index", "rank"))
+    harmful = table["direction"].to_numpy() == DIRECTIONS[1]
+    sizes = np.bincount(2 * queries + harmful, minlength=2 * count)
+    strongest = np.zeros(count)
+    np.maximum.at(strongest, queries, np.abs(table["influence"].to_numpy()))
+    room = int(np.clip(NUM_LISTED_IN_ALL // (2 * max(count, 1)), 3, NUM_LISTED))
+    rows = np.flatnonzero(ranks <= room)
+    found: dict[tuple[int, str], dict[str, Any]] = {
+        (query, name): {"name": name, "examples": [], "num_left_out": max(0, int(sizes[2 * query + i]) - room)}
+        for query in range(count)
+        for i, name in enumerate(DIRECTIONS)
     }
+    for row in training_rows(result, rows[np.argsort(ranks[rows], kind="stable")]):
+        example = plain_row(row, result.summary) | {
+            "index": row["train_index"],
+            "rank": row["rank"],
+            "influence": signed(row["influence"]),
+            "percent": f"{100 * abs(row['influence']) / strongest[row['query_index']]:.1f}",
+        }
+        found[row["query_index"], row["direction"]]["examples"].append(example)
+    return found
 
 
-def _text(name: str, text: str) -> dict[str, str | None]:
-    beginning = text[: NUM_CHARACTERS // 2] if len(text) > NUM_CHARACTERS else None
-    return {"name": name, "text": text, "beginning": beginning}
+def _shared(result: InfluenceResult, graph: InfluenceGraph) -> list[dict[str, Any]]:
+    """The training examples that influence most queries (two at least), with these queries."""
+    counts = np.bincount(graph.edge_trains)
+    weight = np.bincount(graph.edge_trains, graph.strengths())
+    order = np.lexsort((graph.train_indices, -weight, -counts))[:NUM_SHARED]
+    chosen = order[counts[order] > 1]
+    edges = [np.flatnonzero(graph.edge_trains == train) for train in chosen]
+    first = np.array([graph.edge_rows[own[0]] for own in edges], dtype=np.int64)
+    found = []
+    for row, own in zip(training_rows(result, first), edges, strict=True):
+        queries, helps = graph.query_indices[graph.edge_queries[own]], graph.influences[own] < 0
+        of_direction = {"helpful": np.sort(queries[helps]).tolist(), "harmful": np.sort(queries[~helps]).tolist()}
+        found.append(plain_row(row, result.summary) | {"index": row["train_index"], "queries": of_direction})
+    return found
 
 
-def _plain(value: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _signed(value: float) -> str:
-    return f"{value:+#.3g}".rstrip(".").replace("-", "\N{MINUS SIGN}")
-
-
-def _span(values: Sequence[float]) -> str:
-    known = [f"{value:.2g}" for value in sorted(values) if not math.isnan(value)]
-    return " to ".join(dict.fromkeys([known[0], known[-1]])) if known else ""
+def _figure(diagnosis: Diagnosis) -> str:
+    """The figure of a diagnosis as a PNG in base64."""
+    with TemporaryDirectory() as folder:
+        return b64encode(diagnosis.plot(Path(folder) / "diagnosis.png").read_bytes()).decode("ascii")
 
 
 def _checkpoints(summary: dict[str, Any]) -> str:
@@ -160,8 +148,8 @@ def settings_table(result: InfluenceResult) -> list[tuple[str, str]]:
         "Curvature": summary["curvature"].replace("_", "-").title(),
         "Damping \N{GREEK SMALL LETTER LAMDA}": f"{damping:.4g}{share}",
         "Solver": summary["solver"] + scale,
-        "Residual": _span(result.queries["residual"]),
-        "Standard error": _span(result.queries["std_err"]),
+        "Residual": span(result.queries["residual"]),
+        "Standard error": span(result.queries["std_err"]),
         "Seconds": ", ".join(f"{stage} {time:,.1f}" for stage, time in summary.get("seconds", {}).items()),
         "Versions": ", ".join(f"{name} {number}" for name, number in summary["versions"].items()),
     }

@@ -1,0 +1,149 @@
+"""Draws which training examples influence the errors of a model, slice by slice (section 6.2 of the paper).
+
+Two sides, as in figure 5: a model that is trained on one data set (MultiNLI), and one that is trained on another whose
+examples have slices (HANS, with its heuristics). Each is asked about its errors on the first data set and on every
+slice of the second. What is finished is kept and not done again. OUTPUT_DIR/NAME/influence gets the result, the figure
+`graph.png`, `.svg` and `.pdf`, the tables `edges` (table 5) and `correlations` (table 6) as CSV and parquet, and
+`report.html`, where the graph can be explored.
+
+    python recipes/visualization.py --config recipes/configs/visualization-fastif.yaml
+    python recipes/visualization.py --config recipes/configs/visualization-small.yaml \
+        --train_file mnli_train.jsonl --validation_file mnli_dev.jsonl \
+        --sliced_train_file hans_train.jsonl --sliced_validation_file hans_eval.jsonl
+
+Without a second data set there is one side, whose slices are those of the validation examples.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+
+from hf_fastif import InfluenceConfig, InfluenceResult, InfluenceTrainer
+from hf_fastif.checks import check_num_neighbors
+from hf_fastif.cli import check_processes, parse_arguments
+from hf_fastif.data import DataArguments, load_examples, tokenize
+from hf_fastif.finetuning import ModelArguments, fine_tune, make_trainer
+from hf_fastif.results import SUMMARY
+from hf_fastif.visualization.figure import FORMATS, plot_graph
+from hf_fastif.visualization.graph import influence_graph
+from hf_fastif.visualization.tables import save_tables
+
+
+@dataclass
+class RecipeArguments(ModelArguments):
+    """What this recipe needs beside the settings of data, training and influence."""
+
+    name: str = field(default="MNLI", metadata={"help": "What the first data set is called."})
+    sliced_name: str = field(default="HANS", metadata={"help": "What the data set with slices is called."})
+    sliced_dataset_name: str | None = field(default=None, metadata={"help": "The latter on the Hub, or a folder."})
+    sliced_test_split: str = field(default="validation", metadata={"help": "Its split that queries are taken from."})
+    sliced_train_file: str | None = field(default=None, metadata={"help": "Or its training examples as a file."})
+    sliced_validation_file: str | None = field(default=None, metadata={"help": "And the file of its queries."})
+    slice_column: str = field(
+        default="heuristic", metadata={"help": "Column that names the slice of a query, and the circle of an example."}
+    )
+    num_queries: int = field(default=100, metadata={"help": "How many errors of each slice to ask about."})
+    num_examples: int | None = field(
+        default=None, metadata={"help": "Examples to keep of each direction; all that were scored unless given."}
+    )
+
+
+def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) -> None:
+    check_processes(config.world_size)
+    sets = data_sets(recipe, data)
+    for own in sets.values():
+        check_num_neighbors(config.num_neighbors, len(load_examples(own, {}, new_head=True)["train"]))
+    for name, own in sets.items():
+        run, trained = copy.copy(config), copy.copy(recipe)
+        run.output_dir = trained.model_name_or_path = str(Path(config.output_dir) / file_name(name))
+        run.do_train = False
+        accuracy = fine_tune(recipe, own, run)
+        trainer, _ = make_trainer(trained, own, run)
+        slices = {}
+        for other, arguments in sets.items():
+            slices |= slices_of(other, validation_of(trainer, arguments), recipe.slice_column)
+        results = ask(trainer, slices, recipe, data.text_columns)
+        if trainer.is_world_process_zero():
+            print(f"{name}: accuracy {accuracy:.1%} on the validation examples")
+            write(results, trainer, recipe.slice_column, f"Trained on {name}")
+
+
+def data_sets(recipe: RecipeArguments, data: DataArguments) -> dict[str, DataArguments]:
+    """The data sets by their names: the first one, and the one with slices if there is one."""
+    sliced = replace(
+        data,
+        dataset_name=recipe.sliced_dataset_name,
+        dataset_config=None,
+        dataset_test_split=recipe.sliced_test_split,
+        train_file=recipe.sliced_train_file,
+        validation_file=recipe.sliced_validation_file,
+    )
+    given = recipe.sliced_dataset_name or recipe.sliced_train_file or recipe.sliced_validation_file
+    return {recipe.name: data} | ({recipe.sliced_name: sliced} if given else {})
+
+
+def validation_of(trainer: InfluenceTrainer, data: DataArguments) -> Dataset:
+    examples = load_examples(data, trainer.model.config.id2label, new_head=False)
+    return tokenize(examples, trainer.processing_class, data)["validation"]
+
+
+def slices_of(name: str, examples: Dataset, column: str) -> dict[str, Dataset]:
+    """The examples by the values of a column; those of a data set without that column are one slice."""
+    if column not in examples.column_names:
+        return {name: examples}
+    values = np.array([str(value) for value in examples[column]])
+    return {f"{name}, {value}": examples.select(np.flatnonzero(values == value)) for value in np.unique(values)}
+
+
+def file_name(name: str) -> str:
+    return re.sub(r"\W+", "-", name).strip("-").lower()
+
+
+def ask(
+    trainer: InfluenceTrainer, slices: Mapping[str, Dataset], recipe: RecipeArguments, text_columns: list[str] | None
+) -> dict[str, InfluenceResult]:
+    """The result of each slice that the model makes errors on; those that are finished are read."""
+    results = {}
+    for name, examples in slices.items():
+        folder = Path(trainer.args.output_dir) / "slices" / file_name(name)
+        if (folder / SUMMARY).exists():
+            results[name] = InfluenceResult.load_from_disk(folder)
+            continue
+        wrong = trainer.find_misclassified(examples)
+        print(f"{name}: {len(wrong):,} of {len(examples):,} are wrong")
+        if not len(wrong):
+            continue
+        if trainer.args.num_neighbors is not None and not trainer.train_dataset.list_indexes():
+            trainer.build_index()
+        chosen = np.sort(np.random.default_rng(trainer.args.seed).permutation(wrong)[: recipe.num_queries])
+        results[name] = trainer.find_influential(examples.select(chosen), num_examples=recipe.num_examples)
+        results[name].summary["query_rows"] = chosen.tolist()
+        if text_columns is not None:
+            results[name].summary["text_columns"] = text_columns
+        if trainer.is_world_process_zero():
+            results[name].save_to_disk(folder)
+        trainer.accelerator.wait_for_everyone()
+    if not results:
+        raise ValueError("The model predicts every validation example right: there are no errors to ask about.")
+    return results
+
+
+def write(results: dict[str, InfluenceResult], trainer: InfluenceTrainer, slice_column: str, title: str) -> None:
+    subsets = slice_column if slice_column in trainer.train_dataset.column_names else None
+    joined = InfluenceResult.join(results)
+    folder = joined.save_to_disk(Path(trainer.args.output_dir) / "influence")
+    graph = influence_graph(joined, subset_column=subsets)
+    paths = save_tables(graph, folder) + plot_graph(graph, *(folder / f"graph.{end}" for end in FORMATS))
+    paths.append(joined.to_html(folder / "report.html", title, subset_column=subsets))
+    print(*paths, sep="\n")
+
+
+if __name__ == "__main__":
+    main(*parse_arguments(RecipeArguments, DataArguments, InfluenceConfig))
