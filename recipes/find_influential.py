@@ -87,7 +87,7 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 def write(result: InfluenceResult, diagnosis: Diagnosis | None, folder: Path, train: Dataset) -> None:
     result.save_to_disk(folder)
-    report = result.to_html(folder / "report.html")
+    report = result.to_html(folder / "report.html", diagnosis=diagnosis)
     print(result)
     if diagnosis is not None:
         print(diagnosis)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from synthetic import synthetic_result
 from tiny import tiny_data, tiny_model, tiny_tokenizer, tiny_trainer
 
 
@@ -21,6 +22,16 @@ def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
 
     assert "5 queries, 100 rows out of 40 candidates" in capsys.readouterr().out
     assert "<html" in (tmp_path / "report.html").read_text("utf-8")
+
+
+def test_the_example_of_the_graph_runs(tmp_path, monkeypatch):
+    example = re.search(r"## Explore\n.*?```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)[1]
+    monkeypatch.chdir(tmp_path)
+
+    exec(compile(example, str(README), "exec"), {"result": synthetic_result({"one": 2}, num_trains=20, k=5)})
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["graph.pdf", "graph.png", "tables"]
+    assert len(list((tmp_path / "tables").iterdir())) == 4
 
 
 def test_the_example_of_publishing_runs(hub, tmp_path, capsys):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from tiny import VOCABULARY, tiny_model, tiny_tokenizer
 
@@ -33,8 +36,8 @@ def files(tmp_path_factory):
     return folder
 
 
-def run(files, output, *flags, launcher=(), check=True):
-    command = [sys.executable, *launcher, str(ROOT / "recipes" / "find_influential.py")]
+def run(files, output, *flags, launcher=(), check=True, recipe="find_influential"):
+    command = [sys.executable, *launcher, str(ROOT / "recipes" / f"{recipe}.py")]
     settings = {
         "model_name_or_path": files / "model",
         "train_file": files / "train.jsonl",
@@ -107,3 +110,32 @@ def test_an_error_is_one_clear_line_and_leaves_nothing(files, tmp_path):
     failed = run(files, tmp_path, "--do_train", "--query_indices", "30", check=False)
     assert "query_indices=[30]: there are 30 rows; give 0 to 29" in failed.stderr
     assert "train_runtime" not in failed.stdout
+
+
+def test_both_sides_of_the_graph_and_going_on(files, tmp_path):
+    flags = ["--max_steps", "2", "--name", "Plain", "--sliced_name", "Sliced"]
+    for split in ("train", "validation"):
+        rows = [json.loads(line) for line in (files / f"{split}.jsonl").read_text().split("\n")]
+        sliced = [json.dumps(row | {"heuristic": "ab"[i % 2]}) for i, row in enumerate(rows)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(sliced))
+        flags += [f"--sliced_{split}_file", str(tmp_path / f"{split}.jsonl")]
+    first = run(files, tmp_path, *flags, recipe="visualization").stdout
+
+    for side, subsets in (("plain", ["all"]), ("sliced", ["a", "all", "b"])):
+        folder = tmp_path / side / "influence"
+        result = InfluenceResult.load_from_disk(folder)
+        assert list(result.summary["slices"]) == ["Plain", "Sliced, a", "Sliced, b"]
+        names = result.queries.features["label"].int2str(result.queries["label"])
+        assert all(name != predicted for name, predicted in zip(names, result.queries["prediction"], strict=True))
+        edges = pd.read_csv(folder / "edges.csv")
+        assert sorted(set(edges["subset"])) == subsets
+        counts = edges[edges["subset"] == "all"][["helpful_edges", "harmful_edges"]]
+        assert counts.to_numpy().sum() == len(result.influences)
+        assert len(pd.read_parquet(folder / "correlations.parquet")) == 9
+        for name in ("graph.png", "graph.svg", "graph.pdf", "report.html"):
+            assert str(folder / name) in first and (folder / name).stat().st_size > 1000
+
+    shutil.rmtree(tmp_path / "sliced" / "slices" / "sliced-b")
+    again = run(files, tmp_path, *flags, recipe="visualization").stdout
+    assert "train_runtime" in first and "train_runtime" not in again
+    assert re.findall(r"(.*): \d+ of \d+ are wrong", again) == ["Sliced, b"]

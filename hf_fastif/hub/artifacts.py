@@ -38,7 +38,7 @@ def push_result(
 
     def stage(folder: Path, repo_id: str) -> tuple[DatasetCard, dict[str, Path]]:
         shared.save_to_disk(folder)
-        shared.to_html(folder / "report.html")
+        shared.to_html(folder / "report.html", diagnosis=diagnosis)
         (folder / "figures").mkdir()
         plot_influences(shared, folder / "figures" / "influences.png")
         for name, source in (("diagnosis", diagnosis), ("recall", recall)):

@@ -68,7 +68,7 @@
       last = now;
       for (const end = Math.min(shown.length, next + part); next < end; next++) {
         const edge = shown[next], strength = Math.round(strengths[edge] / 16) / 16;
-        pen.globalAlpha = 0.05 * thin + 0.75 * Math.sqrt(thin) * strength ** 1.5;
+        pen.globalAlpha = Math.max(0.03, 0.05 * thin) + 0.75 * Math.sqrt(thin) * strength ** 1.5; // less would be rounded away
         pen.lineWidth = 0.4 + 1.2 * strength;
         pen.strokeStyle = ink.signs[signOf(edge)];
         strokeEdge(pen, edge);
