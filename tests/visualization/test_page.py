@@ -10,6 +10,7 @@ from base64 import b64decode
 import numpy as np
 import pytest
 from browser import CHROMIUM, Browser
+from matplotlib.image import imread
 from synthetic import synthetic_result
 
 from hf_fastif.visualization.graph import influence_graph
@@ -247,19 +248,23 @@ def test_queries_and_graph_lead_to_each_other(browser, graph):
     assert re.fullmatch(r"query-\d", browser.value("document.activeElement.id"))
 
 
-def test_dark_and_light_differ_in_page_and_canvas(browser, graph):
-    angle, far = 2 * math.pi * 0.2, 0.44 * 1.035  # on the arc of the first slice
-    browser.value(
-        "window.look = () => { const board = document.querySelector('.board').clientWidth / 2;"
-        f" const x = board * (1 + 2 * {far * math.sin(angle)}), y = board * (1 - 2 * {far * math.cos(angle)});"
-        " return [...document.querySelector('canvas.nodes').getContext('2d').getImageData(x, y, 1, 1).data] }; null"
+def test_dark_and_light_differ_in_page_and_canvas(browser, graph, tmp_path):
+    left, top, width = browser.value(
+        "(() => { const box = document.querySelector('.board').getBoundingClientRect();"
+        " return [box.left, box.top, box.width] })()"
     )
-    light = browser.value("look()")
-    browser.dark(True)
-    browser.wait(f"look().join() !== {json.dumps(','.join(map(str, light)))}")
-    dark = browser.value("look()")
-    assert light[3] > 0 and sum(light[:3]) < 3 * 60 and sum(dark[:3]) > 3 * 180
+    angle, far = 2 * math.pi * 0.2, 0.44 * 1.035 * width  # on the arc of the first slice
+    x, y = round(left + width / 2 + far * math.sin(angle)), round(top + width / 2 - far * math.cos(angle))
+    seen = []
+    for dark in (False, True):
+        browser.dark(dark)
+        browser.value("new Promise(go => requestAnimationFrame(() => requestAnimationFrame(go)))")
+        browser.picture(tmp_path / "seen.png")
+        around = imread(tmp_path / "seen.png")[y - 4 : y + 5, x - 4 : x + 5, :3].mean(axis=2)
+        seen.append((float(around.min()), float(around.max())))
     browser.dark(False)
+    (ink, paper), (dark_paper, dark_ink) = seen
+    assert ink < 0.3 and paper > 0.95 and dark_paper < 0.2 and dark_ink > 0.7
 
 
 def test_a_narrow_page_stays_within_its_width(browser, page, result):

@@ -114,6 +114,7 @@
     });
   }
   function drawMarks() {
+    if (!size) return; // not shown yet; it is drawn when it is
     const pen = wipe(layers.marks), looked = [fixed, hot].filter(node => node !== null && nodeOn(node));
     section.classList.toggle("dim", looked.length > 0);
     const shown = fixed === null ? looked.flatMap(visibleEdges) : visibleEdges(fixed);
