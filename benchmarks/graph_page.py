@@ -30,6 +30,10 @@ RECORD = """
 window.frames_ = []; window.last_ = performance.now();
 (function look() { requestAnimationFrame(now => { frames_.push(now - last_); last_ = now; look(); }); })(); null
 """
+DRAWN = """
+parseInt(document.querySelector(".shown").value.replaceAll(",", ""))
+    === parseInt(document.querySelector(".graph").dataset.drawn)
+"""
 
 
 def main(num_queries: int, num_neighbors: int) -> None:
@@ -50,9 +54,7 @@ def measure(browser: Browser, page: Path) -> None:
     print(f"loaded after {browser.value('performance.now()') / 1000:.2f} s")
     browser.value(RECORD)
     start = browser.value("openTab('graph'); performance.now()")
-    browser.wait("document.querySelector('.shown').value")
-    shown = int(browser.value("document.querySelector('.shown').value.split(' ')[0].replaceAll(',', '')"))
-    browser.wait(f"Number(document.querySelector('.graph').dataset.drawn) === {shown}")
+    browser.wait(DRAWN)
     print(f"all edges drawn after {(browser.value('performance.now()') - start) / 1000:.2f} s")
     report(browser, "while they are drawn")
     box = json.loads(browser.value("JSON.stringify(document.querySelector('.board').getBoundingClientRect())"))
@@ -62,7 +64,7 @@ def measure(browser: Browser, page: Path) -> None:
         browser.point(middle[0] + far * math.sin(angle), middle[1] - far * math.cos(angle))
     report(browser, "pointing at nodes")
     browser.value("document.querySelector('[data-sign=\"1\"]').click()")
-    browser.wait("Number(document.querySelector('.graph').dataset.drawn) > 0")
+    browser.wait(DRAWN)
     report(browser, "after a switch")
 
 
