@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -15,7 +16,9 @@ import pandas as pd
 import pytest
 from tiny import VOCABULARY, tiny_model, tiny_tokenizer
 
-from hf_fastif import InfluenceResult
+from hf_fastif import InfluenceConfig, InfluenceResult
+from hf_fastif.cli import parse_arguments
+from hf_fastif.data import DataArguments
 
 
 ROOT = Path(__file__).parent.parent
@@ -36,8 +39,19 @@ def files(tmp_path_factory):
     return folder
 
 
-def run(files, output, *flags, launcher=(), check=True, recipe="find_influential"):
-    command = [sys.executable, *launcher, str(ROOT / "recipes" / f"{recipe}.py")]
+def run(files, output, *flags, launcher=(), check=True):
+    command = [sys.executable, *launcher, str(ROOT / "recipes" / "find_influential.py")]
+    return subprocess.run(
+        [*command, *words(files, output), *flags],
+        check=check,
+        capture_output=True,
+        text=True,
+        env=os.environ,
+        timeout=300,
+    )
+
+
+def words(files, output):
     settings = {
         "model_name_or_path": files / "model",
         "train_file": files / "train.jsonl",
@@ -50,15 +64,7 @@ def run(files, output, *flags, launcher=(), check=True, recipe="find_influential
         "num_neighbors": 20,
         "save_strategy": "no",
     }
-    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    return subprocess.run(
-        [*command, "--use_cpu", *words, *flags],
-        check=check,
-        capture_output=True,
-        text=True,
-        env=os.environ,
-        timeout=300,
-    )
+    return ["--use_cpu", *(word for name, value in settings.items() for word in (f"--{name}", str(value)))]
 
 
 def test_train_explain_and_report(files, tmp_path):
@@ -112,14 +118,27 @@ def test_an_error_is_one_clear_line_and_leaves_nothing(files, tmp_path):
     assert "train_runtime" not in failed.stdout
 
 
-def test_both_sides_of_the_graph_and_going_on(files, tmp_path):
+@pytest.fixture
+def visualization(monkeypatch):
+    """The recipe as a module; it is run here, since it takes two runs to see that it goes on."""
+    spec = importlib.util.spec_from_file_location("visualization", ROOT / "recipes" / "visualization.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "visualization", module)  # for its dataclasses
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_both_sides_of_the_graph_and_going_on(files, tmp_path, visualization, capsys):
     flags = ["--max_steps", "2", "--name", "Plain", "--sliced_name", "Sliced"]
     for split in ("train", "validation"):
         rows = [json.loads(line) for line in (files / f"{split}.jsonl").read_text().split("\n")]
         sliced = [json.dumps(row | {"heuristic": "ab"[i % 2]}) for i, row in enumerate(rows)]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(sliced))
         flags += [f"--sliced_{split}_file", str(tmp_path / f"{split}.jsonl")]
-    first = run(files, tmp_path, *flags, recipe="visualization").stdout
+    kinds = visualization.RecipeArguments, DataArguments, InfluenceConfig
+    given = words(files, tmp_path) + flags
+    visualization.main(*parse_arguments(*kinds, argv=given))
+    first = capsys.readouterr().out
 
     for side, subsets in (("plain", ["all"]), ("sliced", ["a", "all", "b"])):
         folder = tmp_path / side / "influence"
@@ -136,6 +155,7 @@ def test_both_sides_of_the_graph_and_going_on(files, tmp_path):
             assert str(folder / name) in first and (folder / name).stat().st_size > 1000
 
     shutil.rmtree(tmp_path / "sliced" / "slices" / "sliced-b")
-    again = run(files, tmp_path, *flags, recipe="visualization").stdout
+    visualization.main(*parse_arguments(*kinds, argv=given))
+    again = capsys.readouterr().out
     assert "train_runtime" in first and "train_runtime" not in again
     assert re.findall(r"(.*): \d+ of \d+ are wrong", again) == ["Sliced, b"]
