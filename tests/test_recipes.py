@@ -85,6 +85,7 @@ def test_train_explain_and_report(files, tmp_path):
     assert (tmp_path / "model.safetensors").is_file()
     assert (tmp_path / "influence" / "diagnosis.txt").read_text("utf-8") in printed
     assert (tmp_path / "influence" / "diagnosis.png").is_file()
+    assert 'id="tab-diagnosis"' in report and "If you choose LiSSA\n" in report
 
 
 def test_loaded_model_chosen_queries_two_processes(files, tmp_path):

@@ -79,6 +79,7 @@ def test_the_files_of_a_push_and_what_a_smaller_one_takes_away(hub, result):
     names = {".gitattributes", "README.md", "influences.parquet", "queries.parquet", "summary.json", "report.html"}
     names.add("figures/influences.png")
     assert set(hub.files("me/influences")) == names | {"figures/recall.png", "figures/diagnosis.png"}
+    assert b'src="data:image/png;base64,' in hub.files("me/influences")["report.html"]
     hub.replace("me/influences", **{"notes.txt": b"kept", "README.md": b"---\nlicense: mit\n---\nmine"})
     result.push_to_hub("me/influences")
     assert set(hub.files("me/influences")) == names | {"notes.txt"}
