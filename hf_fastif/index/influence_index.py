@@ -68,8 +68,10 @@ class InfluenceIndex:
 
     @property
     def identity(self) -> str:
-        """What it was made of and with; the digests of its files may differ between two that are made alike."""
-        return str({name: value for name, value in self.manifest.items() if name != "files"})
+        """What its answers depend on: the same when it is built again."""
+        # Leaves out the parts, which model and settings decide: safetensors writes its header in no fixed order.
+        shards = {name: file["sha256"] for name, file in self.manifest["files"].items() if name != PARTS}
+        return json.dumps(self.manifest | {"files": shards})
 
     def search(self, queries: np.ndarray, k: int) -> np.ndarray:
         """The rows (Q, k) nearest to each query (Q, d), nearest first; by inner product those at both ends, in turns.
