@@ -234,6 +234,14 @@ class InfluenceConfig(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        self.check()
+
+    def check(self) -> None:
+        """Refuses settings of influence that make no sense, and turns numbers that were given as text into numbers.
+
+        Raises:
+            ValueError: Naming the setting, its value and what to give instead.
+        """
         if self.curvature not in ("gauss_newton", "hessian"):
             raise ValueError(f"curvature={self.curvature!r}: give 'gauss_newton' or 'hessian'.")
         if self.solver not in get_args(SolverName):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
 from hf_fastif.config import InfluenceConfig
@@ -18,6 +19,24 @@ from hf_fastif.trainer import InfluenceTrainer
 
 
 ACCURACY = "accuracy.json"  # written last: a run that has it is finished
+TRAINING = (  # settings that decide which model comes out
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "num_train_epochs",
+    "max_steps",
+    "train_batch_size",
+    "gradient_accumulation_steps",
+    "train_sampling_strategy",
+    "world_size",
+    "optim",
+    "weight_decay",
+    "max_grad_norm",
+    "label_smoothing_factor",
+    "bf16",
+    "fp16",
+    "seed",
+)
 
 
 @dataclass
@@ -71,14 +90,27 @@ def runs_of(config: InfluenceConfig, num_seeds: int) -> list[InfluenceConfig]:
     return runs
 
 
-def fine_tune(model: ModelArguments, data: DataArguments, config: InfluenceConfig) -> float:
-    """Trains and saves a model in `config.output_dir`, unless that is done, and returns its validation accuracy."""
+def training_settings(model: ModelArguments, data: DataArguments, config: InfluenceConfig) -> dict[str, str]:
+    """What decides which model training gives, beside the examples."""
+    settings = asdict(model) | {"max_length": data.max_length} | {name: getattr(config, name) for name in TRAINING}
+    return {name: str(value) for name, value in settings.items()}
+
+
+def fine_tune(
+    model: ModelArguments, data: DataArguments, config: InfluenceConfig, train: Dataset | None = None
+) -> float:
+    """Trains and saves a model in `config.output_dir`, unless that is done, and returns its validation accuracy.
+
+    `train` are other training examples than those of the data, tokenized.
+    """
     path = Path(config.output_dir) / ACCURACY
     if not path.exists():
         config = copy.copy(config)
         config.do_train = True
         set_seed(config.seed)
         trainer, examples = make_trainer(model, data, config)
+        if train is not None:
+            trainer.train_dataset = train
         trainer.train()
         trainer.save_model()
         wrong = trainer.find_misclassified(examples["validation"])
@@ -87,3 +119,40 @@ def fine_tune(model: ModelArguments, data: DataArguments, config: InfluenceConfi
             write_whole(path, lambda file: file.write_text(text, "utf-8"))
         trainer.accelerator.wait_for_everyone()
     return json.loads(path.read_text("utf-8"))["validation"]
+
+
+def trained(
+    model: ModelArguments, data: DataArguments, config: InfluenceConfig, train: Dataset | None = None
+) -> tuple[InfluenceTrainer, DatasetDict]:
+    """What `make_trainer` returns, with `config.do_train` of a model that was trained first (see `fine_tune`)."""
+    if config.do_train:
+        fine_tune(model, data, config, train)
+        model, config = copy.copy(model), copy.copy(config)
+        model.model_name_or_path, config.do_train = config.output_dir, False
+    trainer, examples = make_trainer(model, data, config)
+    if train is not None:
+        trainer.train_dataset = train
+    return trainer, examples
+
+
+def train_again(
+    model: ModelArguments, data: DataArguments, config: InfluenceConfig, train: Dataset, repeat: int
+) -> InfluenceTrainer:
+    """Trains a model on other training examples as `config` says; leaves nothing on disk.
+
+    Args:
+        model ([`ModelArguments`]): What training starts from.
+        data ([`DataArguments`]): Whose labels the model predicts.
+        config ([`InfluenceConfig`]): How to train.
+        train (`datasets.Dataset`): Tokenized training examples.
+        repeat (`int`): Models of several repeats differ in their seed.
+    """
+    config = copy.copy(config)
+    config.seed, config.do_train, config.checkpoints = 1000 + config.seed + repeat, True, ["final"]
+    config.disable_tqdm, config.logging_strategy, config.save_strategy = True, "no", "no"
+    set_seed(config.seed)
+    with TemporaryDirectory() as config.output_dir:
+        trainer, _ = make_trainer(model, data, config)
+        trainer.train_dataset = train
+        trainer.train()
+    return trainer

@@ -1,7 +1,29 @@
 """What can be asked of a trainer beyond influence itself: functions from a trainer to a result."""
 
+from hf_fastif.analysis.correlation import Correlation, correlation, correlations
 from hf_fastif.analysis.lds import Lds, SubsetLosses, lds, plot_lds, query_losses, retrain_on_subsets
-from hf_fastif.analysis.recall import Recall, recall
+from hf_fastif.analysis.recall import Recall, RecallOfFeatures, recall, recall_of_features
+from hf_fastif.analysis.result import AnalysisResult
+from hf_fastif.analysis.retraining import Retraining, retraining
+from hf_fastif.analysis.work import balanced_queries
 
 
-__all__ = ["Lds", "Recall", "SubsetLosses", "lds", "plot_lds", "query_losses", "recall", "retrain_on_subsets"]
+__all__ = [
+    "AnalysisResult",
+    "Correlation",
+    "Lds",
+    "Recall",
+    "RecallOfFeatures",
+    "Retraining",
+    "SubsetLosses",
+    "balanced_queries",
+    "correlation",
+    "correlations",
+    "lds",
+    "plot_lds",
+    "query_losses",
+    "recall",
+    "recall_of_features",
+    "retrain_on_subsets",
+    "retraining",
+]

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
+import torch
 from datasets import Dataset
 
-from hf_fastif.files import write_whole
+from hf_fastif.analysis.result import AnalysisResult
+from hf_fastif.analysis.work import changed, influence_manifest, kept_parts
+from hf_fastif.config import FeatureName
+from hf_fastif.pieces import Tensors
 from hf_fastif.solvers import Solution
 
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from hf_fastif.trainer import InfluenceTrainer
 
 DIRECTIONS = {"helpful": 1.0, "harmful": -1.0, "absolute": None}  # the sign with which scores are sorted
@@ -23,7 +27,7 @@ SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # of the candid
 
 
 @dataclass(frozen=True)
-class Recall:
+class Recall(AnalysisResult):
     """The share of the top m of the full scan that is among the k nearest neighbours, as a mean over queries.
 
     Attributes:
@@ -51,12 +55,7 @@ class Recall:
             lines += [found, "  " + ", ".join(f"k = {row['k']}: {row['recall']:.2f}" for row in own)]
         return "\n".join(lines)
 
-    def save(self, path: str | Path) -> None:
-        """Writes a JSON file."""
-        text = json.dumps(asdict(self), indent=2)
-        write_whole(Path(path), lambda file: file.write_text(text, encoding="utf-8"))
-
-    def plot(self, path: str | Path) -> None:
+    def figure(self) -> Figure:
         """Draws recall against k, a panel for each direction."""
         from matplotlib.figure import Figure
 
@@ -71,7 +70,7 @@ class Recall:
             axis.grid(alpha=0.3)
         axes[0].set_ylabel("recall")
         axes[0].legend(loc="upper left")
-        write_whole(Path(path), lambda file: figure.savefig(file, format=Path(path).suffix[1:], dpi=130))
+        return figure
 
 
 def recall(
@@ -103,13 +102,24 @@ def recall(
         ValueError: If some m exceeds the candidates.
     """
     count = len(trainer.train_dataset if candidates is None else candidates)
-    if max(top) > count:
-        raise ValueError(f"top={tuple(top)}: there are {count} candidates.")
-    ks = sorted(set(ks or (max(1, round(share * count)) for share in SHARES)))
+    ks = _checked_ks(count, top, ks)
     solution = trainer.compute_s_test(queries) if s_test is None else s_test
     found = trainer.find_candidates(queries, ks[-1], candidates, solution, query_features)
     scores = trainer.compute_influence(queries, candidates, solution) if scan is None else scan
-    places = np.full(scores.shape, count)  # where the index has each candidate
+    return Recall(_table(scores, found, top, ks), count, len(scores))
+
+
+def _checked_ks(count: int, top: Sequence[int], ks: Sequence[int] | None) -> list[int]:
+    if max(top) > count:
+        raise ValueError(f"top={tuple(top)}: there are {count} candidates.")
+    return sorted(set(ks or (max(1, round(share * count)) for share in SHARES)))
+
+
+def _table(
+    scores: np.ndarray, found: np.ndarray, top: Sequence[int], ks: Sequence[int]
+) -> list[dict[str, str | int | float]]:
+    """The rows of a `Recall`, given scores (Q, N) and candidates (Q, k), nearest first."""
+    places = np.full(scores.shape, scores.shape[1])  # where the index has each candidate
     np.put_along_axis(places, found, np.arange(found.shape[1])[None], axis=1)
     table = []
     for direction, sign in DIRECTIONS.items():
@@ -122,4 +132,103 @@ def recall(
                 table.append(
                     {"direction": direction, "m": m, "k": k, "recall": float(shares.mean()), "std_err": error}
                 )
-    return Recall(table, count, len(scores))
+    return table
+
+
+@dataclass(frozen=True)
+class RecallOfFeatures(AnalysisResult):
+    """Recall of every kind of features of an index, for groups of queries.
+
+    Attributes:
+        table (`list[dict]`): The rows of [`Recall`], with `features` (the kind), `group` and `num_queries`.
+        num_candidates (`int`): N.
+        damping (`float`): lambda of the full scan.
+    """
+
+    table: list[dict[str, str | int | float]]
+    num_candidates: int
+    damping: float
+
+    def recall_of(self, features: str, group: str) -> Recall:
+        """The part of one kind of features and one group of queries."""
+        own = [row for row in self.table if (row["features"], row["group"]) == (features, group)]
+        return Recall(own, self.num_candidates, own[0]["num_queries"])
+
+    def __str__(self) -> str:
+        parts = dict.fromkeys((row["features"], row["group"]) for row in self.table)
+        return "\n".join(f"{features}, {group}: {self.recall_of(features, group)}" for features, group in parts)
+
+    def figure(self) -> Figure:
+        """Draws recall against k: a row of panels for each group of queries, a column for each direction."""
+        from matplotlib.figure import Figure
+
+        groups, kinds, sizes = (list(dict.fromkeys(row[n] for row in self.table)) for n in ("group", "features", "m"))
+        figure = Figure(figsize=(12, 3 * len(groups) + 0.6), layout="constrained")
+        panels = figure.subplots(len(groups), len(DIRECTIONS), sharex=True, sharey=True, squeeze=False)
+        for axes_of_group, group in zip(panels, groups, strict=True):
+            for axes, direction in zip(axes_of_group, DIRECTIONS, strict=True):
+                for color, kind in enumerate(kinds):
+                    for m, style in zip(sizes, ("-", "--", ":", "-.") * len(sizes), strict=False):
+                        rows = self.recall_of(kind, group).table
+                        own = [row for row in rows if (row["direction"], row["m"]) == (direction, m)]
+                        k, values, errors = ([row[name] for row in own] for name in ("k", "recall", "std_err"))
+                        axes.errorbar(k, values, errors, fmt=style, color=f"C{color}", label=f"{kind}, top {m}")
+                axes.set(xscale="log", ylim=(0, 1.05), title=f"{direction}, {group}")
+                axes.grid(alpha=0.3)
+            axes_of_group[0].set_ylabel("recall")
+        for axes in panels[-1]:
+            axes.set_xlabel("k, neighbours scored")
+        figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+        return figure
+
+
+def recall_of_features(
+    trainer: InfluenceTrainer,
+    queries: Dataset,
+    groups: Mapping[str, Sequence[bool]] | None = None,
+    kinds: Sequence[str] = get_args(FeatureName),
+    top: Sequence[int] = (10, 100),
+    ks: Sequence[int] | None = None,
+) -> RecallOfFeatures:
+    """Builds an index of every kind of features and compares its candidates with a full scan.
+
+    Args:
+        trainer ([`InfluenceTrainer`]): With the solver and damping of the full scan in its settings.
+        queries (`datasets.Dataset`): Q examples.
+        groups (`Mapping`, *optional*): Names of groups, and which queries are in them, bool (Q,); all are in "all".
+        kinds (`Sequence[str]`, *optional*): Kinds of features, as in `InfluenceConfig.index_features`; all of them.
+        top (`Sequence[int]`, *optional*): See [`recall`].
+        ks (`Sequence[int]`, *optional*): See [`recall`].
+
+    Returns:
+        [`RecallOfFeatures`]: s_test, scan and candidates are kept in `output_dir/recall`.
+
+    Raises:
+        ValueError: If some m exceeds the candidates, or there is no such kind of features.
+    """
+    count = len(trainer.train_dataset)
+    ks = _checked_ks(count, top, ks)
+    for kind in kinds:
+        with changed(trainer, index_features=kind):
+            pass  # refused before the work
+    parts = kept_parts(trainer, "recall", influence_manifest(trainer, queries=queries))
+    solution = Solution.from_tensors(parts.get("s_test", lambda: trainer.compute_s_test(queries).to_tensors()))
+
+    def scan() -> Tensors:
+        return {"scores": torch.from_numpy(trainer.compute_influence(queries, s_test=solution))}
+
+    def find(kind: str) -> Tensors:
+        with changed(trainer, index_features=kind):
+            trainer.build_index()
+            return {"rows": torch.from_numpy(trainer.find_candidates(queries, ks[-1], s_test=solution))}
+
+    scores, table = parts.get("scan", scan)["scores"].cpu().numpy(), []
+    groups = {"all": np.ones(len(queries), dtype=bool)} | {
+        name: np.asarray(own) for name, own in (groups or {}).items()
+    }
+    for kind in kinds:
+        found = parts.get(f"candidates-{kind}-{ks[-1]}", lambda kind=kind: find(kind))["rows"].cpu().numpy()
+        for group, own in groups.items():
+            about = {"features": kind, "group": group, "num_queries": int(own.sum())}
+            table += [about | row for row in _table(scores[own], found[own], top, ks)]
+    return RecallOfFeatures(table, count, solution.damping)

@@ -1,0 +1,263 @@
+"""Does the loss change as influence says, once a model is trained again without the examples?
+
+Section 5.4 and appendix B.3 of the paper, figures 3c and 10.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate.utils import tqdm
+from datasets import ClassLabel, Dataset
+
+from hf_fastif.analysis.result import AnalysisResult
+from hf_fastif.analysis.work import influence_manifest, kept_parts
+from hf_fastif.attribution import digest
+from hf_fastif.index import without_indexes
+from hf_fastif.pieces import Tensors
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from hf_fastif.trainer import InfluenceTrainer
+
+DIRECTIONS = ("helpful", "harmful")
+RANDOM = "random"
+GROUPS = {"predicted wrong": False, "predicted right": True}
+NUM_DRAWS = 1000  # for an interval
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What is removed: the first m of some `rows`, for one query or (random ones) for every one of them."""
+
+    system: str
+    direction: str
+    m: int
+    queries: Sequence[int]
+    rows: np.ndarray
+
+
+@dataclass(frozen=True)
+class Retraining(AnalysisResult):
+    """How the loss on queries changed when a model was trained again without some examples.
+
+    Attributes:
+        changes (`list[dict]`): `system` (a way to find influential examples, or "random"), `direction` ("helpful" or
+            "harmful", or the label of the random examples), `m` (examples removed), `query`, `repeat`, and `change`
+            of the loss, against a model of the same repeat that was trained on everything.
+        losses (`list[float]`): Of each query under the models that were trained on everything, mean over repeats.
+        right (`list[bool]`): Whether the model predicted each query right.
+        num_train (`int`): N.
+    """
+
+    changes: list[dict[str, Any]]
+    losses: list[float]
+    right: list[bool]
+    num_train: int
+
+    def summary(self, seed: int = 0) -> list[dict[str, Any]]:
+        """Means over queries and repeats: `group`, `system`, `direction`, `m`, `change`, `low` and `high`.
+
+        The group is "all" queries, or those "predicted wrong" or "predicted right". From `low` to `high` is the 95 %
+        interval from drawing queries and repeats anew.
+        """
+        table = {}
+        for row in self.changes:
+            table.setdefault((row["system"], row["direction"], row["m"]), {})[row["query"], row["repeat"]] = row
+        groups = {"all": np.arange(len(self.right))}
+        groups |= {name: np.flatnonzero(np.array(self.right) == value) for name, value in GROUPS.items()}
+        found = []
+        for group, queries in groups.items():
+            for (system, direction, m), rows in table.items() if len(queries) else ():
+                repeats = 1 + max(repeat for _, repeat in rows)
+                values = np.array([[rows[q, r]["change"] for r in range(repeats)] for q in queries])
+                numbers = dict(zip(("change", "low", "high"), _mean_and_interval(values, seed), strict=True))
+                found.append({"group": group, "system": system, "direction": direction, "m": m} | numbers)
+        return found
+
+    def __str__(self) -> str:
+        lines = [
+            f"Change of the loss on {len(self.losses)} queries (before: {np.mean(self.losses):.3f}) after training "
+            f"again without m of {self.num_train:,} examples, with 95 % intervals"
+        ]
+        for row in self.summary():
+            chosen = f"{row['system']}, {row['direction']}"
+            change = f"{row['change']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f})"
+            lines.append(f"  {row['group']:16} {chosen:28} m = {row['m']:<5} {change}")
+        return "\n".join(lines)
+
+    def figure(self) -> Figure:
+        """Draws the change against m: a panel for the queries predicted wrong, one for those predicted right."""
+        from matplotlib.figure import Figure
+
+        summary = self.summary()
+        groups = [name for name in GROUPS if any(row["group"] == name for row in summary)]
+        figure = Figure(figsize=(4.2 * len(groups) + 2, 4), layout="constrained")
+        panels = figure.subplots(1, len(groups), squeeze=False)[0]
+        lines = list(dict.fromkeys((row["system"], row["direction"]) for row in summary))
+        for axes, group in zip(panels, groups, strict=True):
+            for number, (system, direction) in enumerate(lines):
+                own = [r for r in summary if (r["group"], r["system"], r["direction"]) == (group, system, direction)]
+                places, values = np.array([r["m"] for r in own]), np.array([r["change"] for r in own])
+                errors = np.abs(np.array([[r["low"], r["high"]] for r in own]).T - values)
+                style = ":" if system == RANDOM else "-"
+                moved = places * 1.03 ** (number - len(lines) / 2)  # else the bars would lie on each other
+                axes.errorbar(moved, values, errors, fmt=f"o{style}", capsize=2, label=f"{system}, {direction}")
+            axes.axhline(0, color="gray", linewidth=0.8)
+            axes.set(xscale="log", xlabel="examples removed", title=group)
+            axes.grid(alpha=0.3)
+        panels[0].set_ylabel("change of the loss")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+        return figure
+
+
+def _mean_and_interval(values: np.ndarray, seed: int) -> tuple[float, float, float]:
+    """The mean of a table (Q, R), and its 95 % interval from drawing rows and columns anew."""
+    random = np.random.default_rng(seed)
+    means = []
+    for _ in range(NUM_DRAWS):
+        queries, repeats = (random.integers(size, size=size) for size in values.shape)
+        means.append(values[queries][:, repeats].mean())
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(values.mean()), float(low), float(high)
+
+
+def retraining(
+    trainer: InfluenceTrainer,
+    queries: Dataset,
+    right: Sequence[bool],
+    train_on: Callable[[Dataset, int], np.ndarray],
+    about: Mapping[str, str],
+    systems: Mapping[str, int | None] | None = None,
+    num_removed: Sequence[int] = (1, 5, 25, 50, 100),
+    num_repeats: int = 2,
+) -> Retraining:
+    """Removes the m most helpful or harmful examples of each query, or m random ones of a label, and trains again.
+
+    Random examples have nothing to do with a query, so that one model without them serves all queries. Removing the
+    same examples for another query or system takes no further model either.
+
+    Args:
+        trainer ([`InfluenceTrainer`]): Of the model whose influential examples are removed.
+        queries (`datasets.Dataset`): Q examples.
+        right (`Sequence[bool]`): Whether the model predicts each of them right; they are reported apart.
+        train_on (`Callable`): Given training examples and a seed, trains a model and returns its losses (Q,) on the
+            queries.
+        about (`Mapping[str, str]`): What `train_on` depends on beside its arguments.
+        systems (`Mapping`, *optional*): The ways to find influential examples by their names: k, the number of nearest
+            neighbours that are scored, or None for all; by default `{"full": None}`.
+        num_removed (`Sequence[int]`, *optional*): The m.
+        num_repeats (`int`, *optional*, defaults to 2): Models for each removal, which differ in their seed.
+
+    Returns:
+        [`Retraining`]: What is finished, above all every model's losses, is kept in `output_dir/retraining` and
+            `output_dir/retrained`.
+
+    Raises:
+        ValueError: If a query has fewer than m examples of a direction, or a label fewer than m.
+    """
+    train, seeds = without_indexes(trainer.train_dataset), range(num_repeats)
+    sizes, everyone = sorted(num_removed), range(len(queries))
+    random = [_random_rows(train, sizes[-1], trainer.args.seed + seed) for seed in seeds]
+    tops = _influential(trainer, queries, systems or {"full": None}, sizes[-1])
+    chosen = [
+        Removal(system, direction, m, [query], rows[query, :m])
+        for (system, direction), rows in tops.items()
+        for query in everyone
+        for m in sizes
+    ]
+    losses_of = _keeping(trainer, queries, train_on, about)
+    changes, base = [], []
+    with tqdm(total=num_repeats * (1 + len(chosen) + len(random[0]) * len(sizes)), desc="Retraining") as bar:
+        for repeat in seeds:
+            base.append(losses_of(np.array([], dtype=np.int64), repeat))
+            bar.update()
+            others = [
+                Removal(RANDOM, label, m, everyone, rows[:m]) for label, rows in random[repeat].items() for m in sizes
+            ]
+            for one in chosen + others:
+                after = losses_of(one.rows, repeat)
+                about_it = {"system": one.system, "direction": one.direction, "m": one.m, "repeat": repeat}
+                changes += [about_it | {"query": q, "change": float(after[q] - base[-1][q])} for q in one.queries]
+                bar.update()
+    return Retraining(changes, np.mean(base, axis=0).tolist(), [bool(value) for value in right], len(train))
+
+
+def _random_rows(train: Dataset, count: int, seed: int) -> dict[str, np.ndarray]:
+    """Random rows (count,) of each label."""
+    labels, feature = np.asarray(train["label"]), train.features["label"]
+    random, found = np.random.default_rng(seed), {}
+    for label in np.unique(labels):
+        name = feature.int2str(int(label)) if isinstance(feature, ClassLabel) else str(label)
+        rows = np.flatnonzero(labels == label)
+        if len(rows) < count:
+            raise ValueError(
+                f"num_removed={count}: only {len(rows)} training examples have the label {name}; remove fewer."
+            )
+        found[name] = random.choice(rows, count, replace=False)
+    return found
+
+
+def _influential(
+    trainer: InfluenceTrainer, queries: Dataset, systems: Mapping[str, int | None], count: int
+) -> dict[tuple[str, str], np.ndarray]:
+    """The rows (Q, count) of the most influential examples, by system and direction, strongest first."""
+    manifest = influence_manifest(trainer, queries=queries) | {"systems": str(systems), "count": str(count)}
+    parts = kept_parts(trainer, "retraining", manifest)
+
+    def strongest(k: int | None) -> Tensors:
+        if k is not None:
+            trainer.build_index()
+        table = trainer.find_influential(queries, count, num_neighbors=k).influences.to_pandas()
+        found = {}
+        for direction in DIRECTIONS:
+            own = table[table["direction"] == direction].sort_values("rank").groupby("query_index")["train_index"]
+            rows = [own.get_group(q).to_numpy() if q in own.groups else [] for q in range(len(queries))]
+            few = [f"query {q} has {len(one)}" for q, one in enumerate(rows) if len(one) < count]
+            if few:
+                raise ValueError(
+                    f"num_removed={count}: of {direction} examples {', '.join(few)}; remove fewer, take other "
+                    "queries, or score more candidates."
+                )
+            found[direction] = torch.from_numpy(np.stack(rows))
+        return found
+
+    found = {}
+    for number, (system, k) in enumerate(systems.items()):
+        rows = parts.get(f"strongest-{number}", lambda k=k: strongest(k))
+        found |= {(system, direction): rows[direction].cpu().numpy() for direction in DIRECTIONS}
+    return found
+
+
+def _keeping(
+    trainer: InfluenceTrainer,
+    queries: Dataset,
+    train_on: Callable[[Dataset, int], np.ndarray],
+    about: Mapping[str, str],
+) -> Callable[[np.ndarray, int], np.ndarray]:
+    """Trains without some rows and returns the losses (Q,), unless that was done before."""
+    train, known = without_indexes(trainer.train_dataset), {}
+    with trainer._context() as context:
+        rows_of = {"train": context.examples("train_dataset", train).digest}
+        rows_of["queries"] = context.examples("queries", queries).digest
+    parts = kept_parts(trainer, "retrained", dict(about) | rows_of)
+
+    def losses(removed: np.ndarray, repeat: int) -> np.ndarray:
+        removed = np.sort(removed)
+        name = f"without-{len(removed)}-{digest([str(removed.tolist())])}-seed-{repeat}"
+
+        def work() -> Tensors:
+            kept = np.setdiff1d(np.arange(len(train)), removed)
+            return {"losses": torch.from_numpy(np.asarray(train_on(train.select(kept), repeat), dtype=np.float64))}
+
+        if name not in known:
+            known[name] = parts.get(name, work)["losses"].cpu().numpy()
+        return known[name]
+
+    return losses

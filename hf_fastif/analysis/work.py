@@ -1,0 +1,94 @@
+"""What the analyses share: queries, other settings for a while, and finished parts that are kept."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from datasets import Dataset
+
+from hf_fastif.attribution import digest
+from hf_fastif.pieces import Pieces
+
+
+if TYPE_CHECKING:
+    from hf_fastif.trainer import InfluenceTrainer
+
+
+def balanced_queries(
+    trainer: InfluenceTrainer, dataset: Dataset, count: int, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws examples of which half are predicted wrong and half right, as in the experiments of the paper.
+
+    Args:
+        trainer ([`InfluenceTrainer`]): Whose model predicts.
+        dataset (`datasets.Dataset`): To draw from, such as the validation set.
+        count (`int`): How many; of an odd number the right ones are one more.
+        seed (`int`, *optional*, defaults to 0): Of the draw.
+
+    Returns:
+        Their rows (count,), the wrong ones first, and whether each is predicted right, bool (count,).
+
+    Raises:
+        ValueError: If there are too few of one kind.
+    """
+    wanted = {"wrong": count // 2, "right": count - count // 2}
+    order = np.random.default_rng(seed).permutation(len(dataset))
+    found: dict[str, list[int]] = {kind: [] for kind in wanted}
+    for rows in np.array_split(order, max(1, len(order) // max(64, 4 * count))):
+        wrong = np.isin(np.arange(len(rows)), trainer.find_misclassified(dataset.select(rows)))
+        found["wrong"] += rows[wrong].tolist()
+        found["right"] += rows[~wrong].tolist()
+        if all(len(found[kind]) >= wanted[kind] for kind in wanted):
+            break
+    if few := [f"{len(found[kind])} {kind}" for kind in wanted if len(found[kind]) < wanted[kind]]:
+        raise ValueError(
+            f"count={count}: half of the queries are to be predicted wrong and half right, but of {len(dataset)} "
+            f"examples only {' and '.join(few)} ones were found; ask for fewer, or give more examples."
+        )
+    rows = np.array(found["wrong"][: wanted["wrong"]] + found["right"][: wanted["right"]], dtype=np.int64)
+    return rows, np.arange(count) >= wanted["wrong"]
+
+
+@contextmanager
+def changed(trainer: InfluenceTrainer, **settings: Any) -> Iterator[None]:
+    """Gives a trainer other settings of influence within the block.
+
+    Raises:
+        ValueError: If there is no such setting, or its value is refused.
+    """
+    before, args = trainer.args, copy.copy(trainer.args)
+    if unknown := set(settings) - set(args.influence_settings()):
+        raise ValueError(f"settings: {', '.join(sorted(unknown))} is no setting of influence; see InfluenceConfig.")
+    for name, value in settings.items():
+        setattr(args, name, value)
+    args.check()
+    trainer.args = args
+    try:
+        yield
+    finally:
+        trainer.args = before
+
+
+def influence_manifest(trainer: InfluenceTrainer, **datasets: Dataset) -> dict[str, str]:
+    """What influence depends on: the model, the training set, settings, and other datasets by their names."""
+    with trainer._context() as context:
+        digests = {name: context.examples(name, rows).digest for name, rows in datasets.items()}
+        train = context.examples("train_dataset", trainer.train_dataset).digest
+        settings = {name: str(value) for name, value in trainer.args.influence_settings().items()}
+        about = {"model": context.checkpoints.fingerprint, "train_dataset": train, "seed": str(trainer.args.seed)}
+    return about | settings | digests
+
+
+def kept_parts(trainer: InfluenceTrainer, name: str, manifest: Mapping[str, str]) -> Pieces:
+    """Finished parts of an analysis, in `output_dir/NAME`: in a folder of their own for each manifest.
+
+    They are left there, so that an analysis that was stopped or is made larger goes on from them.
+    """
+    folder = Path(trainer.args.output_dir) / name / digest([json.dumps(dict(manifest), sort_keys=True)])
+    return Pieces(folder, manifest, trainer.accelerator)

@@ -1,0 +1,49 @@
+"""Correlation of influence scores (section 5.4 of the FastIF paper) as an `evaluate` module."""
+
+from __future__ import annotations
+
+import datasets
+import evaluate
+import numpy as np
+
+from hf_fastif.analysis.correlation import correlations
+
+
+DESCRIPTION = """\
+Pearson's r, Spearman's rho and Kendall's tau (b) between two sets of influence scores of the same training examples,
+for each query, as means over queries.
+"""
+INPUTS = """\
+Args:
+    predictions: For each query the scores of some training examples.
+    references: For each query the scores of the same training examples that are taken for the truth.
+Returns:
+    pearson, spearman, kendall: Between -1 and 1; a query whose scores do not vary counts as 0.
+Examples:
+    >>> InfluenceCorrelation(keep_in_memory=True).compute(predictions=[[0.1, 0.2, 0.4]], references=[[1, 3, 2]])
+"""
+CITATION = """\
+@inproceedings{guo-etal-2021-fastif,
+    title = "{FastIF}: Scalable Influence Functions for Efficient Model Interpretation and Debugging",
+    author = "Guo, Han and Rajani, Nazneen and Hase, Peter and Bansal, Mohit and Xiong, Caiming",
+    booktitle = "Proceedings of EMNLP",
+    year = "2021",
+}
+"""
+
+
+class InfluenceCorrelation(evaluate.Metric):
+    """See `DESCRIPTION` and `INPUTS` of this module."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        scores = datasets.List(datasets.Value("float64"))
+        return evaluate.MetricInfo(
+            description=DESCRIPTION,
+            citation=CITATION,
+            inputs_description=INPUTS,
+            features=datasets.Features({"predictions": scores, "references": scores}),
+        )
+
+    def _compute(self, predictions: list[list[float]], references: list[list[float]]) -> dict[str, float]:
+        found = [correlations(np.array(a), np.array(b)) for a, b in zip(predictions, references, strict=True)]
+        return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
