@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -92,8 +92,22 @@ def runs_of(config: InfluenceConfig, num_seeds: int) -> list[InfluenceConfig]:
 
 def training_settings(model: ModelArguments, data: DataArguments, config: InfluenceConfig) -> dict[str, str]:
     """What decides which model training gives, beside the examples."""
-    settings = asdict(model) | {"max_length": data.max_length} | {name: getattr(config, name) for name in TRAINING}
+    settings = {one.name: getattr(model, one.name) for one in fields(ModelArguments)} | {"max_length": data.max_length}
+    settings |= {name: getattr(config, name) for name in TRAINING}
     return {name: str(value) for name, value in settings.items()}
+
+
+def check_training(config: InfluenceConfig) -> None:
+    """Recipes that train again and again must start from what the first training started from.
+
+    Raises:
+        ValueError: If `config.do_train` is not set.
+    """
+    if not config.do_train:
+        raise ValueError(
+            "do_train=False: this recipe trains models from model_name_or_path, the first one among them; give "
+            "--do_train and the pretrained encoder. A model that is in output_dir already is not trained again."
+        )
 
 
 def fine_tune(

@@ -1,9 +1,9 @@
 """Does the loss change as influence says, when a model is trained again without the examples (figures 3c and 10)?
 
 Removes the m most helpful or harmful training examples of each query, or m random ones of each label, and trains
-again. Writes `retraining.json`, `.png` and `.svg` into OUTPUT_DIR. Every model that was trained is kept as its losses
-in OUTPUT_DIR/retrained, and not trained again. With `--num_neighbors K` examples are also found the fast way, among the
-K nearest neighbours.
+again. With `--num_neighbors K` examples are also found the fast way, among the K nearest neighbours. Writes
+`retraining.json`, `.png` and `.svg` into OUTPUT_DIR. Of every model that was trained the losses are kept in
+OUTPUT_DIR/retrained, and it is not trained again.
 
     python recipes/retraining.py --config recipes/configs/retraining-mnli-small.yaml
     accelerate launch recipes/retraining.py --config recipes/configs/retraining-mnli.yaml
@@ -20,7 +20,7 @@ from hf_fastif import InfluenceConfig
 from hf_fastif.analysis import balanced_queries, query_losses, retraining
 from hf_fastif.cli import check_processes, parse_arguments
 from hf_fastif.data import DataArguments
-from hf_fastif.finetuning import ModelArguments, train_again, trained, training_settings
+from hf_fastif.finetuning import ModelArguments, check_training, train_again, trained, training_settings
 
 
 @dataclass
@@ -36,6 +36,7 @@ class RecipeArguments(ModelArguments):
 
 def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) -> None:
     check_processes(config.world_size)
+    check_training(config)
     trainer, examples = trained(recipe, data, config)
     rows, right = balanced_queries(trainer, examples["validation"], recipe.num_queries, config.seed)
     queries = examples["validation"].select(rows)

@@ -2,6 +2,7 @@
 
 from hf_fastif.analysis.correlation import Correlation, correlation, correlations
 from hf_fastif.analysis.lds import Lds, SubsetLosses, lds, plot_lds, query_losses, retrain_on_subsets
+from hf_fastif.analysis.mislabels import Mislabels, mislabels
 from hf_fastif.analysis.recall import Recall, RecallOfFeatures, recall, recall_of_features
 from hf_fastif.analysis.result import AnalysisResult
 from hf_fastif.analysis.retraining import Retraining, retraining
@@ -12,6 +13,7 @@ __all__ = [
     "AnalysisResult",
     "Correlation",
     "Lds",
+    "Mislabels",
     "Recall",
     "RecallOfFeatures",
     "Retraining",
@@ -20,6 +22,7 @@ __all__ = [
     "correlation",
     "correlations",
     "lds",
+    "mislabels",
     "plot_lds",
     "query_losses",
     "recall",

@@ -35,13 +35,16 @@ class AnalysisResult(ABC):
 
     def plot(self, path: str | Path) -> Path:
         """Writes the figure; the suffix of the path says in which format, such as `.png` or `.svg`."""
-        path, figure = Path(path), self.figure()
-        return write_whole(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=130))
+        return _draw(self.figure(), Path(path))
 
     def write(self, folder: str | Path, name: str) -> Path:
         """Writes `NAME.json`, `NAME.png` and `NAME.svg` into a folder, and returns the path of the first."""
-        folder = Path(folder)
+        folder, figure = Path(folder), self.figure()
         folder.mkdir(parents=True, exist_ok=True)
         for suffix in ("png", "svg"):
-            self.plot(folder / f"{name}.{suffix}")
+            _draw(figure, folder / f"{name}.{suffix}")
         return self.save(folder / f"{name}.json")
+
+
+def _draw(figure: Figure, path: Path) -> Path:
+    return write_whole(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=130))

@@ -15,7 +15,7 @@ from accelerate.utils import tqdm
 from datasets import ClassLabel, Dataset
 
 from hf_fastif.analysis.result import AnalysisResult
-from hf_fastif.analysis.work import influence_manifest, kept_parts
+from hf_fastif.analysis.work import Retrained, digests, influence_manifest, kept_parts
 from hf_fastif.attribution import digest
 from hf_fastif.index import without_indexes
 from hf_fastif.pieces import Tensors
@@ -120,10 +120,8 @@ class Retraining(AnalysisResult):
 def _mean_and_interval(values: np.ndarray, seed: int) -> tuple[float, float, float]:
     """The mean of a table (Q, R), and its 95 % interval from drawing rows and columns anew."""
     random = np.random.default_rng(seed)
-    means = []
-    for _ in range(NUM_DRAWS):
-        queries, repeats = (random.integers(size, size=size) for size in values.shape)
-        means.append(values[queries][:, repeats].mean())
+    queries, repeats = (random.integers(size, size=(NUM_DRAWS, size)) for size in values.shape)
+    means = values[queries[:, :, None], repeats[:, None, :]].mean(axis=(1, 2))
     low, high = np.quantile(means, [0.025, 0.975])
     return float(values.mean()), float(low), float(high)
 
@@ -172,7 +170,13 @@ def retraining(
         for query in everyone
         for m in sizes
     ]
-    losses_of = _keeping(trainer, queries, train_on, about)
+    parts = kept_parts(trainer, "retrained", dict(about) | digests(trainer, train=train, queries=queries))
+    retrained = Retrained(parts, train_on)
+
+    def losses_of(removed: np.ndarray, repeat: int) -> np.ndarray:
+        change, left = _without(train, removed)
+        return retrained.measured(change, repeat, left)
+
     changes, base = [], []
     with tqdm(total=num_repeats * (1 + len(chosen) + len(random[0]) * len(sizes)), desc="Retraining") as bar:
         for repeat in seeds:
@@ -235,29 +239,7 @@ def _influential(
     return found
 
 
-def _keeping(
-    trainer: InfluenceTrainer,
-    queries: Dataset,
-    train_on: Callable[[Dataset, int], np.ndarray],
-    about: Mapping[str, str],
-) -> Callable[[np.ndarray, int], np.ndarray]:
-    """Trains without some rows and returns the losses (Q,), unless that was done before."""
-    train, known = without_indexes(trainer.train_dataset), {}
-    with trainer._context() as context:
-        rows_of = {"train": context.examples("train_dataset", train).digest}
-        rows_of["queries"] = context.examples("queries", queries).digest
-    parts = kept_parts(trainer, "retrained", dict(about) | rows_of)
-
-    def losses(removed: np.ndarray, repeat: int) -> np.ndarray:
-        removed = np.sort(removed)
-        name = f"without-{len(removed)}-{digest([str(removed.tolist())])}-seed-{repeat}"
-
-        def work() -> Tensors:
-            kept = np.setdiff1d(np.arange(len(train)), removed)
-            return {"losses": torch.from_numpy(np.asarray(train_on(train.select(kept), repeat), dtype=np.float64))}
-
-        if name not in known:
-            known[name] = parts.get(name, work)["losses"].cpu().numpy()
-        return known[name]
-
-    return losses
+def _without(train: Dataset, removed: np.ndarray) -> tuple[str, Callable[[], Dataset]]:
+    """What is left of a training set when some rows are removed, and a name for it."""
+    name = f"without-{len(removed)}-{digest([str(sorted(removed.tolist()))])}"
+    return name, lambda: train.select(np.setdiff1d(np.arange(len(train)), removed))

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 
 from hf_fastif.attribution import digest
-from hf_fastif.pieces import Pieces
+from hf_fastif.pieces import Pieces, Tensors
 
 
 if TYPE_CHECKING:
@@ -77,12 +78,16 @@ def changed(trainer: InfluenceTrainer, **settings: Any) -> Iterator[None]:
 
 def influence_manifest(trainer: InfluenceTrainer, **datasets: Dataset) -> dict[str, str]:
     """What influence depends on: the model, the training set, settings, and other datasets by their names."""
+    settings = {name: str(value) for name, value in trainer.args.influence_settings().items()}
     with trainer._context() as context:
-        digests = {name: context.examples(name, rows).digest for name, rows in datasets.items()}
-        train = context.examples("train_dataset", trainer.train_dataset).digest
-        settings = {name: str(value) for name, value in trainer.args.influence_settings().items()}
-        about = {"model": context.checkpoints.fingerprint, "train_dataset": train, "seed": str(trainer.args.seed)}
-    return about | settings | digests
+        about = {"model": context.checkpoints.fingerprint, "seed": str(trainer.args.seed)}
+    return about | settings | digests(trainer, train_dataset=trainer.train_dataset, **datasets)
+
+
+def digests(trainer: InfluenceTrainer, **datasets: Dataset) -> dict[str, str]:
+    """Short digests of the rows of some datasets, as the model sees them, by their names."""
+    with trainer._context() as context:
+        return {name: context.examples(name, rows).digest for name, rows in datasets.items()}
 
 
 def kept_parts(trainer: InfluenceTrainer, name: str, manifest: Mapping[str, str]) -> Pieces:
@@ -92,3 +97,35 @@ def kept_parts(trainer: InfluenceTrainer, name: str, manifest: Mapping[str, str]
     """
     folder = Path(trainer.args.output_dir) / name / digest([json.dumps(dict(manifest), sort_keys=True)])
     return Pieces(folder, manifest, trainer.accelerator)
+
+
+class Retrained:
+    """Models that are trained again on changed training sets: each one once, and what is measured of it is kept.
+
+    Args:
+        parts (`Pieces`): Where it is kept.
+        train_on (`Callable`): Given training examples and the number of a repeat (for a seed), trains a model and
+            returns numbers (n,) that are measured of it.
+    """
+
+    def __init__(self, parts: Pieces, train_on: Callable[[Dataset, int], np.ndarray]):
+        self.parts = parts
+        self.train_on = train_on
+        self._known: dict[str, np.ndarray] = {}
+
+    def measured(self, change: str, repeat: int, train: Callable[[], Dataset]) -> np.ndarray:
+        """The numbers (n,) of the model that a changed training set gives.
+
+        Args:
+            change (`str`): A short name of the change, for a file.
+            repeat (`int`): The number of the repeat.
+            train (`Callable`): Makes the changed training set.
+        """
+        name = f"{change}-repeat-{repeat}"
+        if name not in self._known:
+
+            def work() -> Tensors:
+                return {"numbers": torch.as_tensor(self.train_on(train(), repeat), dtype=torch.float64)}
+
+            self._known[name] = self.parts.get(name, work)["numbers"].cpu().numpy()
+        return self._known[name]

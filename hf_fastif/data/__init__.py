@@ -3,7 +3,7 @@
 from hf_fastif.data.encoder import default_encoder
 from hf_fastif.data.examples import DataArguments, load_examples, tokenize
 from hf_fastif.data.nli import WRONG_LABEL_CONSTRUCTIONS, generate_nli
-from hf_fastif.data.planted import planted_share
+from hf_fastif.data.planted import plant_wrong_labels, planted_share, relabelled
 
 
 __all__ = [
@@ -12,6 +12,8 @@ __all__ = [
     "default_encoder",
     "generate_nli",
     "load_examples",
+    "plant_wrong_labels",
     "planted_share",
+    "relabelled",
     "tokenize",
 ]

@@ -1,9 +1,10 @@
-"""How many of the planted faults the influence scores found."""
+"""Faults that are planted in a training set, and how many of them the influence scores found."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 from datasets import Dataset
 
 from hf_fastif.data.nli import WRONG_LABEL_CONSTRUCTIONS
@@ -37,3 +38,33 @@ def planted_share(result: InfluenceResult, train: Dataset) -> str:
         "are "
         f"planted wrong labels; by chance it would be {chance:.1%}."
     )
+
+
+def plant_wrong_labels(train: Dataset, share: float, seed: int = 0) -> tuple[Dataset, np.ndarray]:
+    """Gives random examples another label, any of the others being as likely.
+
+    Args:
+        train (`datasets.Dataset`): With a `ClassLabel` column `label`.
+        share (`float`): Of the examples, at least one and not all.
+        seed (`int`, *optional*, defaults to 0): Decides which, and what they become.
+
+    Returns:
+        The dataset with its labels made wrong, and which are, bool (N,).
+
+    Raises:
+        ValueError: If the share leaves nothing to find.
+    """
+    count, num_classes = round(share * len(train)), train.features["label"].num_classes
+    if not 0 < count < len(train):
+        raise ValueError(f"share={share}: that is {count} of {len(train)} examples; give a number between 0 and 1.")
+    random, wrong = np.random.default_rng(seed), np.zeros(len(train), dtype=bool)
+    wrong[random.choice(len(train), count, replace=False)] = True
+    labels = np.asarray(train["label"])
+    labels[wrong] = (labels[wrong] + random.integers(1, num_classes, count)) % num_classes
+    return relabelled(train, labels), wrong
+
+
+def relabelled(dataset: Dataset, labels: np.ndarray) -> Dataset:
+    """The dataset with other class numbers (N,) in its `ClassLabel` column `label`."""
+    feature = dataset.features["label"]
+    return dataset.remove_columns("label").add_column("label", labels.tolist()).cast_column("label", feature)

@@ -1,0 +1,240 @@
+"""Do influence scores find wrong labels, and does training without them, or with the right ones, help?
+
+Koh and Liang (2017), section 5.4, look through training examples in the order of their self-influence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate.utils import tqdm
+from datasets import Dataset
+
+from hf_fastif.analysis.lds import query_losses
+from hf_fastif.analysis.result import AnalysisResult
+from hf_fastif.analysis.work import Retrained, digests, influence_manifest, kept_parts
+from hf_fastif.attribution import digest
+from hf_fastif.data import relabelled
+from hf_fastif.index import without_indexes
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from hf_fastif.trainer import InfluenceTrainer
+
+SELF, HARMFUL, LOSS, RANDOM = "self-influence", "harmful influence", "loss", "random"
+NOTHING, EVERYTHING = "nothing", "all wrong labels"
+LOOKED_AT = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3)  # worst shares of the training set
+POINTS = 200  # of a curve that are kept
+
+
+@dataclass(frozen=True)
+class Mislabels(AnalysisResult):
+    """How well scores find wrong labels, and what dropping or fixing the worst examples does for accuracy.
+
+    Attributes:
+        curves (`list[dict]`): `method` ("self-influence", "harmful influence" on the loss of validation examples,
+            "loss", or "random"), `average_precision`, and points of the curve, `precision` and `recall`.
+        found (`list[dict]`): `method`, `share` (of the training set, the worst ones), and `found`, the share of the
+            wrong labels that is among them.
+        accuracies (`list[dict]`): `method` (or "nothing" or "all wrong labels"), `action` ("dropped" or "fixed"),
+            `share`, `repeat` and `accuracy` of a model that was trained on what is left, or on the labels that are right.
+        num_train (`int`): N.
+        num_wrong (`int`): Wrong labels among them.
+    """
+
+    curves: list[dict[str, Any]]
+    found: list[dict[str, Any]]
+    accuracies: list[dict[str, Any]]
+    num_train: int
+    num_wrong: int
+
+    def summary(self) -> list[dict[str, Any]]:
+        """Accuracy by `method`, `action` and `share`: `accuracy`, the mean over repeats, and its `std_err`."""
+        table: dict[tuple[str, str, float], list[float]] = {}
+        for row in self.accuracies:
+            table.setdefault((row["method"], row["action"], row["share"]), []).append(row["accuracy"])
+        return [
+            dict(zip(("method", "action", "share"), key, strict=True))
+            | {"accuracy": float(np.mean(own)), "std_err": float(np.std(own) / max(1, len(own) - 1) ** 0.5)}
+            for key, own in table.items()
+        ]
+
+    def __str__(self) -> str:
+        lines = [f"{self.num_wrong:,} of {self.num_train:,} labels are wrong ({self.num_wrong / self.num_train:.1%})"]
+        for curve in self.curves:
+            own = [row for row in self.found if row["method"] == curve["method"]]
+            shares = ", ".join(f"{row['found']:.0%} in the worst {row['share']:.0%}" for row in own)
+            lines.append(f"  {curve['method']:18} average precision {curve['average_precision']:.3f}; {shares}")
+        for row in self.summary():
+            lines.append(f"  {_named(row):42} accuracy {row['accuracy']:.4f} ± {row['std_err']:.4f}")
+        return "\n".join(lines)
+
+    def figure(self) -> Figure:
+        """Draws precision against recall, and the accuracies if models were trained again."""
+        from matplotlib.figure import Figure
+
+        panels = 2 if self.accuracies else 1
+        figure = Figure(figsize=(5.5 * panels, 4.2), layout="constrained")
+        axes = figure.subplots(1, panels, squeeze=False)[0]
+        for curve in self.curves:
+            label = f"{curve['method']} ({curve['average_precision']:.2f})"
+            axes[0].plot(curve["recall"], curve["precision"], label=label)
+        axes[0].axhline(self.num_wrong / self.num_train, color="gray", linewidth=0.8)
+        axes[0].set(xlabel="recall of the wrong labels", ylabel="precision", xlim=(0, 1), ylim=(0, 1.03))
+        axes[0].legend(title="average precision", fontsize=8)
+        axes[0].grid(alpha=0.3)
+        if self.accuracies:
+            self._draw_accuracies(axes[1])
+        return figure
+
+    def _draw_accuracies(self, axes: Axes) -> None:
+        rows = self.summary()
+        values, errors = [row["accuracy"] for row in rows], [row["std_err"] for row in rows]
+        axes.errorbar(values, range(len(rows)), xerr=errors, fmt="o", capsize=2)
+        axes.axvline(values[0], color="gray", linewidth=0.8)  # nothing is done
+        axes.set_yticks(range(len(rows)), [_named(row) for row in rows], fontsize=8)
+        axes.invert_yaxis()
+        axes.set_xlabel("accuracy after training again")
+        axes.grid(axis="x", alpha=0.3)
+
+
+def _named(row: dict[str, Any]) -> str:
+    """What was done to the training set."""
+    what = f"worst {row['share']:.0%} by {row['method']}" if row["share"] else row["method"]
+    return f"{what} {row['action']}"
+
+
+def precision_recall(scores: np.ndarray, wrong: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Precision and recall of the examples whose score (N,) is at least t, for every t that occurs, from above."""
+    order = np.argsort(-scores, kind="stable")
+    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # equal scores are looked at together
+    hits = np.cumsum(wrong[order])[ends]
+    return hits / (ends + 1), hits / wrong.sum()
+
+
+def average_precision(precision: np.ndarray, recall: np.ndarray) -> float:
+    """The area under the steps of a precision-recall curve."""
+    return float((np.diff(recall, prepend=0.0) * precision).sum())
+
+
+def suspicion(trainer: InfluenceTrainer, anchors: Dataset) -> dict[str, np.ndarray]:
+    """Scores (N,) of the training examples by method, larger where a label is more likely to be wrong.
+
+    Args:
+        trainer ([`InfluenceTrainer`]): Of a model that was trained on them.
+        anchors (`datasets.Dataset`): Validation examples; harmful is what raises their mean loss.
+    """
+    parts = kept_parts(trainer, "mislabels", influence_manifest(trainer, anchors=anchors))
+    train = trainer.train_dataset
+    ways: dict[str, Callable[[], np.ndarray]] = {
+        SELF: trainer.self_influence,
+        HARMFUL: lambda: trainer.compute_influence(anchors, as_one=True)[0],
+        LOSS: lambda: query_losses(trainer, train),
+        RANDOM: lambda: np.random.default_rng(trainer.args.seed).random(len(train)),
+    }
+    found = {name: parts.get(name, lambda way=way: {"scores": torch.from_numpy(way())}) for name, way in ways.items()}
+    return {name: part["scores"].cpu().numpy() for name, part in found.items()}
+
+
+def mislabels(
+    trainer: InfluenceTrainer,
+    anchors: Dataset,
+    wrong: np.ndarray,
+    labels: np.ndarray | None = None,
+    train_on: Callable[[Dataset, int], float] | None = None,
+    about: Mapping[str, str] | None = None,
+    shares: Sequence[float] = (0.1,),
+    num_repeats: int = 3,
+) -> Mislabels:
+    """Compares scores with what is known of the labels, and trains again without or with corrected worst examples.
+
+    Fixing is what a person does who looks at the worst examples: those labels among them that are wrong become right.
+
+    Args:
+        trainer ([`InfluenceTrainer`]): Of a model that was trained on examples with wrong labels.
+        anchors (`datasets.Dataset`): Validation examples for the harmful influence. They should not be those that
+            `train_on` measures accuracy on.
+        wrong (`np.ndarray` of shape `(N,)`, bool): Which labels are wrong.
+        labels (`np.ndarray` of shape `(N,)`, *optional*): The right ones; without them nothing is fixed.
+        train_on (`Callable`, *optional*): Given training examples and the number of a repeat, trains a model and
+            returns its accuracy. Without it nothing is trained again.
+        about (`Mapping[str, str]`, *optional*): What `train_on` depends on beside its arguments.
+        shares (`Sequence[float]`, *optional*): Of the training set, the worst ones that are dropped or fixed.
+        num_repeats (`int`, *optional*, defaults to 3): Models for each of these, which differ in their seed.
+
+    Returns:
+        [`Mislabels`]: Scores are kept in `output_dir/mislabels`, accuracies in `output_dir/relabelled`.
+
+    Raises:
+        ValueError: If `wrong` does not fit the training set, or names none or all of it.
+    """
+    count = len(trainer.train_dataset)
+    if wrong.shape != (count,) or not 0 < wrong.sum() < count:
+        raise ValueError(
+            f"wrong: it has the shape {wrong.shape} and {int(wrong.sum())} wrong labels; give {count:,} booleans, of "
+            "which some are true and some are not."
+        )
+    scores = suspicion(trainer, anchors)
+    curves, found = [], []
+    for method, values in scores.items():
+        precision, recall = precision_recall(values, wrong)
+        kept = np.unique(np.linspace(0, len(recall) - 1, POINTS).astype(int))
+        points = {"precision": precision[kept].tolist(), "recall": recall[kept].tolist()}
+        curves.append({"method": method, "average_precision": average_precision(precision, recall)} | points)
+        shares_of_wrong = [wrong[_worst(values, share)].sum() / wrong.sum() for share in LOOKED_AT]
+        for share, value in zip(LOOKED_AT, shares_of_wrong, strict=True):
+            found.append({"method": method, "share": share, "found": float(value)})
+    accuracies = []
+    if train_on is not None:
+        rows = {(method, share): _worst(values, share) for method, values in scores.items() for share in shares}
+        accuracies = _accuracies(trainer, rows, wrong, labels, train_on, about or {}, num_repeats)
+    return Mislabels(curves, found, accuracies, count, int(wrong.sum()))
+
+
+def _worst(scores: np.ndarray, share: float) -> np.ndarray:
+    """The rows with the highest scores."""
+    return np.argsort(-scores, kind="stable")[: max(1, round(share * len(scores)))]
+
+
+def _accuracies(
+    trainer: InfluenceTrainer,
+    worst: Mapping[tuple[str, float], np.ndarray],
+    wrong: np.ndarray,
+    labels: np.ndarray | None,
+    train_on: Callable[[Dataset, int], float],
+    about: Mapping[str, str],
+    num_repeats: int,
+) -> list[dict[str, Any]]:
+    """Accuracies after doing nothing, after dropping or fixing the worst, and after doing so to all that are wrong."""
+    train = without_indexes(trainer.train_dataset)
+    parts = kept_parts(trainer, "relabelled", dict(about) | digests(trainer, train_dataset=train))
+    retrained = Retrained(parts, train_on)
+    given, actions = np.asarray(train["label"]), ("dropped",) if labels is None else ("dropped", "fixed")
+
+    def left(action: str, rows: np.ndarray) -> Dataset:
+        if action == "dropped":
+            return train.select(np.setdiff1d(np.arange(len(train)), rows))
+        fixed = given.copy()
+        fixed[rows] = labels[rows]
+        return relabelled(train, fixed)
+
+    plan = [(NOTHING, "dropped", 0.0, np.array([], dtype=np.int64))]
+    for action in actions:
+        plan += [(method, action, share, rows) for (method, share), rows in worst.items()]
+        plan.append((EVERYTHING, action, 0.0, np.flatnonzero(wrong)))
+    found = []
+    for repeat in range(num_repeats):
+        for method, action, share, rows in tqdm(plan, desc=f"Training again, {repeat + 1} of {num_repeats}"):
+            rows = rows if action == "dropped" else rows[wrong[rows]]  # the others are right already
+            change = f"{action}-{digest([str(sorted(rows.tolist()))])}"
+            value = retrained.measured(change, repeat, lambda action=action, rows=rows: left(action, rows))
+            about_it = {"method": method, "action": action, "share": share, "repeat": repeat}
+            found.append(about_it | {"accuracy": float(value)})
+    return found

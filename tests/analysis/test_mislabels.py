@@ -1,0 +1,127 @@
+"""Wrong labels: planting them, precision and recall by brute force, and training again, counted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from datasets import ClassLabel
+from tiny import tiny_data, tiny_trainer
+
+from hf_fastif.analysis import Mislabels, mislabels, query_losses
+from hf_fastif.analysis.mislabels import average_precision, precision_recall, suspicion
+from hf_fastif.data import plant_wrong_labels
+
+
+CLEAN = tiny_data(40).cast_column("label", ClassLabel(names=["a", "b", "c"]))
+ANCHORS = tiny_data(6, seed=1)
+TRAIN, WRONG = plant_wrong_labels(CLEAN, 0.2, seed=3)
+RIGHT = np.array(CLEAN["label"])
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mislabels")
+    return tiny_trainer(folder, train=TRAIN, solver="ekfac", damping=0.5, ekfac_samples=40)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return []
+
+
+@pytest.fixture(scope="module")
+def train_on(trained):
+    def run(dataset, repeat):
+        """An accuracy that says how many labels were right, and how many examples there were."""
+        labels = dict(zip(CLEAN["text"], CLEAN["label"], strict=True))
+        right = sum(labels[row["text"]] == row["label"] for row in dataset)
+        trained.append((len(dataset), right, repeat))
+        return right / 1000 + len(dataset) + repeat / 100
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def found(trainer, train_on):
+    return mislabels(trainer, ANCHORS, WRONG, RIGHT, train_on, {"steps": "1"}, shares=[0.25], num_repeats=2)
+
+
+def test_planted_labels_are_others_and_known():
+    assert WRONG.sum() == 8
+    assert ((np.array(TRAIN["label"]) != RIGHT) == WRONG).all()
+    assert TRAIN.features["label"] == CLEAN.features["label"]
+    again, same = plant_wrong_labels(CLEAN, 0.2, seed=3)
+    assert again["label"] == TRAIN["label"] and (same == WRONG).all()
+    assert plant_wrong_labels(CLEAN, 0.2, seed=4)[0]["label"] != TRAIN["label"]
+    moved = (np.array(plant_wrong_labels(CLEAN, 0.9, seed=0)[0]["label"]) - RIGHT) % 3
+    assert set(moved) == {0, 1, 2}
+    for share in (0.001, 1.0):
+        with pytest.raises(ValueError, match=f"share={share}"):
+            plant_wrong_labels(CLEAN, share)
+
+
+def test_precision_and_recall_by_brute_force():
+    random = np.random.default_rng(0)
+    scores, wrong = random.integers(0, 8, 50).astype(float), random.random(50) < 0.3
+    expected = []
+    for threshold in sorted(set(scores), reverse=True):
+        looked_at = [bool(w) for s, w in zip(scores, wrong, strict=True) if s >= threshold]
+        expected.append((sum(looked_at) / len(looked_at), sum(looked_at) / wrong.sum()))
+    precision, recall = precision_recall(scores, wrong)
+    np.testing.assert_allclose(np.stack([precision, recall], axis=1), expected)
+    steps = zip([0.0, *recall], recall, precision, strict=False)
+    assert average_precision(precision, recall) == pytest.approx(sum((b - a) * p for a, b, p in steps))
+    assert average_precision(*precision_recall(wrong + random.random(50) / 2, wrong)) == 1.0
+
+
+def test_scores_are_those_of_the_trainer(trainer, found):
+    scores = suspicion(trainer, ANCHORS)
+    np.testing.assert_allclose(scores["self-influence"], trainer.self_influence(), rtol=1e-5)
+    np.testing.assert_allclose(scores["harmful influence"], trainer.compute_influence(ANCHORS).mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(scores["loss"], query_losses(trainer, TRAIN), rtol=1e-5)
+    for name, values in scores.items():
+        curve = next(one for one in found.curves if one["method"] == name)
+        assert curve["average_precision"] == pytest.approx(average_precision(*precision_recall(values, WRONG)))
+        assert curve["recall"][-1] == 1 and curve["precision"][-1] == pytest.approx(0.2)
+        share = next(row["found"] for row in found.found if (row["method"], row["share"]) == (name, 0.2))
+        assert share == WRONG[np.argsort(-values)[:8]].sum() / 8
+
+
+def test_worst_examples_are_dropped_or_fixed(trainer, found):
+    scores = suspicion(trainer, ANCHORS)
+    for row in found.accuracies:
+        rows = np.flatnonzero(WRONG)
+        if row["method"] in scores:
+            rows = np.argsort(-scores[row["method"]], kind="stable")[:10]
+        rows = rows[:0] if row["method"] == "nothing" else rows
+        size = 40 - (len(rows) if row["action"] == "dropped" else 0)
+        right = 32 - (~WRONG[rows]).sum() if row["action"] == "dropped" else 32 + WRONG[rows].sum()
+        assert row["accuracy"] == pytest.approx(right / 1000 + size + row["repeat"] / 100)
+    assert len(found.accuracies) == 2 * (1 + 2 * 5)
+    best = next(row for row in found.summary() if (row["method"], row["action"]) == ("all wrong labels", "fixed"))
+    assert best["accuracy"] == pytest.approx(40.04 + 0.005)
+    assert best["std_err"] == pytest.approx(0.005)
+
+
+def test_finished_models_are_not_trained_again(trainer, found, train_on, trained):
+    before = len(trained)
+    assert mislabels(trainer, ANCHORS, WRONG, RIGHT, train_on, {"steps": "1"}, [0.25], 2) == found
+    assert len(trained) == before
+    only_dropped = mislabels(trainer, ANCHORS, WRONG, None, train_on, {"steps": "1"}, [0.25], 3)
+    assert {row["action"] for row in only_dropped.accuracies} == {"dropped"}
+    assert {repeat for _, _, repeat in trained[before:]} == {2}
+
+
+def test_saved_read_and_drawn(found, tmp_path):
+    path = found.write(tmp_path, "mislabels")
+    assert Mislabels.load(path) == found
+    assert (tmp_path / "mislabels.png").stat().st_size > 10_000
+    assert "8 of 40 labels are wrong (20.0%)" in str(found)
+    assert "worst 25% by loss dropped" in str(found) and "all wrong labels fixed" in str(found)
+
+
+def test_what_is_wrong_must_fit(trainer):
+    with pytest.raises(ValueError, match=r"wrong: it has the shape \(39,\)"):
+        mislabels(trainer, ANCHORS, WRONG[1:])
+    with pytest.raises(ValueError, match="0 wrong labels; give 40 booleans"):
+        mislabels(trainer, ANCHORS, np.zeros(40, dtype=bool))
