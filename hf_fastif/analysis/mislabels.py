@@ -44,7 +44,7 @@ class Mislabels(AnalysisResult):
         found (`list[dict]`): `method`, `share` (of the training set, the worst ones), and `found`, the share of the
             wrong labels that is among them.
         accuracies (`list[dict]`): `method` (or "nothing" or "all wrong labels"), `action` ("dropped" or "fixed"),
-            `share`, `repeat` and `accuracy` of a model that was trained on what is left, or on the labels that are right.
+            `share`, `repeat` and `accuracy` of a model that was trained on what is left, or on the right labels.
         num_train (`int`): N.
         num_wrong (`int`): Wrong labels among them.
     """

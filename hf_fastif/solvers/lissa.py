@@ -71,7 +71,7 @@ class Lissa:
             DivergenceError: If the step size is too large for some batch, or C + lambda I is not positive definite.
         """
         own = own_repeats(self.repeats, self.accelerator)
-        groups = [own] if own and self._repeats_share() else [[repeat] for repeat in own]
+        groups = [own] if own and self.repeats_share() else [[repeat] for repeat in own]
         runs = (run for group in groups for run in self._run(vectors, group))
         found = average(runs, self.repeats, vectors, self.accelerator)
         return Solution(
@@ -115,7 +115,7 @@ class Lissa:
                 self.callback(int(steps.max()), x.mean(dim=0))
         return [Run(x[i], int(steps[i]), watches[i].values) for i in range(len(repeats))]
 
-    def _repeats_share(self) -> bool:
+    def repeats_share(self) -> bool:
         """Whether repeats cost less in shared passes: where Jacobian rows are held, each is used by its own repeat."""
         return isinstance(self.curvature, GaussNewton) and self.curvature.holds_rows(self.examples.take([0]))
 
