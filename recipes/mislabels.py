@@ -60,13 +60,16 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
     if recipe.wrong_column is None or recipe.num_retrainings:
         check_training(config)
     _, examples = make_trainer(recipe, data, config)
+    if not 0 < recipe.num_anchors < len(examples["validation"]):
+        raise ValueError(
+            f"num_anchors={recipe.num_anchors}: there are {len(examples['validation'])} validation examples, and some "
+            "must be left to test with."
+        )
     train, wrong, labels = wrong_labels(recipe, examples["train"], config.seed)
     if recipe.wrong_column is None:
         config.output_dir = str(Path(config.output_dir) / f"flipped-{recipe.flip_share:g}-seed-{config.seed}")
     trainer, examples = trained(recipe, data, config, train)
     order = np.random.default_rng(config.seed).permutation(len(examples["validation"]))
-    if len(order) <= recipe.num_anchors:
-        raise ValueError(f"num_anchors={recipe.num_anchors}: of {len(order)} examples none is left to test with.")
     anchors = examples["validation"].select(order[: recipe.num_anchors])
     tested = examples["validation"].select(order[recipe.num_anchors :][: recipe.num_tested])
 

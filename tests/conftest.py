@@ -3,6 +3,7 @@
 The address of the Hub is that of the tests' own server, which answers only tests that ask for the fixture `hub`.
 """
 
+import json
 import os
 import tempfile
 
@@ -24,6 +25,7 @@ os.environ.update(
 
 import datasets  # noqa: E402
 import huggingface_hub  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
@@ -54,3 +56,21 @@ def hub(serving, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
     monkeypatch.setenv("HF_TOKEN", WRITER)
     return serving
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory):
+    """A folder with what a recipe reads: `train.jsonl`, `validation.jsonl` and a tiny `model`."""
+    from tiny import VOCABULARY, tiny_model, tiny_tokenizer
+
+    folder = tmp_path_factory.mktemp("recipe")
+    random = np.random.default_rng(0)
+    for name, size in (("train", 40), ("validation", 30)):
+        rows = [
+            {"text": " ".join(random.choice(VOCABULARY[2:], 6)), "label": str(random.choice(["bad", "good"]))}
+            for _ in range(size)
+        ]
+        (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    tiny_model(frozen=None, num_labels=2).save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    return folder

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from tiny import VOCABULARY, tiny_model, tiny_tokenizer
 
 from hf_fastif import InfluenceConfig, InfluenceResult
 from hf_fastif.cli import parse_arguments
@@ -22,21 +21,6 @@ from hf_fastif.data import DataArguments
 
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("recipe")
-    random = np.random.default_rng(0)
-    for name, size in (("train", 40), ("validation", 30)):
-        rows = [
-            {"text": " ".join(random.choice(VOCABULARY[2:], 6)), "label": str(random.choice(["bad", "good"]))}
-            for _ in range(size)
-        ]
-        (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    tiny_model(frozen=None, num_labels=2).save_pretrained(folder / "model")
-    tiny_tokenizer().save_pretrained(folder / "model")
-    return folder
 
 
 def run(files, output, *flags, launcher=(), check=True):

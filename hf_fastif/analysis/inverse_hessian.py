@@ -41,10 +41,10 @@ class InverseHessian(AnalysisResult):
 
     Attributes:
         table (`list[dict]`): `solver`, `J` (steps), `B` (training examples a step) and `T` (runs averaged; B and T are
-            None but for LiSSA; "gradient / lambda" is s_test without curvature), `seconds` (for all queries at once, without what a solver is fitted with), `fit`
-            (seconds for that), and the error ||x - x*|| / ||x*|| against the reference: `error`, the mean over
-            queries, `error_std`, their standard deviation, `error_wrong` and `error_right`, the means over queries
-            that are predicted wrong and right (None if there are none).
+            None but for LiSSA; "gradient / lambda" is s_test without curvature), `seconds` (for all queries at once,
+            without what a solver is fitted with), `fit` (seconds for that), and the error ||x - x*|| / ||x*|| against
+            the reference: `error`, the mean over queries, `error_std`, their standard deviation, `error_wrong` and
+            `error_right`, the means over queries that are predicted wrong and right (None if there are none).
         diverged (`list[str]`): LiSSA settings that diverged, with what was said.
         reference (`str`): What x* is.
         damping (`float`): lambda.
@@ -130,12 +130,10 @@ def inverse_hessian(
     """
     if trainer.accelerator.num_processes > 1:
         raise ValueError("num_processes: solvers are looked at while they run, which one process does; start one.")
-    lissa = [{"solver": "lissa", "lissa_batch_size": b, "num_repeats": t} for t in repeats for b in batch_sizes]
-    depth = {"lissa_depth": max(depths), "solver_tolerance": None}
+    most = {"solver": "lissa", "lissa_depth": max(depths), "solver_tolerance": None}
+    lissa = [most | {"lissa_batch_size": b, "num_repeats": t} for t in repeats for b in batch_sizes]
     named = reference is not None
-    reference = (
-        reference or {"solver": "lissa", "lissa_batch_size": max(batch_sizes), "num_repeats": max(repeats)} | depth
-    )
+    reference = reference or most | {"lissa_batch_size": max(batch_sizes), "num_repeats": max(repeats)}
     for settings in (reference, *lissa, *(others or {}).values()):
         with changed(trainer, **settings):
             pass  # refused before the work
@@ -146,7 +144,7 @@ def inverse_hessian(
     table, diverged = [], []
     for settings in lissa:
         name = f"lissa-{settings['lissa_batch_size']}-{settings['num_repeats']}-{digest([str(sorted(depths))])}"
-        part = parts.get(name, lambda settings=settings: bench.measure(settings | depth, sorted(depths)))
+        part = parts.get(name, lambda settings=settings: bench.measure(settings, sorted(depths)))
         about = {"solver": LISSA, "B": settings["lissa_batch_size"], "T": settings["num_repeats"]}
         table += [about | row for row in _rows(part)]
         if len(part["steps"]) < len(depths):

@@ -216,7 +216,13 @@ def _authors(
     """Their recursion and their loop over candidates, a query at a time."""
     depth = FASTIF["lissa_depth"]
     steps = depth if timed is None else min(depth, max(2, timed))
-    settings = FASTIF | {"num_repeats": repeats, "lissa_depth": steps, "frozen_states_gb": 0.0, "curvature_samples": 8}
+    settings = FASTIF | {
+        "num_repeats": repeats,
+        "lissa_depth": steps,
+        "solver_tolerance": None,
+        "preconditioner": None,
+    }
+    settings |= {"frozen_states_gb": 0.0, "curvature_samples": 8}
     s_test, scoring = [], []
     with changed(trainer, **settings):
         trainer.build_index()

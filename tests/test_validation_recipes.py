@@ -1,0 +1,131 @@
+"""The validation recipes as a user runs them, with local files and a tiny model; and the configs of all recipes."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hf_fastif import InfluenceConfig
+from hf_fastif.analysis import Correlation, InverseHessian, Mislabels, RecallOfFeatures, Retraining, Runtime
+from hf_fastif.cli import parse_arguments
+from hf_fastif.data import DataArguments
+
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
+CONFIGS = sorted(path.name for path in (ROOT / "recipes" / "configs").glob("*.yaml"))
+MAPPING = '{"bad": "0", "good": "1"}'  # the tiny model has no names for its labels
+LOADED = ["--label_mapping", MAPPING, "--num_queries", "4", "--damping", "0.5", "--ekfac_samples", "40"]
+TRAINED = ["--do_train", "--max_steps", "2", "--solver", "ekfac", "--damping", "0.5", "--ekfac_samples", "40"]
+FLAGS = {
+    "recall": [*LOADED, "--top", "3", "--ks", "5", "40", "--solver", "ekfac"],
+    "correlation": [*LOADED, "--ks", "10", "--dampings", "1e6", "0.01", "--sdca_visits", "20"],
+    "retraining": [*TRAINED, "--num_queries", "2", "--num_removed", "2", "--num_retrainings", "1"],
+    "mislabels": [*TRAINED, "--num_anchors", "10", "--num_retrainings", "1", "--shares", "0.2"],
+    "inverse_hessian": [*LOADED, "--depths", "2", "4", "--batch_sizes", "2", "--repeats", "2", "--sdca_visits", "8"],
+    "runtime": [*LOADED, "--ks", "10", "--processes", "2", "--timed", "4", "--sdca_visits", "8"],
+}
+
+
+@pytest.fixture(scope="module")
+def outputs(files, tmp_path_factory):
+    folder, calls = tmp_path_factory.mktemp("validation"), []
+    for name, flags in FLAGS.items():
+        settings = {
+            "model_name_or_path": files / "model",
+            "train_file": files / "train.jsonl",
+            "validation_file": files / "validation.jsonl",
+            "output_dir": folder / name,
+            "num_frozen_layers": 1,
+            "save_strategy": "no",
+        }
+        words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+        calls.append((str(ROOT / "recipes" / f"{name}.py"), ["--use_cpu", *words, *flags]))
+    command = [sys.executable, str(ROOT / "tests" / "scripts" / "run_recipes.py"), json.dumps(calls)]
+    ran = subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=600)
+    assert ran.returncode == 0, ran.stderr[-4000:]
+    return folder, ran.stdout
+
+
+def result(outputs, made, path: str):
+    folder, printed = outputs
+    for suffix in ("json", "png", "svg"):
+        assert (folder / f"{path}.{suffix}").stat().st_size > 500
+    assert f"Result: {folder / path}.json" in printed
+    found = made.load(folder / f"{path}.json")
+    assert str(found) in printed
+    return found
+
+
+def test_recall(outputs):
+    found = result(outputs, RecallOfFeatures, "recall/recall")
+    assert {row["recall"] for row in found.table if row["k"] == 40} == {1.0}
+    kinds = ["pooled", "last_layer_gradient", "gradient_sketch"]
+    assert list(dict.fromkeys(row["features"] for row in found.table)) == kinds
+    for group, count in (("all", 4), ("predicted wrong", 2), ("predicted right", 2)):
+        rows = [row for row in found.table if (row["group"], row["k"]) == (group, 5)]
+        assert len(rows) == 3 * len(kinds) and {row["num_queries"] for row in rows} == {count}
+
+
+def test_correlation(outputs):
+    found = result(outputs, Correlation, "correlation/correlation")
+    assert [row["asked"] for row in found.dampings] == ["1e6", "0.01"]
+    assert [row["k"] for row in found.table] == [10, 40] * 4
+    assert found.dampings[0]["cosine"] == pytest.approx(1, abs=1e-4)
+
+
+def test_retraining(outputs):
+    found = result(outputs, Retraining, "retraining/retraining")
+    assert found.right == [False, True]
+    assert len(found.changes) == 2 * 2 + 2 * 2  # queries and directions, labels and queries
+    assert any(row["change"] != 0 for row in found.changes)
+    models = list((outputs[0] / "retraining" / "retrained").glob("*/without-*.safetensors"))
+    assert len(models) <= 1 + 4 + 2
+
+
+def test_mislabels(outputs):
+    found = result(outputs, Mislabels, "mislabels/flipped-0.1-seed-42/mislabels")
+    assert (found.num_train, found.num_wrong) == (40, 4)
+    assert {row["action"] for row in found.accuracies} == {"dropped", "fixed"}
+    assert all(0 <= row["accuracy"] <= 1 for row in found.accuracies)
+
+
+def test_inverse_hessian(outputs):
+    found = result(outputs, InverseHessian, "inverse_hessian/inverse_hessian")
+    assert [(row["solver"], row["J"]) for row in found.table[:3]] == [
+        ("LiSSA", 2),
+        ("LiSSA", 4),
+        ("gradient / lambda", 0),
+    ]
+    assert found.table[1]["error"] == pytest.approx(0, abs=1e-5)  # the costliest, against itself
+    assert found.table[0]["error"] > 1e-3
+
+
+def test_runtime(outputs):
+    found = result(outputs, Runtime, "runtime/runtime")
+    assert {cost.processes for cost in found.costs} == {2}
+    assert [cost.k for cost in found.costs] == [40, 10] * 3
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_configs_and_help_of_every_recipe(name, capsys):
+    arguments = runpy.run_path(str(ROOT / "recipes" / f"{name}.py"), run_name=name)["RecipeArguments"]
+    types = (arguments, DataArguments, InfluenceConfig)
+    for config in (config for config in CONFIGS if config.startswith(f"{name}-")):
+        path = str(ROOT / "recipes" / "configs" / config)
+        _, data, _ = parse_arguments(*types, argv=["--config", path, "--use_cpu", "--train_file", "a.jsonl"])
+        assert data.train_file == "a.jsonl"
+    with pytest.raises(SystemExit):
+        parse_arguments(*types, argv=["--help"])
+    assert "--output_dir" in capsys.readouterr().out
+
+
+def test_every_recipe_has_the_setting_of_the_paper_and_a_small_one():
+    for name in FLAGS:
+        assert {f"{name}-mnli.yaml", f"{name}-mnli-small.yaml"} <= set(CONFIGS)
