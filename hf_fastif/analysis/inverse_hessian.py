@@ -15,7 +15,7 @@ from torch.linalg import vector_norm
 from hf_fastif.analysis.result import AnalysisResult
 from hf_fastif.analysis.work import changed, influence_manifest, kept_parts
 from hf_fastif.attribution import digest
-from hf_fastif.pieces import Tensors
+from hf_fastif.pieces import Pieces, Tensors
 from hf_fastif.queries import loss_gradients
 from hf_fastif.solvers import ConjugateGradient, DivergenceError, DualAscent, Lissa, Solver
 
@@ -107,8 +107,7 @@ def inverse_hessian(
 ) -> InverseHessian:
     """Measures how long s_test takes and how far it is from the reference.
 
-    LiSSA runs once for each B and T, and is looked at after J steps; looking takes no part in the time. The repeats of
-    one run are taken through their steps together.
+    LiSSA runs once for each B and T, and is looked at after J steps; looking takes no part in the time.
 
     Args:
         trainer ([`InfluenceTrainer`]): With lambda and curvature in its settings. On one process.
@@ -140,24 +139,36 @@ def inverse_hessian(
     manifest = influence_manifest(trainer, queries=queries) | {"reference": str(sorted(reference.items()))}
     parts = kept_parts(trainer, "inverse_hessian", manifest)
     truth = parts.get("reference", lambda: _solved(trainer, queries, reference))
-    bench = _Bench(trainer, queries, truth["vectors"], np.asarray(right, dtype=bool))
-    table, diverged = [], []
-    for settings in lissa:
-        name = f"lissa-{settings['lissa_batch_size']}-{settings['num_repeats']}-{digest([str(sorted(depths))])}"
-        part = parts.get(name, lambda settings=settings: bench.measure(settings, sorted(depths)))
-        about = {"solver": LISSA, "B": settings["lissa_batch_size"], "T": settings["num_repeats"]}
-        table += [about | row for row in _rows(part)]
-        if len(part["steps"]) < len(depths):
-            diverged.append(f"LiSSA, B = {about['B']}, T = {about['T']}, before step {int(part['stopped']):,}")
-    plain = parts.get("plain", lambda: bench.plain(float(truth["damping"])))
-    table += [{"solver": PLAIN, "B": None, "T": None} | row for row in _rows(plain)]
-    for name, settings in (others or {}).items():
-        key = f"other-{digest([str(sorted(settings.items()))])}"
-        part = parts.get(key, lambda settings=settings: bench.measure({"num_repeats": 1} | settings, None))
-        table += [{"solver": name, "B": None, "T": None} | row for row in _rows(part)]
+    bench = _Bench(trainer, queries, truth["vectors"], np.asarray(right, dtype=bool), sorted(depths))
+    table, diverged = _measured(bench, parts, lissa, others or {}, float(truth["damping"]))
     with changed(trainer, **reference), trainer._context() as context:
         what = context.setup().describe() if named else f"{COSTLIEST}, {context.setup().describe()}"
     return InverseHessian(table, diverged, what, float(truth["damping"]), len(queries))
+
+
+def _measured(
+    bench: _Bench,
+    parts: Pieces,
+    lissa: Sequence[dict[str, Any]],
+    others: Mapping[str, dict[str, Any]],
+    damping: float,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The table, and what is said of the settings that diverged."""
+    table, diverged = [], []
+    for settings in lissa:
+        about = {"solver": LISSA, "B": settings["lissa_batch_size"], "T": settings["num_repeats"]}
+        name = f"lissa-{about['B']}-{about['T']}-{digest([str(bench.depths)])}"
+        part = parts.get(name, lambda settings=settings: bench.measure(settings, bench.depths))
+        table += [about | row for row in _rows(part)]
+        if len(part["steps"]) < len(bench.depths):
+            diverged.append(f"LiSSA, B = {about['B']}, T = {about['T']}, in step {int(part['stopped']) + 1:,}")
+    alone = {"B": None, "T": None}
+    table += [{"solver": PLAIN} | alone | row for row in _rows(parts.get("plain", lambda: bench.plain(damping)))]
+    for name, settings in others.items():
+        key = f"other-{digest([str(sorted(settings.items()))])}"
+        part = parts.get(key, lambda settings=settings: bench.measure({"num_repeats": 1} | settings, None))
+        table += [{"solver": name} | alone | row for row in _rows(part)]
+    return table, diverged
 
 
 def _solved(trainer: InfluenceTrainer, queries: Dataset, settings: dict[str, Any]) -> Tensors:
@@ -174,6 +185,7 @@ class _Bench:
     queries: Dataset
     truth: torch.Tensor
     right: np.ndarray
+    depths: list[int]
 
     def plain(self, damping: float) -> Tensors:
         """The errors of grad / lambda."""

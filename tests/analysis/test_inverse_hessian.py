@@ -89,7 +89,7 @@ def test_a_setting_that_diverges_is_reported(trainer):
             trainer, QUERIES, RIGHT, depths=[2, 60], batch_sizes=[4], repeats=[1], reference={"solver": "exact"}
         )
     assert len(found.table) < 2
-    assert found.diverged[0].startswith("LiSSA, B = 4, T = 1, before step ")
+    assert found.diverged[0].startswith("LiSSA, B = 4, T = 1, in step ")
     assert "diverged: " in str(found)
 
 

@@ -140,7 +140,7 @@ def test_repeats_share_passes_without_changing_each_other(problem, tolerance, mo
     *_, vectors = problem
     monkeypatch.setattr(lissa_module, "MIN_WATCHED", 6)
     solver = lissa(problem, batch_size=6, repeats=3, depth=40, tolerance=tolerance)
-    assert solver._repeats_share()
+    assert solver.repeats_share()
 
     together = solver._run(vectors, [0, 1, 2])
     alone = [solver._run(vectors, [repeat])[0] for repeat in range(3)]
