@@ -67,8 +67,9 @@ class Correlation(AnalysisResult):
                 if plain >= NEARLY
                 else "Here the curvature decides, and the correlation of the fast scores is the work of the solver."
             )
+            share = 100 * row["damping"] / row["largest"]
             found.append(
-                f"lambda = {row['damping']:.4g} is {row['damping'] / row['largest']:.1%} of the largest eigenvalue "
+                f"lambda = {row['damping']:.4g} is {share:.3g} % of the largest eigenvalue "
                 f"({row['largest']:.3g}). The converged s_test has cosine {row['cosine']:.3f} with the plain "
                 f"gradient, and a plain product of gradients correlates with the full scores at {plain:.3f} "
                 f"(Spearman, all candidates). {meaning}"
@@ -97,9 +98,9 @@ class Correlation(AnalysisResult):
                     own = [r for r in self.table if (r["asked"], r["method"]) == (damping["asked"], method)]
                     values = ([r[key] for r in own] for key in ("k", name, f"{name}_std"))
                     axes.errorbar(*values, fmt=style, color=color, capsize=2, label=f"{name}, {method}")
-            share = damping["damping"] / damping["largest"]
+            share = 100 * damping["damping"] / damping["largest"]
             axes.set(xscale="log", xlabel="k, candidates scored")
-            axes.set_title(f"lambda = {damping['damping']:.3g}, {share:.1%} of the largest eigenvalue", fontsize=10)
+            axes.set_title(f"lambda = {damping['damping']:.3g}, {share:.3g} % of the largest eigenvalue", fontsize=10)
             axes.grid(alpha=0.3)
         panels[0].set_ylabel("correlation with the full scores")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
