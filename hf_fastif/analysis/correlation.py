@@ -12,7 +12,7 @@ from datasets import Dataset
 from scipy.stats import kendalltau, pearsonr, spearmanr
 from torch.nn.functional import cosine_similarity
 
-from hf_fastif.analysis.result import AnalysisResult
+from hf_fastif.analysis.result import AnalysisResult, mark_sizes
 from hf_fastif.analysis.work import changed, influence_manifest, kept_parts
 from hf_fastif.checks import check_num_neighbors
 from hf_fastif.config import FASTIF
@@ -100,6 +100,7 @@ class Correlation(AnalysisResult):
                     axes.errorbar(*values, fmt=style, color=color, capsize=2, label=f"{name}, {method}")
             share = 100 * damping["damping"] / damping["largest"]
             axes.set(xscale="log", xlabel="k, candidates scored")
+            mark_sizes(axes, [row["k"] for row in self.table])
             axes.set_title(f"lambda = {damping['damping']:.3g}, {share:.3g} % of the largest eigenvalue", fontsize=10)
             axes.grid(alpha=0.3)
         panels[0].set_ylabel("correlation with the full scores")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -12,6 +13,7 @@ from hf_fastif.files import write_whole
 
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -44,6 +46,13 @@ class AnalysisResult(ABC):
         for suffix in ("png", "svg"):
             _draw(figure, folder / f"{name}.{suffix}")
         return self.save(folder / f"{name}.json")
+
+
+def mark_sizes(axes: Axes, sizes: Iterable[int]) -> None:
+    """Marks the sizes that occur on a logarithmic x axis, and no others."""
+    marked = sorted(set(sizes))
+    axes.set_xticks(marked, [f"{size:,}" for size in marked])
+    axes.minorticks_off()
 
 
 def _draw(figure: Figure, path: Path) -> Path:

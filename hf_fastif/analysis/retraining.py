@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import tqdm
 from datasets import ClassLabel, Dataset
 
-from hf_fastif.analysis.result import AnalysisResult
+from hf_fastif.analysis.result import AnalysisResult, mark_sizes
 from hf_fastif.analysis.work import Retrained, digests, influence_manifest, kept_parts
 from hf_fastif.attribution import digest
 from hf_fastif.index import without_indexes
@@ -65,7 +65,7 @@ class Retraining(AnalysisResult):
         """Means over queries and repeats: `group`, `system`, `direction`, `m`, `change`, `low` and `high`.
 
         The group is "all" queries, or those "predicted wrong" or "predicted right". From `low` to `high` is the 95 %
-        interval from drawing queries and repeats anew.
+        interval from drawing queries and repeats anew: NaN for a single number, and too narrow where there are few.
         """
         table = {}
         for row in self.changes:
@@ -111,6 +111,7 @@ class Retraining(AnalysisResult):
                 axes.errorbar(moved, values, errors, fmt=f"o{style}", capsize=2, label=f"{system}, {direction}")
             axes.axhline(0, color="gray", linewidth=0.8)
             axes.set(xscale="log", xlabel="examples removed", title=group)
+            mark_sizes(axes, [row["m"] for row in summary])
             axes.grid(alpha=0.3)
         panels[0].set_ylabel("change of the loss")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
@@ -119,6 +120,8 @@ class Retraining(AnalysisResult):
 
 def _mean_and_interval(values: np.ndarray, seed: int) -> tuple[float, float, float]:
     """The mean of a table (Q, R), and its 95 % interval from drawing rows and columns anew."""
+    if values.size == 1:
+        return float(values.mean()), np.nan, np.nan
     random = np.random.default_rng(seed)
     queries, repeats = (random.integers(size, size=(NUM_DRAWS, size)) for size in values.shape)
     means = values[queries[:, :, None], repeats[:, None, :]].mean(axis=(1, 2))

@@ -102,6 +102,7 @@ def test_means_and_intervals(found):
     assert alone["change"] == pytest.approx(
         np.mean([r["change"] for r in found.changes if r["query"] == 2 and (r["direction"], r["m"]) == ("helpful", 3)])
     )
+    assert np.isnan(_mean_and_interval(np.ones((1, 1)), seed=0)[1:]).all()
     values = np.random.default_rng(0).standard_normal((40, 30))
     mean, low, high = _mean_and_interval(values, seed=0)
     assert mean == pytest.approx(values.mean())
