@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from accelerate.utils import tqdm
 from datasets import Dataset
+from scipy.stats import sem
 
 from hf_fastif.analysis.lds import query_losses
 from hf_fastif.analysis.result import AnalysisResult
@@ -56,13 +57,13 @@ class Mislabels(AnalysisResult):
     num_wrong: int
 
     def summary(self) -> list[dict[str, Any]]:
-        """Accuracy by `method`, `action` and `share`: `accuracy`, the mean over repeats, and its `std_err`."""
+        """Accuracy by `method`, `action` and `share`: `accuracy`, the mean over repeats, `std_err` (NaN of one)."""
         table: dict[tuple[str, str, float], list[float]] = {}
         for row in self.accuracies:
             table.setdefault((row["method"], row["action"], row["share"]), []).append(row["accuracy"])
         return [
             dict(zip(("method", "action", "share"), key, strict=True))
-            | {"accuracy": float(np.mean(own)), "std_err": float(np.std(own) / max(1, len(own) - 1) ** 0.5)}
+            | {"accuracy": float(np.mean(own)), "std_err": float(sem(own)) if len(own) > 1 else np.nan}
             for key, own in table.items()
         ]
 
