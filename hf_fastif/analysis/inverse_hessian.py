@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -124,11 +125,16 @@ def inverse_hessian(
         [`InverseHessian`]: What is finished is kept in `output_dir/inverse_hessian`.
 
     Raises:
-        ValueError: If there are several processes, or a setting is refused.
+        ValueError: If there are several processes or checkpoints, or a setting is refused.
         DivergenceError: If the reference diverges.
     """
     if trainer.accelerator.num_processes > 1:
         raise ValueError("num_processes: solvers are looked at while they run, which one process does; start one.")
+    with trainer._context() as context:
+        if len(context.checkpoints) > 1:
+            raise ValueError(
+                f"checkpoints={trainer.args.checkpoints}: s_test is compared at one; give 'auto' or 'final'."
+            )
     most = {"solver": "lissa", "lissa_depth": max(depths), "solver_tolerance": None}
     lissa = [most | {"lissa_batch_size": b, "num_repeats": t} for t in repeats for b in batch_sizes]
     named = reference is not None
@@ -189,12 +195,12 @@ class _Bench:
 
     def plain(self, damping: float) -> Tensors:
         """The errors of grad / lambda."""
-        with self.trainer._context() as context:
+        with self._moment() as context:
             return self._columns({0: self._error(self._gradients(context) / damping)}, {0: 0.0}, 0.0, 0)
 
     def measure(self, settings: dict[str, Any], steps: Sequence[int] | None) -> Tensors:
         """Seconds and errors after some steps (None: after 1, 2, 4, ..., and at the end), as columns."""
-        with changed(self.trainer, **settings), self.trainer._context() as context:
+        with changed(self.trainer, **settings), self._moment() as context:
             gradients, start = self._gradients(context), time.perf_counter()
             solver = context.setup().solver()
             fit = time.perf_counter() - start
@@ -209,6 +215,12 @@ class _Bench:
         errors = torch.stack([*seen.values()]) if seen else self.truth.new_zeros(0, len(self.truth))
         right = torch.from_numpy(self.right)
         return columns | {"errors": errors.double(), "right": right, "stopped": torch.tensor(stopped)}
+
+    @contextmanager
+    def _moment(self) -> Iterator[Context]:
+        """The model at the checkpoint that influence is taken at."""
+        with self.trainer._context() as context, context.checkpoints.at(0):
+            yield context
 
     def _gradients(self, context: Context) -> torch.Tensor:
         examples = context.examples("queries", self.queries)

@@ -15,7 +15,6 @@ from accelerate.utils import tqdm
 from datasets import Dataset
 from scipy.stats import sem
 
-from hf_fastif.analysis.lds import query_losses
 from hf_fastif.analysis.result import AnalysisResult
 from hf_fastif.analysis.work import Retrained, digests, influence_manifest, kept_parts
 from hf_fastif.attribution import digest
@@ -41,7 +40,8 @@ class Mislabels(AnalysisResult):
 
     Attributes:
         curves (`list[dict]`): `method` ("self-influence", "harmful influence" on the loss of validation examples,
-            "loss", or "random"), `average_precision`, and points of the curve, `precision` and `recall`.
+            "loss" at the same checkpoints, or "random"), `average_precision`, and points of the curve, `precision` and
+            `recall`.
         found (`list[dict]`): `method`, `share` (of the training set, the worst ones), and `found`, the share of the
             wrong labels that is among them.
         accuracies (`list[dict]`): `method` (or "nothing" or "all wrong labels"), `action` ("dropped" or "fixed"),
@@ -133,15 +133,25 @@ def suspicion(trainer: InfluenceTrainer, anchors: Dataset) -> dict[str, np.ndarr
         anchors (`datasets.Dataset`): Validation examples; harmful is what raises their mean loss.
     """
     parts = kept_parts(trainer, "mislabels", influence_manifest(trainer, anchors=anchors))
-    train = trainer.train_dataset
+    count = len(trainer.train_dataset)
     ways: dict[str, Callable[[], np.ndarray]] = {
         SELF: trainer.self_influence,
         HARMFUL: lambda: trainer.compute_influence(anchors, as_one=True)[0],
-        LOSS: lambda: query_losses(trainer, train),
-        RANDOM: lambda: np.random.default_rng(trainer.args.seed).random(len(train)),
+        LOSS: lambda: _losses(trainer),
+        RANDOM: lambda: np.random.default_rng(trainer.args.seed).random(count),
     }
     found = {name: parts.get(name, lambda way=way: {"scores": torch.from_numpy(way())}) for name, way in ways.items()}
     return {name: part["scores"].cpu().numpy() for name, part in found.items()}
+
+
+def _losses(trainer: InfluenceTrainer) -> np.ndarray:
+    """The loss (N,) of each training example, at the checkpoints that influence is taken at."""
+    with trainer._context() as context:
+        total = np.zeros(len(context.train), dtype=np.float32)
+        for number in range(len(context.checkpoints)):
+            with context.checkpoints.at(number) as weight:
+                total += weight * context.predict(context.train).losses
+    return total
 
 
 def mislabels(

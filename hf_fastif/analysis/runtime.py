@@ -188,7 +188,7 @@ def _clocked(run: Callable[[], Any]) -> tuple[Any, float]:
 def _ours(trainer: InfluenceTrainer, queries: Dataset, ks: Sequence[int]) -> Tensors:
     """What is done once (the index; what the solver is fitted with), and queries alone and together."""
     _, index = _clocked(trainer.build_index)
-    with trainer._context() as context:
+    with trainer._context() as context, context.checkpoints.at(0):
         _, solver = _clocked(lambda: context.setup().solver())
     alone = [queries.select([row]) for row in range(len(queries))]
     trainer.compute_s_test(alone[0])  # states of frozen layers are made here, once

@@ -12,6 +12,7 @@ from tiny import tiny_data, tiny_trainer
 from hf_fastif.analysis import InverseHessian, inverse_hessian
 from hf_fastif.analysis.inverse_hessian import OTHERS, Watch
 from hf_fastif.analysis.work import changed
+from hf_fastif.checkpoints.checkpoint import Checkpoint, save_checkpoint
 
 
 QUERIES, RIGHT = tiny_data(3, seed=1), [False, True, True]
@@ -108,6 +109,19 @@ def test_looking_takes_no_part_in_the_time(monkeypatch):
             watch(step, torch.tensor([factor * step]))
     assert watch.seconds == {1: 2, 3: 6}
     assert {step: float(value) for step, value in watch.seen.items()} == {1: 2, 3: 6}
+
+
+def test_it_is_measured_at_the_checkpoint(trainer, tmp_path):
+    theta = {name: p.detach() + 0.2 for name, p in trainer.model.named_parameters() if p.requires_grad}
+    save_checkpoint(tmp_path, theta, Checkpoint(step=1, train_dataset=trainer._train_digest()))
+    path = str(tmp_path / "step-00000001.safetensors")
+    exact = {"exact": {"solver": "exact"}}
+    few = {"depths": [1], "batch_sizes": [4], "repeats": [1], "reference": {"solver": "exact"}, "others": exact}
+    with changed(trainer, checkpoints=[path]):
+        found = inverse_hessian(trainer, QUERIES, RIGHT, **few)
+    assert found.table[-1]["error"] < 1e-4 < found.table[0]["error"]
+    with changed(trainer, checkpoints=[path, path]), pytest.raises(ValueError, match="checkpoints=.* compared at one"):
+        inverse_hessian(trainer, QUERIES, RIGHT, **few)
 
 
 def test_one_process_only(trainer, monkeypatch):

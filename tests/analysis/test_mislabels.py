@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from datasets import ClassLabel
-from tiny import tiny_data, tiny_trainer
+from tiny import tiny_data, tiny_model, tiny_trainer
 
 from hf_fastif.analysis import Mislabels, mislabels, query_losses
 from hf_fastif.analysis.mislabels import average_precision, precision_recall, suspicion
+from hf_fastif.analysis.work import changed
+from hf_fastif.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from hf_fastif.data import plant_wrong_labels
 
 
@@ -85,6 +87,18 @@ def test_scores_are_those_of_the_trainer(trainer, found):
         assert curve["recall"][-1] == 1 and curve["precision"][-1] == pytest.approx(0.2)
         share = next(row["found"] for row in found.found if (row["method"], row["share"]) == (name, 0.2))
         assert share == WRONG[np.argsort(-values)[:8]].sum() / 8
+
+
+def test_the_loss_is_that_of_the_checkpoint(trainer, tmp_path):
+    theta = {name: p.detach() + 0.2 for name, p in trainer.model.named_parameters() if p.requires_grad}
+    save_checkpoint(tmp_path, theta, Checkpoint(step=1, train_dataset=trainer._train_digest()))
+    with changed(trainer, checkpoints=[str(tmp_path / "step-00000001.safetensors")]):
+        found = suspicion(trainer, ANCHORS)["loss"]
+    moved = tiny_model()
+    moved.load_state_dict(theta, strict=False)
+    expected = query_losses(tiny_trainer(tmp_path / "moved", model=moved, train=TRAIN), TRAIN)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert not np.allclose(found, query_losses(trainer, TRAIN), rtol=1e-2)
 
 
 def test_worst_examples_are_dropped_or_fixed(trainer, found):
