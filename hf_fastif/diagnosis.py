@@ -114,8 +114,8 @@ class Diagnosis:
             )
         elif first is None and final.residual < VANISHED:
             lines.append(
-                "Training examples are fitted and hardly pull at the parameters any more. At an earlier checkpoint "
-                "influence predicts retraining better; InfluenceTrainer.train() keeps one at the end of each epoch."
+                "Training examples are fitted and hardly pull at the parameters any more. An earlier checkpoint holds "
+                "more signal; InfluenceTrainer.train() keeps one at the end of each epoch."
             )
         return lines
 

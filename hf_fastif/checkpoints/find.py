@@ -55,8 +55,8 @@ def _automatic(kept: list[Checkpoint], theta: Mapping[str, torch.Tensor]) -> Che
     early = [member for member in kept if (member.epoch or 0) > 1 - EPOCH_END] if own else []
     if early and not holds(early[0], theta):
         logger.warning_once(
-            f"Influence is taken at the end of the first epoch ({early[0].name}), where it predicts retraining better "
-            "than at the final model; checkpoints='final' takes the model as it is."
+            f"Influence is taken at the end of the first epoch ({early[0].name}), where training examples are not "
+            "fitted yet and still pull at the parameters; checkpoints='final' takes the model as it is."
         )
         return early[0]
     logger.warning_once(

@@ -106,7 +106,8 @@ def push_factors(
             for block in factors.blocks
         ]
         Dataset.from_list(layers).to_parquet(folder / "layers.parquet")
-        whole = dict(manifest) | {"files": describe_files(path.parent, [FACTORS])}
+        # Those of a checkpoint have its digest in their local name.
+        whole = dict(manifest) | {"files": {FACTORS: describe_files(path.parent, [path.name])[path.name]}}
         (folder / "manifest.json").write_text(json.dumps(whole, indent=2), "utf-8")
         files = {
             "layers.parquet": folder / "layers.parquet",

@@ -80,6 +80,8 @@ class HubMixin:
     def push_factors_to_hub(self, repo_id: str, **options: Unpack[PushOptions]) -> CommitInfo | None:
         """Publishes the EK-FAC factors of the model, which are fitted unless they are in `output_dir/influence`.
 
+        They are those of the first of `args.checkpoints`.
+
         The factors stay in `output_dir/influence`, also if the push fails.
 
         Args:
@@ -95,7 +97,7 @@ class HubMixin:
         """
         from hf_fastif.hub.artifacts import push_factors
 
-        with self._context() as context:
+        with self._context() as context, context.checkpoints.at(0):
             setup = context.setup()
             factors = setup.factors()
             about = {"model_name": model_name(self.model), **sources(self.model, self.train_dataset)}
@@ -118,7 +120,7 @@ class HubMixin:
         from hf_fastif.hub.loading import fetch_factors
 
         path, found = fetch_factors(repo_id_or_path, revision, self.args.hub_token)
-        with self._context() as context:
+        with self._context() as context, context.checkpoints.at(0):
             return context.setup().adopt_factors(path, found)
 
     def push_to_hub(self, *args: Any, include_text: bool = False, **kwargs: Any) -> Any:

@@ -14,6 +14,7 @@ from tiny import VOCABULARY, tiny_data, tiny_model, tiny_trainer
 from transformers import AutoModelForSequenceClassification
 
 from hf_fastif import InfluenceIndex, InfluenceResult, freeze
+from hf_fastif.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from hf_fastif.curvature import KroneckerFactors
 
 
@@ -101,6 +102,21 @@ def test_factors_are_taken_over_and_not_fitted_anew(hub, trainer, tmp_path, monk
         with pytest.raises(ValueError, match=f"factors were fitted with the {what} .*, and this is"):
             changed.load_factors("me/factors")
     assert not (tmp_path / "third" / "influence").exists()
+
+
+def test_factors_are_those_of_the_checkpoint_that_influence_is_taken_at(hub, trainer, tmp_path, monkeypatch):
+    moved = {name: 1.1 * p for name, p in trainer.model.named_parameters() if p.requires_grad}
+    save_checkpoint(tmp_path, moved, Checkpoint(step=1))
+    trainer.args.checkpoints = [str(tmp_path / "step-00000001.safetensors")]
+    expected = trainer.compute_influence(QUERIES)
+    trainer.push_factors_to_hub("me/factors")
+    other = trainer_of(tmp_path / "other")
+    with pytest.raises(ValueError, match="factors were fitted with the model"):
+        other.load_factors("me/factors")
+    other.args.checkpoints = trainer.args.checkpoints
+    other.load_factors("me/factors")
+    monkeypatch.setattr("hf_fastif.solving.fit_kronecker_factors", lambda *_args: 1 / 0)
+    np.testing.assert_array_equal(other.compute_influence(QUERIES), expected)
 
 
 def test_tampered_factors_are_refused(hub, trainer, tmp_path):
