@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
-from datasets import Dataset
+from accelerate import Accelerator
 
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.checkpoints import CheckpointSet
@@ -18,13 +18,16 @@ from hf_fastif.objective import Batch, Objective
 from hf_fastif.outcomes import QueryOutcome
 from hf_fastif.passes import Passes
 from hf_fastif.pieces import Pieces, Tensors
-from hf_fastif.queries import loss_gradients
+from hf_fastif.processes import Alone
+from hf_fastif.queries import dealt_gradients, loss_gradients
 from hf_fastif.scoring import covering_layers, influence_scores, self_influence
-from hf_fastif.solvers import Solution, Solver
+from hf_fastif.solvers import Repeated, Solution, Solver
 from hf_fastif.solving import SolverSetup
 
 
 Search = Callable[[range, torch.Tensor], np.ndarray]
+Solve = Callable[[Solver, range, Accelerator | Alone], Tensors]  # of the queries of some rows, by some processes
+Groups = list[tuple[int, range]]  # numbers and rows
 # A candidate that several queries share is scored for all of them from its gradient, which costs about that many
 # times what scoring it for one of them costs in forward mode.
 SHARED_COST = 1.5
@@ -55,7 +58,7 @@ class Attribution:
 
     def s_test(self, queries: ExampleBatches) -> Solution:
         """s_test of every query."""
-        return Solution.stack([self._solution(queries, i, rows) for i, rows in self._groups(queries)])
+        return Solution.stack([self._solution(queries, i) for i, _ in self._groups(queries)])
 
     def outcomes(
         self, queries: ExampleBatches, pool: ExampleBatches, search: Search | None, s_test: Solution | None
@@ -72,7 +75,7 @@ class Attribution:
         for i, rows in self._groups(queries):
 
             def work(i: int = i, rows: range = rows) -> Tensors:
-                solution = self._solution(queries, i, rows) if s_test is None else s_test[rows.start : rows.stop]
+                solution = self._solution(queries, i) if s_test is None else s_test[rows.start : rows.stop]
                 candidates = None if search is None else search(rows, solution.vectors)
                 scores = self._scores(pool, solution.vectors, candidates, f"queries-{i}.scores")
                 found = {"scores": torch.from_numpy(scores), **solution.without_vectors().to_tensors()}
@@ -96,9 +99,7 @@ class Attribution:
     def _self_influence(self, pool: ExampleBatches, number: int) -> np.ndarray:
         layers, direct = covering_layers(self.objective, pool), self._direct_solver()
         if layers is None or direct is None:
-            solver = self.setup().solver()
-            parts = [self._solved_products(pool, solver, f"{number}-{i}", rows) for i, rows in self._groups(pool)]
-            return np.concatenate(parts)
+            return self._solved_products(pool, number)
         setup = self.setup()
         factors, damping = (setup.factors(), setup.damping) if direct == "ekfac" else (None, 1.0)
 
@@ -114,37 +115,64 @@ class Attribution:
             return "ekfac" if self.args.curvature == "gauss_newton" else None
         return self.args.solver if self.args.solver in ("ekfac", "identity") else None
 
-    def _solved_products(self, pool: ExampleBatches, solver: Solver, name: str, rows: range) -> np.ndarray:
-        def work() -> Tensors:
-            gradients = loss_gradients(self.objective, pool, rows)
+    def _solved_products(self, pool: ExampleBatches, number: int) -> np.ndarray:
+        def solve(solver: Solver, rows: range, accelerator: Accelerator | Alone) -> Tensors:
+            gradients = dealt_gradients(self.objective, pool, rows, accelerator)
             return {"values": (solver.solve(gradients).vectors * gradients).sum(dim=1)}
 
-        return self.pieces.get(f"examples-{name}", work)["values"].float().cpu().numpy()
+        groups = self._groups(pool)
+        parts = [self._solved(groups, i, f"examples-{number}-{{}}", number, solve)["values"] for i, _ in groups]
+        return torch.cat(parts).float().cpu().numpy()
 
-    def _solution(self, queries: ExampleBatches, i: int, rows: range) -> Solution:
+    def _solution(self, queries: ExampleBatches, i: int) -> Solution:
         if len(self.checkpoints) == 1:
-            return self._solution_at(queries, i, rows, 0)
+            return self._solution_at(queries, i, 0)
 
         def work() -> Tensors:
-            parts = [self._solution_at(queries, i, rows, number) for number in range(len(self.checkpoints))]
+            parts = [self._solution_at(queries, i, number) for number in range(len(self.checkpoints))]
             return Solution.joined(parts, self.checkpoints.weights).to_tensors()
 
         return Solution.from_tensors(self.pieces.get(f"queries-{i}.s_test", work))
 
-    def _solution_at(self, queries: ExampleBatches, i: int, rows: range, number: int) -> Solution:
-        def work() -> Tensors:
+    def _solution_at(self, queries: ExampleBatches, i: int, number: int) -> Solution:
+        def solve(solver: Solver, rows: range, accelerator: Accelerator | Alone) -> Tensors:
+            return solver.solve(self._gradients(queries, rows, accelerator)).to_tensors()
+
+        name = f"queries-{{}}.s_test.{number}"
+        return Solution.from_tensors(self._solved(self._groups(queries), i, name, number, solve))
+
+    def _solved(self, groups: Groups, i: int, name: str, number: int, solve: Solve) -> Tensors:
+        """What a solver makes of a group of examples at a checkpoint.
+
+        Where one group does not keep all processes busy, each is given a group of its own, as long as there are as
+        many groups as processes. All work together on those that are left.
+        """
+        count = self.passes.accelerator.num_processes
+        among = groups[i - i % count :][:count]
+        if 1 < count == len(among) and not self.pieces.has(name.format(i)):
             with self.checkpoints.at(number):
-                return self._solver(number).solve(self._gradients(queries, rows)).to_tensors()
+                solver = self._solver(number)  # what it needs is fitted by all
+                if isinstance(solver, Repeated) and not solver.keeps_all_busy:
+                    own = solver.by_itself()
+                    self.pieces.deal({name.format(j): partial(solve, own, rows, own.accelerator) for j, rows in among})
 
-        return Solution.from_tensors(self.pieces.get(f"queries-{i}.s_test.{number}", work))
+        def together() -> Tensors:
+            with self.checkpoints.at(number):
+                return solve(self._solver(number), groups[i][1], self.passes.accelerator)
 
-    def _gradients(self, queries: ExampleBatches, rows: range) -> torch.Tensor:
+        return self.pieces.get(name.format(i), together)
+
+    def _gradients(self, queries: ExampleBatches, rows: range, accelerator: Accelerator | Alone) -> torch.Tensor:
         """The gradient (Q, P) of each of some queries, or the mean (1, P) of all."""
         if not self.as_one:
-            return loss_gradients(self.objective, queries, rows)
+            return dealt_gradients(self.objective, queries, rows, accelerator)
         size, count = self.args.query_batch_size, len(queries)
-        parts = (range(start, min(start + size, count)) for start in range(0, count, size))
-        return sum(loss_gradients(self.objective, queries, part).sum(dim=0, keepdim=True) for part in parts) / count
+        total = next(iter(self.objective.theta.values())).new_zeros(1, self.objective.space.size)
+        starts = range(0, count, size)
+        for start in starts[accelerator.process_index :: accelerator.num_processes]:
+            part = range(start, min(start + size, count))
+            total += loss_gradients(self.objective, queries, part).sum(dim=0, keepdim=True)
+        return accelerator.reduce(total, "sum") / count
 
     def _scores(
         self, pool: ExampleBatches, vectors: torch.Tensor, candidates: np.ndarray | None, name: str
@@ -181,21 +209,8 @@ class Attribution:
             self._solvers[number] = self.setup().solver()
         return self._solvers[number]
 
-    def _groups(self, examples: ExampleBatches) -> list[tuple[int, range]]:
+    def _groups(self, examples: ExampleBatches) -> Groups:
         if self.as_one:
             return [(0, range(1))]
         size, count = self.args.query_batch_size, len(examples)
         return [(i, range(start, min(start + size, count))) for i, start in enumerate(range(0, count, size))]
-
-
-def digest(things: Iterable[Dataset | Solution | int | str | None]) -> str:
-    """A short name for what a piece of work is about."""
-    found = hashlib.blake2b(digest_size=8)
-    for thing in things:
-        if isinstance(thing, Dataset):
-            found.update(thing._fingerprint.encode())
-        elif isinstance(thing, Solution):
-            found.update(thing.vectors.detach().cpu().numpy())
-        else:
-            found.update(repr(thing).encode())
-    return found.hexdigest()

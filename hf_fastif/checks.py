@@ -7,6 +7,9 @@ from typing import Any
 
 import pyarrow.compute as pc
 from datasets import Dataset
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
 from transformers import Trainer
 
 from hf_fastif.batches import ExampleBatches
@@ -69,6 +72,26 @@ def check_loss(trainer: Trainer) -> None:
             f"{type(trainer).__name__}.compute_loss is overridden; influence would be that of another loss. Remove "
             "the "
             "override while you compute influence."
+        )
+
+
+def check_whole(model: nn.Module) -> None:
+    """Every process must hold all parameters of the model: derivatives of single examples are taken by each alone."""
+    sharded = None
+    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
+        sharded = "FSDP"
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, DTensor):
+            sharded = f"FSDP2 or tensor parallelism ({name} is a DTensor)"
+        elif hasattr(parameter, "ds_id"):  # the mark of DeepSpeed's ZeRO, stage 3
+            sharded = "DeepSpeed ZeRO, stage 3"
+    if sharded is not None:
+        raise ValueError(
+            f"model: its parameters are dealt to the processes by {sharded}, and influence needs all of them in each. "
+            "Save the model in one piece (trainer.save_model(), with FULL_STATE_DICT for FSDP and "
+            "stage3_gather_16bit_weights_on_model_save for DeepSpeed), and load it with from_pretrained in a run that "
+            "is launched without sharding. hf_fastif.freeze makes that run smaller: only parameters with "
+            "requires_grad have vectors."
         )
 
 

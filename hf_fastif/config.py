@@ -133,6 +133,13 @@ class InfluenceConfig(TrainingArguments):
         influence_bf16 (`bool`, *optional*, defaults to `False`):
             Runs the model in bfloat16 autocast for solving and scoring.
 
+    > Work that was interrupted
+
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Forgets what earlier runs left in `output_dir/influence` to go on from, which are finished pieces of calls
+            that were interrupted, and fitted EK-FAC factors, and starts afresh. It does so once, at the first call. A
+            recipe with this flag also does again what it has finished, such as training.
+
     > SDCA, LiSSA, CG, EK-FAC
 
         sdca_visits (`int`, *optional*, defaults to 4096):
@@ -196,6 +203,9 @@ class InfluenceConfig(TrainingArguments):
         default=128, metadata={"help": "Training examples for eigenvalues and the residual."}
     )
     influence_bf16: bool = field(default=False, metadata={"help": "bfloat16 autocast for solving and scoring."})
+    overwrite: bool = field(
+        default=False, metadata={"help": "Forget what earlier runs left to go on from, and start afresh."}
+    )
     sdca_visits: int = field(default=4096, metadata={"help": "Training examples that SDCA visits."})
     lissa_depth: int = field(default=200, metadata={"help": "J: steps of the recursion."})
     lissa_batch_size: int = field(default=32, metadata={"help": "B: training examples drawn for each step."})

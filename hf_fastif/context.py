@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+import hashlib
+import shutil
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from datasets import Dataset
 from transformers import Trainer
 
-from hf_fastif.attribution import Attribution, digest
+from hf_fastif.attribution import Attribution
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.checkpoints import Checkpoint, CheckpointSet, find_checkpoints, holds, kept_checkpoints, weights_of
-from hf_fastif.checks import check_dataset, check_inputs, check_loss
+from hf_fastif.checks import check_dataset, check_inputs, check_loss, check_whole
 from hf_fastif.config import InfluenceConfig
 from hf_fastif.frozen import FrozenStates, find_frozen_states
 from hf_fastif.index import InfluenceIndex
@@ -23,11 +26,15 @@ from hf_fastif.objective import Objective, differentiable
 from hf_fastif.parameters import model_fingerprint
 from hf_fastif.passes import Passes
 from hf_fastif.pieces import Pieces, pieces_of
+from hf_fastif.processes import check_shared_folder
 from hf_fastif.provenance import model_name, sources
 from hf_fastif.queries import Predictions, predict
 from hf_fastif.signals import Signal, measure_signal
 from hf_fastif.solvers import Solution
 from hf_fastif.solving import SolverSetup
+
+
+UNFINISHED = "unfinished"  # under the folder of influence
 
 
 @dataclass
@@ -38,11 +45,15 @@ class Kept:
         indexes (`dict`): Indexes by the fingerprint of their dataset.
         states (`dict`): States behind frozen layers, by dataset; None where there are none to keep.
         fitted (`dict`): Spectra, factors and the like, by what they belong to.
+        digests (`dict`): Of the rows of datasets, by their fingerprint.
+        prepared (`bool`): Whether the folder for all this was looked at.
     """
 
     indexes: dict[str, InfluenceIndex] = field(default_factory=dict)
     states: dict[tuple[Hashable, ...], FrozenStates | None] = field(default_factory=dict)
     fitted: dict[tuple[Hashable, ...], Any] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+    prepared: bool = False
 
 
 class Context:
@@ -105,6 +116,7 @@ class Context:
     def checkpoints(self) -> CheckpointSet:
         """The moments of training that influence is summed over, checked."""
         args = self.args
+        self.trainer.accelerator.wait_for_everyone()  # the main process may have written one just now
         members = find_checkpoints(args.checkpoints, args.output_dir, self.objective.theta)
         found = CheckpointSet(self.objective, members, weights_of(members, args.checkpoint_weights))
         if any(member.path for member in members):
@@ -135,7 +147,7 @@ class Context:
         accelerator, fitted = self.trainer.accelerator, self.kept.fitted
         final = self.checkpoints.present.path is None
         name = "ekfac" if final else f"ekfac-{model_fingerprint(self.objective.model)}"
-        factors = Path(self.args.output_dir) / "influence" / f"{name}.safetensors"
+        factors = folder_of(self.args) / f"{name}.safetensors"
         return SolverSetup(self.args, self.objective, self.train, fingerprint, accelerator, fitted, factors)
 
     @contextmanager
@@ -154,14 +166,38 @@ class Context:
             *on: What it is about.
         """
         args, train = self.args, self.trainer.train_dataset
-        folder = Path(args.output_dir) / "influence" / "unfinished" / f"{work}-{digest(on)}"
-        training = {"seed": args.seed, "label_smoothing_factor": args.label_smoothing_factor}
+        folder = folder_of(args) / UNFINISHED / f"{work}-{self._digest(on)}"
+        settings = args.influence_settings() | {
+            "seed": args.seed,
+            "label_smoothing_factor": args.label_smoothing_factor,
+        }
+        del settings["overwrite"]
         manifest = {
             "model": self.checkpoints.fingerprint,
-            "train_dataset": getattr(train, "_fingerprint", None),
-            **{name: str(value) for name, value in (args.influence_settings() | training).items()},
+            "train_dataset": self._rows_digest(train) if isinstance(train, Dataset) else None,
+            **{name: str(value) for name, value in settings.items()},
         }
         return pieces_of(folder, manifest, self.trainer.accelerator)
+
+    def _digest(self, things: Iterable[Dataset | Solution | int | str | None]) -> str:
+        """A short name for what a piece of work is about, the same in another run."""
+        found = hashlib.blake2b(digest_size=8)
+        for thing in things:
+            if isinstance(thing, Dataset):
+                found.update(self._rows_digest(thing).encode())
+            elif isinstance(thing, Solution):
+                found.update(thing.vectors.detach().cpu().numpy())
+            else:
+                found.update(repr(thing).encode())
+        return found.hexdigest()
+
+    def _rows_digest(self, dataset: Dataset) -> str:
+        digests, trainer = self.kept.digests, self.trainer
+        if dataset._fingerprint not in digests:
+            rows = trainer._remove_unused_columns(dataset)
+            examples = ExampleBatches(rows, trainer.data_collator, trainer._prepare_inputs)
+            digests[dataset._fingerprint] = examples.digest
+        return digests[dataset._fingerprint]
 
     def settings(self, num_neighbors: int | None, num_examples: int | None) -> dict[str, Any]:
         """What a result says about how it was made."""
@@ -192,7 +228,27 @@ def context_of(trainer: Trainer, kept: Kept) -> Iterator[Context]:
     check_loss(trainer)
     args = trainer.args
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    check_whole(model)
+    if not kept.prepared:
+        _prepare_folder(args, trainer.accelerator)
+        kept.prepared = True
     with differentiable(model):
         decayed = trainer.get_decay_parameter_names(model) if args.loss_weight_decay else ()
         objective = Objective(model, args.label_smoothing_factor, args.loss_weight_decay, decayed, args.influence_bf16)
         yield Context(trainer, objective, kept)
+
+
+def folder_of(args: InfluenceConfig) -> Path:
+    """Where everything about influence is written."""
+    return Path(args.output_dir) / "influence"
+
+
+def _prepare_folder(args: InfluenceConfig, accelerator: Accelerator) -> None:
+    """Looks whether all machines see the folder; forgets what earlier runs left to go on from, if that is wanted."""
+    folder = folder_of(args)
+    check_shared_folder(folder, accelerator)
+    if args.overwrite and accelerator.is_main_process:
+        shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+        for factors in folder.glob("ekfac*.safetensors"):
+            factors.unlink()
+    accelerator.wait_for_everyone()

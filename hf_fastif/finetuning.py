@@ -118,7 +118,7 @@ def fine_tune(
     `train` are other training examples than those of the data, tokenized.
     """
     path = Path(config.output_dir) / ACCURACY
-    if not path.exists():
+    if config.overwrite or not path.exists():
         config = copy.copy(config)
         config.do_train = True
         set_seed(config.seed)

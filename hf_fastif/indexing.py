@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from datasets import Dataset
@@ -22,6 +24,7 @@ from hf_fastif.index import (
 )
 from hf_fastif.objective import Objective
 from hf_fastif.passes import Passes
+from hf_fastif.processes import from_main
 from hf_fastif.solving import SolverSetup
 
 
@@ -81,6 +84,10 @@ def searching(
         ValueError: If the index is of the user's own features and the queries' are missing.
     """
     objective = checkpoints.objective
+
+    def search(features: Callable[[], np.ndarray]) -> np.ndarray:
+        return from_main(lambda: index.search(features(), k), passes.accelerator)  # the others have it on disk
+
     if index.parts is not None:
         features = features_of(index, objective)
 
@@ -89,7 +96,7 @@ def searching(
             found = [part.of_vectors(vector) for part, vector in zip(features, own, strict=True)]
             return torch.cat(found, dim=1).cpu().numpy()
 
-        return lambda _rows, vectors: index.search(of_vectors(vectors), k)
+        return lambda _rows, vectors: search(lambda: of_vectors(vectors))
     own = query_features
     if index.name == "pooled":
         own = _pooled(checkpoints, queries, passes)
@@ -99,7 +106,7 @@ def searching(
             f"({len(queries)}, d)."
         )
     own = own.mean(axis=0, keepdims=True) if as_one else own
-    return lambda rows, _vectors: index.search(own[rows.start : rows.stop], k)
+    return lambda rows, _vectors: search(lambda: own[rows.start : rows.stop])
 
 
 def _pooled(checkpoints: CheckpointSet, queries: ExampleBatches, passes: Passes) -> np.ndarray:

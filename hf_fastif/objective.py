@@ -146,7 +146,7 @@ def differentiable(model: nn.Module) -> Iterator[None]:
     Raises:
         ValueError: If the model's attention is fused and cannot be switched.
     """
-    was_training = model.training
+    training = [module for module in model.modules() if module.training]
     patched_forward = model.__dict__.pop("forward", None)
     attention = _switch_to_eager(model)
     model.eval()
@@ -154,7 +154,8 @@ def differentiable(model: nn.Module) -> Iterator[None]:
         with sdpa_kernel(SDPBackend.MATH):  # for modules that call torch's attention by themselves
             yield
     finally:
-        model.train(was_training)
+        for module in training:
+            module.training = True
         if attention is not None:
             model.set_attn_implementation(attention)
         if patched_forward is not None:

@@ -11,10 +11,12 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
 from hf_fastif.files import write_whole
+from hf_fastif.processes import from_main
 
 
 logger = logging.get_logger(__name__)
@@ -39,25 +41,42 @@ class Pieces:
         self.folder = folder
         self.manifest = dict(manifest)
         self.accelerator = accelerator
-        names = self._open() if accelerator.is_main_process else set()
-        self._finished: set[str] = broadcast_object_list([names])[0]
-        if self._finished:
-            logger.warning_once(f"Going on with {folder}: {len(self._finished)} pieces of the work are there already.")
+        self._finished = from_main(self._open, accelerator)
 
     def get(self, name: str, compute: Callable[[], Tensors]) -> Tensors:
         """The piece of that name, read if it is there and else computed and written.
 
         A piece `"a"` takes the place of the pieces `"a.b"` that it was made of: these are deleted.
         """
-        path = self.folder / f"{name}.safetensors"
         if name in self._finished:
-            tensors = broadcast_object_list([load_file(path) if self.accelerator.is_main_process else None])[0]
-            # A copy lies in memory as a computed tensor does; what a file gave may round otherwise in the last bit.
-            return {key: values.to(self.accelerator.device, copy=True) for key, values in tensors.items()}
+            tensors = from_main(lambda: self._read(name), self.accelerator)
+            if tensors is not None:
+                # A copy lies in memory as a computed tensor does; what a file gave may round otherwise.
+                return {key: values.to(self.accelerator.device, copy=True) for key, values in tensors.items()}
         tensors = compute()
-        if self.accelerator.is_main_process:
-            self._write(path, tensors)
+        self._add(name, tensors)
         return tensors
+
+    def has(self, name: str) -> bool:
+        """Whether that piece is there, or a whole that took its place."""
+        return any(name == there or name.startswith(f"{there}.") for there in self._finished)
+
+    def deal(self, work: Mapping[str, Callable[[], Tensors]]) -> None:
+        """Makes pieces for `get` to find, each by one process; those that are there, or a whole of them is, are left.
+
+        Args:
+            work (`Mapping[str, Callable]`): What computes each, without the other processes.
+        """
+        missing = [name for name in work if not self.has(name)]
+        rank, count = self.accelerator.process_index, self.accelerator.num_processes
+        for start in range(0, len(missing), count):
+            names = missing[start : start + count]
+            own = None
+            if rank < len(names):
+                own = {key: values.cpu() for key, values in work[names[rank]]().items()}
+            for process, name in enumerate(names):
+                self._add(name, broadcast_object_list([own], from_process=process)[0])
+                self._finished.add(name)
 
     def delete(self) -> None:
         """Deletes all pieces: the work is done."""
@@ -68,13 +87,34 @@ class Pieces:
         path = self.folder / MANIFEST
         if not path.exists():
             return set()
-        there = json.loads(path.read_text(encoding="utf-8"))
-        changed = [key for key in self.manifest | there if self.manifest.get(key) != there.get(key)]
+        try:
+            there = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            there = {"manifest": "damaged"}
+        changed = [key for key in there | self.manifest if self.manifest.get(key) != there.get(key)]
         if changed:
             logger.warning(f"{self.folder} was begun with another {' and another '.join(changed)}: starting afresh.")
             shutil.rmtree(self.folder)
             return set()
-        return {file.stem for file in self.folder.glob("*.safetensors")}
+        found = {file.stem for file in self.folder.glob("*.safetensors")}
+        if found:
+            logger.warning(f"Going on with {self.folder}: {len(found)} pieces of the work are there already.")
+        return found
+
+    def _read(self, name: str) -> Tensors | None:
+        path = self._path(name)
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            logger.warning(f"{path} is damaged ({error}) and is computed again.")
+            return None
+
+    def _add(self, name: str, tensors: Tensors) -> None:
+        if self.accelerator.is_main_process:
+            self._write(self._path(name), tensors)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
 
     def _write(self, path: Path, tensors: Tensors) -> None:
         if not self.folder.exists():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from scipy.special import softmax
 
 from hf_fastif.batches import ExampleBatches
@@ -15,6 +16,7 @@ from hf_fastif.curvature import captured_layers, covered_names
 from hf_fastif.curvature.captures import loss_captures
 from hf_fastif.objective import Batch, Objective
 from hf_fastif.passes import Passes
+from hf_fastif.processes import Alone
 
 
 @dataclass(frozen=True)
@@ -81,3 +83,17 @@ def loss_gradients(objective: Objective, queries: ExampleBatches, rows: Sequence
     for capture in loss_captures(objective, queries.take(rows), layers):
         found |= {name: gradients[0] for name, gradients in capture.rows().items()}
     return objective.space.join([found[name] for name in objective.theta], lead=(len(rows),))
+
+
+def dealt_gradients(
+    objective: Objective, queries: ExampleBatches, rows: Sequence[int], accelerator: Accelerator | Alone
+) -> torch.Tensor:
+    """`loss_gradients`, with the queries dealt to the processes; the same to the last bit on each of them."""
+    if accelerator.num_processes == 1:
+        return loss_gradients(objective, queries, rows)
+    parameter = next(iter(objective.theta.values()))
+    found = parameter.new_zeros(len(rows), objective.space.size)
+    own = slice(accelerator.process_index, None, accelerator.num_processes)
+    if rows[own]:
+        found[own] = loss_gradients(objective, queries, rows[own])
+    return accelerator.reduce(found, "sum")

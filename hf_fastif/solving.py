@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
 
 from hf_fastif.batches import ExampleBatches
@@ -25,6 +25,7 @@ from hf_fastif.curvature import (
 from hf_fastif.files import write_whole
 from hf_fastif.objective import Objective
 from hf_fastif.parameters import model_fingerprint
+from hf_fastif.processes import from_main
 from hf_fastif.solvers import (
     ConjugateGradient,
     DualAscent,
@@ -110,7 +111,9 @@ class SolverSetup:
         size = self.lissa_batch_size
         return self._once(
             ("scale", size, self.damping, args.preconditioner),
-            lambda: batch_scale(self.curvature, self.examples, size, args.seed, self.damping, precondition),
+            lambda: batch_scale(
+                self.curvature, self.examples, size, args.seed, self.damping, self.accelerator, precondition
+            ),
         )
 
     def solver(self) -> Solver:
@@ -257,12 +260,8 @@ class SolverSetup:
 
     def _load_or_fit_factors(self) -> KroneckerFactors:
         args, path, manifest = self.args, self.factors_file, self.factors_manifest
-        there = broadcast_object_list([path.exists()])[0]  # one process may see a file that another just wrote
-        if there:
-            found = KroneckerFactors.load(path, manifest, self.accelerator.device)
-            if found is not None:
-                return found
-            logger.warning_once(f"{path} was fitted to another model, training set or setting; EK-FAC is fitted anew.")
+        if from_main(self._factors_fit, self.accelerator):
+            return KroneckerFactors.load(path, manifest, self.accelerator.device)
         sample = self._sample(args.ekfac_samples, args.seed)
         show = not args.disable_tqdm
         factors = fit_kronecker_factors(
@@ -271,6 +270,21 @@ class SolverSetup:
         if self.accelerator.is_main_process:
             factors.save(path, manifest)
         return factors
+
+    def _factors_fit(self) -> bool:
+        """Whether there is a file of factors, and it is whole and belongs here."""
+        if not self.factors_file.exists():
+            return False
+        try:
+            found = KroneckerFactors.load(self.factors_file, self.factors_manifest, torch.device("cpu"))
+        except ValueError as error:
+            logger.warning(f"{error} EK-FAC is fitted anew.")
+            return False
+        if found is None:
+            logger.warning(
+                f"{self.factors_file} was fitted to another model, training set or setting; EK-FAC is fitted anew."
+            )
+        return found is not None
 
     def _sample(self, count: int, seed: int) -> CurvatureSample:
         size = self.args.influence_batch_size

@@ -23,7 +23,7 @@ from hf_fastif.index import InfluenceIndex, Vectors, without_indexes, write_inde
 from hf_fastif.indexing import features_of, index_features, own_features, searching
 from hf_fastif.outcomes import build_result
 from hf_fastif.provenance import model_name, sources
-from hf_fastif.queries import loss_gradients
+from hf_fastif.queries import dealt_gradients
 from hf_fastif.results import InfluenceResult
 from hf_fastif.scoring import choose_scoring
 from hf_fastif.solvers import Solution
@@ -99,12 +99,12 @@ class InfluenceTrainer(HubMixin, Trainer):
                     with checkpoints.at(number):
                         made.append(index_features(context.setup(), len(checkpoints)))
             folder = Path(self.args.output_dir) / "influence" / "indexes" / f"{kind}-{pool.digest}"
-            with context.pieces("build_index", dataset, kind) as pieces:
+            known = None if add_to is None else add_to.identity
+            with context.pieces("build_index", dataset, kind, known) as pieces:
                 vectors = Vectors(made, pool, checkpoints, context.passes, pieces)
                 about = {"model_name": model_name(self.model), **sources(self.model, dataset)}
                 write_index(folder, kind, vectors, self.args, self._belongs(context, pool.digest) | about, add_to)
-        index = InfluenceIndex.load(folder, self.args.index_on_disk, self.args.index_device)
-        return self._attach(index, dataset)
+        return self._attach(InfluenceIndex.load(folder, **self._index_place()), dataset)
 
     def find_candidates(
         self,
@@ -311,7 +311,7 @@ class InfluenceTrainer(HubMixin, Trainer):
             context.predict(queries)
             signals, solved = context.signals(), s_test if len(checkpoints) == 1 else None
             with checkpoints.at(0):
-                gradients = loss_gradients(context.objective, queries, range(len(queries)))
+                gradients = dealt_gradients(context.objective, queries, range(len(queries)), self.accelerator)
                 return diagnose(context.setup(), gradients, signals, solved)
 
     def _context(self) -> AbstractContextManager[Context]:

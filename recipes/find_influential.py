@@ -66,8 +66,10 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
 
     with timed(seconds, "build_index"):
         trainer.build_index()
-    with timed(seconds, "compute_s_test"):
-        s_test = trainer.compute_s_test(queries)
+    s_test = None
+    if recipe.diagnose:  # it looks at the same solutions; else they are kept with the scores if this is interrupted
+        with timed(seconds, "compute_s_test"):
+            s_test = trainer.compute_s_test(queries)
     with timed(seconds, "find_influential"):
         result = trainer.find_influential(queries, num_examples=recipe.num_examples, s_test=s_test)
     result.summary |= {"accuracy": accuracy, "seconds": seconds, "query_rows": chosen.tolist()}

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import set_seed
 
@@ -27,6 +28,7 @@ from hf_fastif.cli import check_processes, parse_arguments
 from hf_fastif.data import DataArguments
 from hf_fastif.files import write_whole
 from hf_fastif.finetuning import ModelArguments, fine_tune, make_trainer, runs_of
+from hf_fastif.processes import alone
 
 
 METHODS = {
@@ -59,8 +61,11 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
         raise ValueError(f"methods: {', '.join(unknown)} is not one of {', '.join(METHODS)}.")
     folder = Path(config.output_dir)
     runs = runs_of(config, recipe.num_seeds)
-    for run in runs:
-        print(f"{run.output_dir}: accuracy {fine_tune(recipe, data, run):.1%} on the validation examples")
+    processes = PartialState()
+    for run in runs[processes.process_index :: processes.num_processes]:
+        with alone():  # as the models on subsets are trained
+            print(f"{run.output_dir}: accuracy {fine_tune(recipe, data, run):.1%} on the validation examples")
+    processes.wait_for_everyone()
     first = copy.copy(recipe)
     first.model_name_or_path = runs[0].output_dir
     trainer, examples = make_trainer(first, data, runs[0])
@@ -69,9 +74,12 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
     def train_on(subset: Dataset, number: int) -> np.ndarray:
         return losses_after_training(recipe, data, config, subset, queries, number)
 
-    truth = retrain_on_subsets(train_on, trainer.train_dataset, folder / "subsets", recipe.num_subsets)
+    subsets = folder / "subsets"
+    truth = retrain_on_subsets(
+        train_on, trainer.train_dataset, subsets, recipe.num_subsets, overwrite=config.overwrite
+    )
     path = folder / "lds.json"
-    found = json.loads(path.read_text("utf-8")) if path.exists() else []
+    found = json.loads(path.read_text("utf-8")) if path.exists() and not config.overwrite else []
     for moment, checkpoints in moments_of([run.output_dir for run in runs]).items():
         for method in recipe.methods:
             known = any((row["moment"], row["method"]) == (moment, method) for row in found)
@@ -80,10 +88,12 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
             score, seconds = score_of(trainer, queries, truth, METHODS[method] | {"checkpoints": checkpoints})
             numbers = {"lds": score.mean, "low": score.low, "high": score.high, "seconds": round(seconds, 1)}
             found.append({"moment": moment, "method": method, "subsets": len(truth)} | numbers)
-            print(f"{moment:24} {method:18} LDS {score}   {seconds:.0f} s", flush=True)
-            text = json.dumps(found, indent=2)
-            write_whole(path, lambda file, text=text: file.write_text(text, "utf-8"))
-    plot_lds(found, folder / "lds.png")
+            if processes.is_main_process:
+                print(f"{moment:24} {method:18} LDS {score}   {seconds:.0f} s", flush=True)
+                text = json.dumps(found, indent=2)
+                write_whole(path, lambda file, text=text: file.write_text(text, "utf-8"))
+    if processes.is_main_process:
+        plot_lds(found, folder / "lds.png")
 
 
 def queries_of(validation: Dataset, recipe: RecipeArguments, config: InfluenceConfig) -> Dataset:

@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from accelerate import PartialState
 from accelerate.utils import tqdm
 from datasets import Dataset
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from scipy.stats import rankdata
 
 from hf_fastif.files import write_whole
 from hf_fastif.index import without_indexes
+from hf_fastif.processes import alone, from_main
 
 
 if TYPE_CHECKING:
@@ -79,8 +82,12 @@ def retrain_on_subsets(
     num_subsets: int = 100,
     share: float = 0.5,
     seed: int = 0,
+    overwrite: bool = False,
 ) -> SubsetLosses:
     """Trains a model on each of some random subsets; every finished model is kept, and not trained again.
+
+    The subsets are dealt to the processes, and each trains its own as a single process would, without DDP: batch
+    size and answer are those of one process. See `hf_fastif.processes.alone` for what `train_on` must keep to.
 
     Args:
         train_on (`Callable`): Given a subset and its number (for a seed), trains a model and returns its losses (Q,)
@@ -90,34 +97,54 @@ def retrain_on_subsets(
         num_subsets (`int`, *optional*, defaults to 100): S. More can be added later to the same folder.
         share (`float`, *optional*, defaults to 0.5): Of the training set, in a subset.
         seed (`int`, *optional*, defaults to 0): Decides the subsets.
+        overwrite (`bool`, *optional*, defaults to `False`): Trains again what the folder holds.
 
     Raises:
         ValueError: If the folder holds models of other subsets.
     """
     if not 0 < share < 1:
         raise ValueError(f"share={share}: give a number between 0 and 1, such as 0.5.")
-    folder, count = Path(folder), len(train_dataset)
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = without_indexes(train_dataset)
-    found = []
-    for number in tqdm(range(num_subsets), desc="Retraining"):
+    folder, count, processes = Path(folder), len(train_dataset), PartialState()
+    subsets = {}
+    for number in range(num_subsets):
         members = np.zeros(count, dtype=bool)
         random = np.random.default_rng((seed, number))
         members[random.choice(count, round(share * count), replace=False)] = True
-        path = folder / f"subset-{number:05d}.safetensors"
-        if not path.exists():
+        subsets[folder / f"subset-{number:05d}.safetensors"] = members
+
+    def left() -> list[int]:
+        folder.mkdir(parents=True, exist_ok=True)
+        return [i for i, entry in enumerate(subsets.items()) if overwrite or not _is_finished(*entry)]
+
+    own = from_main(left, processes)[processes.process_index :: processes.num_processes]
+    rows = without_indexes(train_dataset)
+    for number in tqdm(own, desc="Retraining"):
+        path, members = list(subsets.items())[number]
+        with alone():
             losses = train_on(rows.select(np.flatnonzero(members)), number)
-            SubsetLosses(members[None], np.asarray(losses)[None]).save(path)
-        one = SubsetLosses.load(path)
-        if not np.array_equal(one.members[0], members):
-            raise ValueError(
-                f"{path} is of another subset (seed={seed}, share={share}, {count} examples give another); give "
-                "another folder."
-            )
-        found.append(one)
-    whole = SubsetLosses(np.concatenate([one.members for one in found]), np.concatenate([one.losses for one in found]))
-    whole.save(folder / "subsets.safetensors")
-    return whole
+        SubsetLosses(members[None], np.asarray(losses)[None]).save(path)
+    processes.wait_for_everyone()
+
+    def join() -> SubsetLosses:
+        losses = np.concatenate([SubsetLosses.load(path).losses for path in subsets])
+        whole = SubsetLosses(np.stack(list(subsets.values())), losses)
+        whole.save(folder / "subsets.safetensors")
+        return whole
+
+    return from_main(join, processes)
+
+
+def _is_finished(path: Path, members: np.ndarray) -> bool:
+    """Whether the losses of a model are there, in a file that is whole."""
+    try:
+        found = SubsetLosses.load(path)
+    except (FileNotFoundError, SafetensorError):
+        return False
+    if not np.array_equal(found.members[0], members):
+        raise ValueError(
+            f"{path} is of another subset (seed, share or the number of examples were others); give another folder."
+        )
+    return True
 
 
 def lds(influence: np.ndarray, truth: SubsetLosses, num_draws: int = 1000, seed: int = 0) -> Lds:

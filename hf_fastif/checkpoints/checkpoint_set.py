@@ -40,18 +40,18 @@ class CheckpointSet:
     @contextmanager
     def at(self, number: int) -> Iterator[float]:
         """Puts the parameters of one checkpoint into the model, gives its weight, and puts the model's own back."""
-        path, parameters = self.members[number].path, self.objective.theta
-        if path is None:
+        member, parameters = self.members[number], self.objective.theta
+        if member == self.present:
             yield self.weights[number]
             return
-        own = {name: p.detach().clone() for name, p in parameters.items()}
+        own, before = {name: p.detach().clone() for name, p in parameters.items()}, self.present
         try:
-            self._fill(read_parameters(path, parameters))
-            self.present = self.members[number]
+            self._fill(read_parameters(member.path, parameters))
+            self.present = member
             yield self.weights[number]
         finally:
             self._fill(own)
-            self.present = Checkpoint()
+            self.present = before
 
     @cached_property
     def fingerprint(self) -> str:

@@ -34,8 +34,10 @@ class KeepCheckpoints(TrainerCallback):
         """Forgets the checkpoints of an earlier run."""
         self.steps = [] if count_of(args.checkpoints) is None else steps_of(args.checkpoints, state.max_steps)
         self.epochs = args.checkpoints in (["auto"], ["epochs"])
+        if not state.is_world_process_zero:
+            return
         self.train_dataset = self.digest() if self.epochs or self.steps else None
-        if state.global_step == 0 and state.is_world_process_zero:
+        if state.global_step == 0:
             shutil.rmtree(Path(args.output_dir) / FOLDER, ignore_errors=True)
 
     def on_step_end(self, args: InfluenceConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -160,10 +160,9 @@ def fit_kronecker_factors(
             if diagonal:
                 _add_diagonal(diagonal, curvature, batch, [seed, i], count)
             bar.update()
-        bases = {
-            layer: tuple(_eigenvectors(accelerator.reduce(part[layer], "sum")) for part in (outer, inner))
-            for layer in layers
-        }
+        matrices = [accelerator.reduce(part[layer], "sum") for layer in layers for part in (outer, inner)]
+        found = iter(_bases(matrices, accelerator))
+        bases = {layer: (next(found), next(found)) for layer in layers}
         for i, rows in own:
             for capture in captures(objective, examples.take(rows), layers, directions(i)):
                 _add_eigenvalues(eigenvalues[capture.layer], bases[capture.layer], capture.with_bias(), count)
@@ -174,9 +173,12 @@ def fit_kronecker_factors(
     )
 
 
-def _eigenvectors(matrix: torch.Tensor) -> torch.Tensor:
-    # As they will be laid out when read from a file, so that products with them round alike.
-    return torch.linalg.eigh(matrix)[1].contiguous()
+def _bases(matrices: list[torch.Tensor], accelerator: Accelerator) -> list[torch.Tensor]:
+    """The eigenvectors of some matrices, which are dealt to the processes."""
+    found = [torch.zeros_like(matrix) for matrix in matrices]
+    for i in range(accelerator.process_index, len(matrices), accelerator.num_processes):
+        found[i].copy_(torch.linalg.eigh(matrices[i])[1])  # laid out as when read from a file, so as to round alike
+    return [accelerator.reduce(vectors, "sum") for vectors in found]
 
 
 def _add_gradient_covariances(inner: torch.Tensor, outer: torch.Tensor, capture: LinearCapture) -> None:

@@ -45,8 +45,9 @@ class HubMixin:
                 or another order of rows.
         """
         name, dataset = self._named(dataset, "dataset")
-        place = {"on_disk": self.args.index_on_disk, "device": self.args.index_device}
-        index = InfluenceIndex.from_pretrained(repo_id_or_path, revision, self.args.hub_token, **place)
+        token, place = self.args.hub_token, self._index_place()
+        with self.args.main_process_first(desc="the index"):  # downloads it for the others on its machine
+            index = InfluenceIndex.from_pretrained(repo_id_or_path, revision, token, **place)
         with self._context() as context:
             index.check(self._belongs(context, context.examples(name, dataset).digest))
         return self._attach(index, dataset)
@@ -119,7 +120,8 @@ class HubMixin:
         """
         from hf_fastif.hub.loading import fetch_factors
 
-        path, found = fetch_factors(repo_id_or_path, revision, self.args.hub_token)
+        with self.args.main_process_first(desc="the factors"):
+            path, found = fetch_factors(repo_id_or_path, revision, self.args.hub_token)
         with self._context() as context, context.checkpoints.at(0):
             return context.setup().adopt_factors(path, found)
 
@@ -175,6 +177,11 @@ class HubMixin:
             )
             return
         super()._push_from_checkpoint(checkpoint_folder)
+
+    def _index_place(self) -> dict[str, bool | int | None]:
+        """Where this process has its indexes. Only the main process searches; the others leave them on disk."""
+        main = self.is_world_process_zero()
+        return {"on_disk": self.args.index_on_disk or not main, "device": self.args.index_device if main else None}
 
     @property
     def _influence_folder(self) -> Path:

@@ -16,9 +16,10 @@ from hf_fastif.config import InfluenceConfig
 from hf_fastif.index.gradients import GradientFeatures, Part
 from hf_fastif.index.influence_index import InfluenceIndex
 from hf_fastif.index.pooled import PooledFeatures
-from hf_fastif.index.store import made_index, trained_index
+from hf_fastif.index.store import made_index, train_index
 from hf_fastif.passes import Passes
 from hf_fastif.pieces import Pieces
+from hf_fastif.processes import from_main
 from hf_fastif.provenance import versions
 
 
@@ -127,16 +128,19 @@ def write_index(
         "features": hashlib.blake2b(vectors.features, digest_size=8).hexdigest() if vectors.own else None,
         "versions": versions(),
     }
+    accelerator = vectors.passes.accelerator
     if add_to is None:
-        made = made_index(vectors.width, args.index_factory, vectors.inner_product, args.index_search)
-        trained, first = trained_index(made, args.index_factory, lambda: vectors.sample(args.seed)), 0
+        empty, first = made_index(vectors.width, args.index_factory, vectors.inner_product, args.index_search), 0
+        if not empty.is_trained:
+            sample = vectors.sample(args.seed)
+            from_main(lambda: train_index(empty, args.index_factory, sample), accelerator)
     else:
-        trained, first = add_to.emptied(), len(add_to)
+        empty, first = add_to.emptied(), len(add_to)
         manifest |= {setting: add_to.manifest[setting] for setting in ("factory", "search")}
     blocks = vectors.blocks(first)
-    if vectors.passes.accelerator.is_main_process:
-        InfluenceIndex.write(folder, name, trained, blocks, manifest, vectors.parts, add_to)
+    if accelerator.is_main_process:
+        InfluenceIndex.write(folder, name, empty, blocks, manifest, vectors.parts, add_to)
     else:
         for _ in blocks:
             pass
-    vectors.passes.accelerator.wait_for_everyone()
+    accelerator.wait_for_everyone()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,17 +32,14 @@ def made_index(size: int, factory: str, inner_product: bool, search: str | None)
     return index
 
 
-def trained_index(index: faiss.Index, factory: str, sample: Callable[[], np.ndarray]) -> faiss.Index:
-    """The index of that factory, trained if FAISS asks for it on vectors (n, size) drawn from those to come.
+def train_index(index: faiss.Index, factory: str, vectors: np.ndarray) -> None:
+    """Trains an index of that factory, in place, on vectors (n, size) drawn from those to come.
 
     Raises:
         ValueError: If the sample is too small.
     """
-    if not index.is_trained:
-        vectors = np.ascontiguousarray(sample(), dtype=np.float32)
-        with _named(f"index_factory={factory!r}, trained on {len(vectors)} vectors"):
-            index.train(vectors)
-    return index
+    with _named(f"index_factory={factory!r}, trained on {len(vectors)} vectors"):
+        index.train(np.ascontiguousarray(vectors, dtype=np.float32))
 
 
 def on_device(index: faiss.Index, device: int | None) -> faiss.Index:

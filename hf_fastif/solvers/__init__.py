@@ -5,6 +5,7 @@ from hf_fastif.solvers.conjugate_gradient import ConjugateGradient
 from hf_fastif.solvers.direct import Ekfac, Identity
 from hf_fastif.solvers.exact import Decomposition, Exact, decompose
 from hf_fastif.solvers.lissa import Lissa, batch_scale
+from hf_fastif.solvers.repeats import Repeated
 from hf_fastif.solvers.sdca import DualAscent
 
 
@@ -18,6 +19,7 @@ __all__ = [
     "Identity",
     "Lissa",
     "Precondition",
+    "Repeated",
     "Solution",
     "Solver",
     "batch_scale",

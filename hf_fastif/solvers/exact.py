@@ -19,15 +19,22 @@ MAX_DUAL = 12_000  # rows of the Gram matrix; its eigenvectors take 1.2 GB
 class Decomposition:
     """Eigenvectors and eigenvalues in float64: of C itself, or of G G^T / N, which shares those of C = G^T G / N.
 
+    The main process has them, and no other.
+
     Attributes:
         primal (`bool`): Whether they are those of C.
-        eigenvectors (`torch.Tensor` of shape `(n, n)`): In columns.
-        eigenvalues (`torch.Tensor` of shape `(n,)`): Of C, in both cases.
+        eigenvectors (`torch.Tensor` of shape `(n, n)`, *optional*): In columns.
+        eigenvalues (`torch.Tensor` of shape `(n,)`, *optional*): Of C, in both cases.
     """
 
     primal: bool
-    eigenvectors: torch.Tensor
-    eigenvalues: torch.Tensor
+    eigenvectors: torch.Tensor | None = None
+    eigenvalues: torch.Tensor | None = None
+
+    def inverse(self, vectors: torch.Tensor, dampings: Sequence[float]) -> torch.Tensor:
+        """(M + lambda I)^-1 for L dampings and Q vectors (Q, n), shape (L, Q, n); M is the decomposed matrix."""
+        rotated = vectors.double() @ self.eigenvectors
+        return torch.stack([(rotated / (self.eigenvalues + d)) @ self.eigenvectors.T for d in dampings])
 
 
 def decompose(curvature: Curvature, whole: CurvatureSample, show_progress: bool = False) -> Decomposition:
@@ -46,8 +53,7 @@ def decompose(curvature: Curvature, whole: CurvatureSample, show_progress: bool 
         parameter = next(iter(objective.theta.values()))
         units = torch.eye(objective.space.size, dtype=parameter.dtype, device=parameter.device)
         matrix = torch.cat([whole.product(part) for part in units.split(64)]).double()
-        eigenvalues, eigenvectors = torch.linalg.eigh((matrix + matrix.T) / 2)
-        return Decomposition(True, eigenvectors, eigenvalues)
+        return _decomposed((matrix + matrix.T) / 2, whole, primal=True)
     rows = whole.num_examples * objective.output_rank(whole.examples.take([0])["labels"])
     if not isinstance(curvature, GaussNewton) or rows > MAX_DUAL:
         raise ValueError(
@@ -56,8 +62,14 @@ def decompose(curvature: Curvature, whole: CurvatureSample, show_progress: bool 
             "times training examples); take fewer training examples, or another solver."
         )
     gram = jacobian_gram(curvature, whole.examples, whole.batches, whole.accelerator, show_progress)
-    eigenvalues, eigenvectors = torch.linalg.eigh(gram.double() / whole.num_examples)
-    return Decomposition(False, eigenvectors, eigenvalues.clamp_min(0))
+    return _decomposed(gram.double() / whole.num_examples, whole, primal=False)
+
+
+def _decomposed(matrix: torch.Tensor, whole: CurvatureSample, primal: bool) -> Decomposition:
+    if not whole.accelerator.is_main_process:
+        return Decomposition(primal)
+    eigenvalues, eigenvectors = torch.linalg.eigh(matrix)
+    return Decomposition(primal, eigenvectors, eigenvalues if primal else eigenvalues.clamp_min(0))
 
 
 @dataclass
@@ -83,13 +95,19 @@ class Exact:
 
     def solve_all(self, vectors: torch.Tensor, dampings: Sequence[float]) -> torch.Tensor:
         """Solves for L dampings and Q right-hand sides (Q, P); the answer has shape (L, Q, P)."""
-        u, eigenvalues = self.decomposition.eigenvectors, self.decomposition.eigenvalues
         if self.decomposition.primal:
-            rotated = vectors.double() @ u
-            return torch.stack([(rotated / (eigenvalues + d)) @ u.T for d in dampings]).to(vectors.dtype)
+            return self._inverse(vectors, dampings)
         along = self.whole.jacobian_product(vectors)
-        rotated = along.flatten(1).double() @ u
-        coefficients = torch.cat([(rotated / (eigenvalues + d)) @ u.T / d for d in dampings]).to(vectors.dtype)
-        parts = coefficients.unflatten(1, along.shape[1:]).split(len(vectors))
-        removed = [self.whole.jacobian_transpose_product(part) / self.whole.num_examples for part in parts]
-        return torch.stack([vectors / d - part for d, part in zip(dampings, removed, strict=True)])
+        inverses = self._inverse(along.flatten(1), dampings).unflatten(2, along.shape[1:])
+        found = []
+        for damping, inverse in zip(dampings, inverses, strict=True):
+            removed = self.whole.jacobian_transpose_product(inverse / damping) / self.whole.num_examples
+            found.append(vectors / damping - removed)
+        return torch.stack(found)
+
+    def _inverse(self, vectors: torch.Tensor, dampings: Sequence[float]) -> torch.Tensor:
+        """What the main process finds for (L, Q, n), on every process."""
+        found = vectors.new_zeros(len(dampings), *vectors.shape)
+        if self.decomposition.eigenvectors is not None:
+            found.copy_(self.decomposition.inverse(vectors, dampings))
+        return self.whole.accelerator.reduce(found, "sum")

@@ -15,7 +15,7 @@ from hf_fastif.curvature import Curvature, CurvatureSample, GaussNewton, mean_pr
 from hf_fastif.curvature.sample import squared_residual
 from hf_fastif.objective import Batch
 from hf_fastif.solvers.base import Callback, DivergenceError, Precondition, Solution
-from hf_fastif.solvers.repeats import Run, Watch, average, own_repeats
+from hf_fastif.solvers.repeats import Repeated, Run, Watch, average, own_repeats
 
 
 PILOTS = 64  # examples, or four batches of them, that tell how much batches curve
@@ -23,7 +23,7 @@ MIN_WATCHED = 16  # examples in a step from which the residual can be told from 
 
 
 @dataclass
-class Lissa:
+class Lissa(Repeated):
     """x <- x + M (v - (C_B + lambda I) x) / sigma, J times from x = M v / sigma; the mean of T independent runs.
 
     C_B is the curvature of a batch of B examples drawn anew at each step, and M is the identity unless there is a
@@ -161,22 +161,25 @@ def batch_scale(
     batch_size: int,
     seed: int,
     damping: float,
+    accelerator: Accelerator,
     precondition: Precondition | None = None,
 ) -> float:
     """The largest eigenvalue of M (C_B + lambda I) over some batches: a scale at which LiSSA converges.
 
     The mean curvature is not enough: one batch of B examples may curve many times more, and an occasional step that
     is too long undoes hundreds of good ones. A step of 1 / sigma is stable for eigenvalues up to 2 sigma, so this
-    value leaves a margin of two for batches not seen.
+    value leaves a margin of two for batches not seen. The batches are dealt to the processes.
     """
     random = np.random.default_rng([seed, 1_000_003])  # not a stream that a repeat draws from
-    largest = 0.0
-    for _ in range(max(4, PILOTS // batch_size)):  # the smaller the batches, the more they differ
-        batch = examples.take(random.choice(len(examples), batch_size, replace=False))
+    parameter = next(iter(curvature.objective.theta.values()))
+    found = parameter.new_zeros(max(4, PILOTS // batch_size))  # the smaller the batches, the more they differ
+    for i in range(len(found)):
+        rows = random.choice(len(examples), batch_size, replace=False)
         start = torch.from_numpy(random.standard_normal((1, curvature.objective.space.size)))
-        parameter = next(iter(curvature.objective.theta.values()))
-        largest = max(largest, abs(dominant_eigenvalue(curvature, batch, start.to(parameter), damping, precondition)))
-    return largest
+        if i % accelerator.num_processes == accelerator.process_index:
+            batch = examples.take(rows)
+            found[i] = abs(dominant_eigenvalue(curvature, batch, start.to(parameter), damping, precondition))
+    return float(accelerator.reduce(found, "sum").max())
 
 
 def dominant_eigenvalue(

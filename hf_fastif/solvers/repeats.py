@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+
+from hf_fastif.curvature import CurvatureSample
+from hf_fastif.processes import Alone, from_main
 
 
 WINDOW = 8  # estimates that the watched residual is a mean of
@@ -60,12 +63,37 @@ class Averaged:
     trace: torch.Tensor
 
 
-def own_repeats(repeats: int, accelerator: Accelerator) -> list[int]:
+class Repeated:
+    """A solver of independent repeats, which are dealt to the processes.
+
+    Attributes:
+        accelerator (`Accelerator`): The processes.
+        sample (`CurvatureSample`): For the residual.
+        repeats (`int`): T.
+    """
+
+    accelerator: Accelerator | Alone
+    sample: CurvatureSample
+    repeats: int
+
+    @property
+    def keeps_all_busy(self) -> bool:
+        """Whether the repeats are enough work for all processes."""
+        return self.repeats % self.accelerator.num_processes == 0
+
+    def by_itself(self) -> Self:
+        """The same for one process, which runs all repeats of queries of its own."""
+        alone, sample = Alone(self.accelerator.device), copy.copy(self.sample)
+        sample.accelerator = alone
+        return replace(self, accelerator=alone, sample=sample)
+
+
+def own_repeats(repeats: int, accelerator: Accelerator | Alone) -> list[int]:
     """Which of the repeats 0, 1, ... this process runs."""
     return list(range(accelerator.process_index, repeats, accelerator.num_processes))
 
 
-def average(runs: Iterable[Run], repeats: int, vectors: torch.Tensor, accelerator: Accelerator) -> Averaged:
+def average(runs: Iterable[Run], repeats: int, vectors: torch.Tensor, accelerator: Accelerator | Alone) -> Averaged:
     """Averages the runs of all processes for right-hand sides (Q, P) (section 3.4 of the paper)."""
     total, squares = torch.zeros_like(vectors), vectors.new_zeros(len(vectors))
     first: list[Any] | None = None
@@ -73,10 +101,10 @@ def average(runs: Iterable[Run], repeats: int, vectors: torch.Tensor, accelerato
         total += run.vectors
         squares += run.vectors.square().sum(dim=1)
         if first is None:
-            first = [run.steps, torch.stack(run.trace) if run.trace else vectors.new_zeros(0, len(vectors))]
+            first = [run.steps, (torch.stack(run.trace) if run.trace else vectors.new_zeros(0, len(vectors))).cpu()]
     mean = accelerator.reduce(total, "sum") / repeats
     squares = accelerator.reduce(squares, "sum")
-    steps, trace = broadcast_object_list(first or [0, None])  # from the main process, which has repeat 0
+    steps, trace = from_main(lambda: first, accelerator)  # which has repeat 0
     return Averaged(mean, _relative_standard_error(mean, squares, repeats), steps, trace.to(vectors.device))
 
 

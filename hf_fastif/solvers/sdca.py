@@ -13,11 +13,11 @@ from accelerate.utils import tqdm
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.curvature import CurvatureSample, GaussNewton
 from hf_fastif.solvers.base import Callback, Solution
-from hf_fastif.solvers.repeats import Run, Watch, average, own_repeats
+from hf_fastif.solvers.repeats import Repeated, Run, Watch, average, own_repeats
 
 
 @dataclass
-class DualAscent:
+class DualAscent(Repeated):
     """Solves (G^T G / N + lambda I) x = v a block of examples at a time, exactly for each block.
 
     G has r rows for each example (see `GaussNewton`), and x = v / lambda + G^T b with b = - G x / (N lambda) at the

@@ -183,7 +183,7 @@ def test_a_run_that_was_interrupted_between_checkpoints_goes_on(trainer, monkeyp
     with pytest.raises(KeyboardInterrupt):
         trainer.compute_influence(QUERIES)
     solved = []
-    monkeypatch.setattr(attribution, "loss_gradients", lambda *args: solved.append(args))
+    monkeypatch.setattr(attribution, "dealt_gradients", lambda *args: solved.append(args))
     np.testing.assert_array_equal(trainer.compute_influence(QUERIES), expected)
     assert solved == []
 

@@ -13,7 +13,7 @@ from hf_fastif.index.store import (
     on_device,
     read_shards,
     search_both_ends,
-    trained_index,
+    train_index,
     write_shards,
 )
 
@@ -25,7 +25,8 @@ QUERIES = RANDOM.standard_normal((20, 16), np.float32)
 
 def made(folder, factory="Flat", inner_product=True, search=None, shard_size=10_000, vectors=VECTORS):
     folder.mkdir(parents=True, exist_ok=True)
-    trained = trained_index(made_index(16, factory, inner_product, search), factory, lambda: VECTORS)
+    trained = made_index(16, factory, inner_product, search)
+    train_index(trained, factory, VECTORS)
     write_shards(folder, trained, np.array_split(vectors, 7), shard_size)
     return folder
 
@@ -103,7 +104,7 @@ def test_bad_factories_are_named(factory, search):
 
 def test_a_sample_that_is_too_small_is_named():
     with pytest.raises(ValueError, match="index_factory='IVF4000,Flat', trained on 2000 vectors"):
-        trained_index(made_index(16, "IVF4000,Flat", True, None), "IVF4000,Flat", lambda: VECTORS)
+        train_index(made_index(16, "IVF4000,Flat", True, None), "IVF4000,Flat", VECTORS)
 
 
 def test_a_gpu_that_is_not_there_is_named(tmp_path):

@@ -1,54 +1,172 @@
-"""Run by the tests under one or several processes: computes everything and writes what each process got."""
+"""Run by the tests under one or several processes: makes every public call and writes what each process got."""
 
 from __future__ import annotations
 
+import copy
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from tiny import tiny_data, tiny_trainer
+from datasets import Dataset
+from tiny import tiny_data, tiny_model, tiny_trainer
+from transformers import TrainerCallback, set_seed
 
-from hf_fastif.checkpoints.checkpoint import Checkpoint, save_checkpoint
-from hf_fastif.solvers import exact
+from hf_fastif import InfluenceTrainer
+from hf_fastif.analysis import query_losses, recall, retrain_on_subsets
+from hf_fastif.solvers import Solution, exact
 
 
-folder = Path(sys.argv[1])
-settings = {"lissa_depth": 6, "num_repeats": 3, "lissa_batch_size": 4, "influence_batch_size": 4, "cg_steps": 4}
-trainer = tiny_trainer(
-    folder / "out", train=tiny_data(23), solver="lissa", sdca_visits=30, cg_samples=17, ekfac_samples=19, **settings
-)
-queries = tiny_data(3, seed=1)
-trainer.build_index()
-s_test = trainer.compute_s_test(queries)
-scores = trainer.compute_influence(queries, s_test=s_test)
-result = trainer.find_influential(queries, num_examples=None, num_neighbors=9, s_test=s_test)
-solved = {"self_influence": trainer.self_influence()}
-exact.MAX_PRIMAL = 10
-for name in ("sdca", "cg", "ekfac", "exact"):
-    trainer.args.solver = name
-    solution = trainer.compute_s_test(queries)
-    solved[f"{name}/s_test"] = solution.vectors.numpy()
-    solved[f"{name}/residual"] = solution.residual.numpy()
-    solved[f"{name}/trace"] = solution.trace.numpy()
-paths = []
-for step in (1, 2):
-    with torch.no_grad():
-        moved = {name: p + 0.1 * step * p.sign() for name, p in trainer.model.named_parameters() if p.requires_grad}
-    path = folder / f"{trainer.accelerator.process_index}-run" / "checkpoints"
-    save_checkpoint(path, moved, Checkpoint(step=step))
-    paths.append(str(path / f"step-{step:08d}.safetensors"))
-trainer.args.solver, trainer.args.checkpoints = "cg", paths
-solved["checkpoints"] = trainer.compute_influence(queries)
-trainer.build_index()
-solved["checkpoints/candidates"] = trainer.find_candidates(queries, 6)
-np.savez(
-    folder / f"{trainer.accelerator.num_processes}-{trainer.accelerator.process_index}.npz",
-    s_test=s_test.vectors.numpy(),
-    residual=s_test.residual.numpy(),
-    std_err=s_test.std_err.numpy(),
-    scores=scores,
-    train_index=np.asarray(result.influences["train_index"]),
-    rank=np.asarray(result.influences["rank"]),
-    **solved,
-)
+Found = Iterator[tuple[str, np.ndarray]]
+
+TRAIN, QUERIES, POOL = tiny_data(23), tiny_data(3, seed=1), tiny_data(9, seed=2)
+FIRST = TRAIN.select(range(16))
+SETTINGS = {
+    "lissa_depth": 6,
+    "num_repeats": 3,
+    "lissa_batch_size": 4,
+    "influence_batch_size": 4,
+    "cg_steps": 4,
+    "sdca_visits": 30,
+    "cg_samples": 17,
+    "ekfac_samples": 19,
+}
+TRAINING = {
+    "num_train_epochs": 2,
+    "learning_rate": 0.1,
+    "optim": "sgd",  # Adam makes steps of what is only rounding
+    "save_strategy": "no",
+    "logging_strategy": "no",
+}
+STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # masks differ with the sizes of batches
+
+
+def solved(name: str, solution: Solution) -> Found:
+    for part in ("vectors", "residual", "std_err", "trace"):
+        yield f"{name}/{part}", getattr(solution, part).numpy()
+
+
+def solving(trainer: InfluenceTrainer) -> Found:
+    yield from solved("lissa", trainer.compute_s_test(QUERIES))
+    yield from solved("anchors", trainer.compute_s_test(POOL, as_one=True))
+    for name in ("sdca", "cg", "ekfac", "exact"):
+        trainer.args.solver = name
+        yield from solved(name, trainer.compute_s_test(QUERIES))
+    trainer.args.query_batch_size = 1  # groups for each process, and one left for all of two
+    for name in ("sdca", "lissa"):
+        trainer.args.solver, trainer.args.num_repeats = name, 1
+        yield from solved(f"{name} apart", trainer.compute_s_test(QUERIES))
+        yield f"{name} apart/scores", trainer.compute_influence(QUERIES, POOL)
+    trainer.args.query_batch_size = 4
+    for name in ("auto", "cg", "sdca"):
+        trainer.args.solver = name
+        yield f"{name}/self_influence", trainer.self_influence(POOL)
+    trainer.args.solver = "cg"
+    diagnosis = trainer.diagnose(QUERIES)
+    yield "diagnosis", np.array([diagnosis.lissa_scale, diagnosis.damping, *diagnosis.distance, *diagnosis.cosine])
+    yield "spectrum", diagnosis.spectrum.eigenvalues
+
+
+def finding(trainer: InfluenceTrainer) -> Found:
+    trainer.args.solver, trainer.args.num_repeats, trainer.args.query_batch_size = "lissa", 3, 8
+    yield "rows of misclassified", trainer.find_misclassified(TRAIN)
+    yield "losses", query_losses(trainer, QUERIES)
+    s_test = trainer.compute_s_test(QUERIES)
+    index = trainer.build_index()
+    yield "scan", trainer.compute_influence(QUERIES, s_test=s_test)
+    for name, as_one in (("each", False), ("as one", True)):
+        solution = None if as_one else s_test
+        result = trainer.find_influential(QUERIES, None, num_neighbors=9, s_test=solution, as_one=as_one)
+        yield f"rows of {name}", np.asarray(result.influences["train_index"])
+        yield f"rows of {name}, ranked", np.asarray(result.influences["rank"])
+        yield f"influence on {name}", np.asarray(result.influences["influence"])
+    yield "recall", np.array([row["recall"] for row in recall(trainer, QUERIES, (2, 5), s_test=s_test).table])
+    trainer.load_index(index.folder)
+    yield "rows of loaded", trainer.find_candidates(QUERIES, 6, s_test=s_test)
+    pooled = {"index_features": "pooled", "index_factory": "IVF2,Flat", "index_search": "nprobe=2"}
+    before = {name: getattr(trainer.args, name) for name in pooled}
+    vars(trainer.args).update(pooled)
+    trainer.build_index(add_to=trainer.build_index(FIRST))
+    yield "rows of added", trainer.find_candidates(QUERIES, 6, s_test=s_test)
+    vars(trainer.args).update(before)
+
+
+def publishing(trainer: InfluenceTrainer) -> Found:
+    name = f"me/w{trainer.accelerator.num_processes}"
+    trainer.build_index()
+    pushed = trainer.push_index_to_hub(f"{name}-index"), trainer.push_factors_to_hub(f"{name}-factors")
+    yield (
+        "pushed by the main process alone",
+        np.array([(commit is not None) == trainer.accelerator.is_main_process for commit in pushed]),
+    )
+    trainer.accelerator.wait_for_everyone()
+    trainer.load_index(f"{name}-index")
+    yield "factors", trainer.load_factors(f"{name}-factors").blocks[0].eigenvalues.numpy()
+    yield "rows of published", trainer.find_candidates(QUERIES, 6)
+
+
+class Look(TrainerCallback):
+    """Asks for influence in the middle of training."""
+
+    trainer: InfluenceTrainer | None = None
+
+    def on_step_end(self, *_args, **_kwargs):
+        if self.trainer is not None:
+            self.trainer.compute_influence(QUERIES)
+
+
+def trained(folder: Path, look: bool = False, **settings) -> InfluenceTrainer:
+    set_seed(3)
+    trainer = tiny_trainer(folder, tiny_model(**STILL), tiny_data(24), **SETTINGS | TRAINING | settings)
+    if look:
+        callback = Look()
+        callback.trainer = trainer
+        trainer.add_callback(callback)
+    trainer.train()
+    return trainer
+
+
+def training(folder: Path, processes: int) -> Found:
+    together = {"per_device_train_batch_size": 12 // processes, "checkpoints": "epochs", "solver": "cg"}
+    trainer = trained(folder / "run", **together)
+    yield "trained", torch.cat([p.detach().flatten() for p in trainer.model.parameters()]).numpy()
+    yield "checkpoints", trainer.compute_influence(QUERIES)
+    trainer.build_index()
+    yield "rows of checkpoints", trainer.find_candidates(QUERIES, 6)
+    config = trainer.args
+
+    def train_on(subset: Dataset, number: int) -> np.ndarray:
+        own = copy.copy(config)
+        own.seed, own.output_dir, own.per_device_train_batch_size = number, str(folder / f"subset-{number}"), 6
+        set_seed(number)
+        alone = InfluenceTrainer(tiny_model(), own, train_dataset=subset, processing_class=trainer.processing_class)
+        alone.train()
+        assert alone.model_wrapped is alone.model and alone.accelerator.num_processes == 1
+        return query_losses(alone, QUERIES)
+
+    found = retrain_on_subsets(train_on, trainer.train_dataset, folder / "subsets", num_subsets=2)
+    yield "exactly: losses of subsets", found.losses
+    yield "members of subsets", found.members
+    yield "after subsets", trainer.compute_influence(QUERIES)
+    if processes == 2:
+        for name, mode in (("bf16", {"bf16": True}), ("compiled", {"torch_compile_backend": "eager"})):
+            both = [
+                trained(folder / name, look, per_device_train_batch_size=6, solver="identity", **mode)
+                for look in (False, True)
+            ]
+            same = zip(*(trainer.model.parameters() for trainer in both), strict=True)
+            yield f"{name}: went on as if nothing was", np.array([torch.equal(*pair) for pair in same])
+
+
+def main(folder: Path) -> None:
+    trainer = tiny_trainer(folder / "out", train=TRAIN, solver="lissa", **SETTINGS)
+    exact.MAX_PRIMAL = 10
+    rank, processes = trainer.accelerator.process_index, trainer.accelerator.num_processes
+    found = dict(solving(trainer)) | dict(finding(trainer)) | dict(publishing(trainer))
+    found |= dict(training(folder, processes))
+    np.savez(folder / f"{processes}-{rank}.npz", **{name.replace("/", "|"): values for name, values in found.items()})
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

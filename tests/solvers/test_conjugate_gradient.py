@@ -83,7 +83,9 @@ def test_ekfac_changes_the_way_of_cg_and_not_its_answer(problem):
 
 def test_ekfac_changes_the_way_of_lissa_and_not_its_answer(problem):
     precondition = preconditioner(problem)
-    scale = batch_scale(problem.curvature, problem.examples, problem.size, 0, problem.damping, precondition)
+    scale = batch_scale(
+        problem.curvature, problem.examples, problem.size, 0, problem.damping, accelerator(), precondition
+    )
     solver = Lissa(
         curvature=problem.curvature,
         examples=problem.examples,

@@ -185,7 +185,7 @@ def test_indefinite_system_raises_and_names_a_damping(problem):
 
 def test_auto_scale_bounds_the_batches_and_converges(problem):
     _, examples, matrix, vectors = problem
-    scale = batch_scale(lissa(problem).curvature, examples, batch_size=2, seed=0, damping=lissa(problem).damping)
+    scale = batch_scale(lissa(problem).curvature, examples, 2, 0, lissa(problem).damping, accelerator())
     assert scale > float(torch.linalg.eigvalsh(matrix).max())
 
     solution = lissa(problem, batch_size=2, repeats=8, scale=scale, depth=150).solve(vectors)

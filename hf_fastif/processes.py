@@ -1,0 +1,101 @@
+"""Work that one of several processes does for all, or by itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Alone:
+    """Stands for an `Accelerator` where a process works by itself, whatever the others do meanwhile.
+
+    Attributes:
+        device (`torch.device`): Of the process.
+    """
+
+    device: torch.device
+
+    process_index = 0
+    num_processes = 1
+    is_main_process = True
+
+    def reduce(self, tensor: torch.Tensor, _reduction: str = "sum") -> torch.Tensor:
+        """There is nothing to add."""
+        return tensor
+
+
+def from_main(compute: Callable[[], T], accelerator: Accelerator | PartialState | Alone) -> T:
+    """What the main process computes, on every process; an error of it is raised on every process."""
+    if accelerator.num_processes == 1:
+        return compute()
+    found, error = None, None
+    if accelerator.is_main_process:
+        try:
+            found = compute()
+        except Exception as raised:  # whatever it is, nobody may be left waiting for an answer
+            error = raised
+    found, error = broadcast_object_list([found, error])
+    if error is not None:
+        raise error
+    return found
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Lets one of several processes train a model by itself: a `Trainer` that is made here does not wrap it in DDP.
+
+    The settings that it is made with must exist already or be a copy of such: new `TrainingArguments` look for the
+    other processes again. What is made here must not be used outside, nor the other way round.
+    """
+    if PartialState().num_processes == 1:
+        yield
+        return
+    states = (PartialState, AcceleratorState, GradientState)
+    before = [dict(state._shared_state) for state in states]
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+    own = {"distributed_type": DistributedType.NO, "num_processes": 1, "process_index": 0, "local_process_index": 0}
+    PartialState._shared_state.update(own, backend=None)
+    try:
+        yield
+    finally:
+        for state, values in zip(states, before, strict=True):
+            state._shared_state.clear()
+            state._shared_state.update(values)
+
+
+def check_shared_folder(folder: Path, accelerator: Accelerator) -> None:
+    """Several machines must see the same files: the main process writes what the others read.
+
+    Raises:
+        ValueError: If a process does not see what the main process writes into the folder.
+    """
+    if int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)) == accelerator.num_processes:
+        return
+    mark = folder / f".seen-by-all-{os.environ.get('TORCHELASTIC_RUN_ID', '')}"
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    accelerator.wait_for_everyone()
+    blind = gather_object([] if mark.exists() else [accelerator.process_index])
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        mark.unlink()
+    if blind:
+        raise ValueError(
+            f"output_dir: the processes {', '.join(map(str, blind))} do not see what the main process writes to "
+            f"{folder}; on several machines give a folder that all of them share."
+        )

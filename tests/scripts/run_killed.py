@@ -1,0 +1,141 @@
+"""Run by the tests: long work that is killed in the middle, and done again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from tiny import tiny_data, tiny_model, tiny_trainer
+
+from hf_fastif import InfluenceTrainer, attribution, passes
+from hf_fastif.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from hf_fastif.index import PooledFeatures
+from hf_fastif.scoring import Scoring
+from hf_fastif.solvers import DualAscent
+
+
+passes.PIECE = 2
+TRAIN, QUERIES = tiny_data(40), tiny_data(4, seed=1)
+SETTINGS = {"influence_batch_size": 4, "query_batch_size": 1, "sdca_visits": 40, "index_features": "pooled"}
+
+
+def build_index(trainer: InfluenceTrainer) -> np.ndarray:
+    return trainer.build_index().faiss_index.reconstruct_n()
+
+
+def find_influential(trainer: InfluenceTrainer) -> np.ndarray:
+    if not trainer.train_dataset.list_indexes():
+        trainer.build_index()
+    result = trainer.find_influential(QUERIES, None, num_neighbors=17)
+    return result.influences.select_columns(["query_index", "train_index", "influence"]).to_pandas().to_numpy()
+
+
+def compute_influence(trainer: InfluenceTrainer) -> np.ndarray:
+    return trainer.compute_influence(QUERIES)
+
+
+def between_checkpoints(trainer: InfluenceTrainer) -> np.ndarray:
+    folder, paths = Path(trainer.args.output_dir) / "kept", []
+    for step in (1, 2):
+        moved = {name: p + 0.1 * step for name, p in trainer.model.named_parameters() if p.requires_grad}
+        paths.append(str(folder / f"step-{step:08d}.safetensors"))
+        if not Path(paths[-1]).exists():
+            save_checkpoint(folder, moved, Checkpoint(step=step))
+    trainer.args.checkpoints, trainer.args.solver = paths, "identity"
+    return trainer.compute_influence(QUERIES.select([0]))
+
+
+# The call, what is counted in it, after how many of these it is killed, and how many of them its finished pieces hold.
+STAGES: dict[str, tuple[Callable, object, str, int, int]] = {
+    "index": (build_index, PooledFeatures, "of_batch", 5, 4),
+    "solving": (lambda trainer: trainer.compute_s_test(QUERIES).vectors.numpy(), DualAscent, "solve", 2, 2),
+    "scan": (compute_influence, Scoring, "batch_scores", 15, 14),
+    "candidates": (find_influential, Scoring, "batch_scores", 8, 7),
+    "self-influence": (lambda trainer: trainer.self_influence(), attribution, "self_influence", 7, 6),
+    "checkpoints": (between_checkpoints, Scoring, "batch_scores", 13, 12),
+}
+
+
+def counted(owner: object, name: str, stop: Callable[[int], None] = lambda _done: None) -> list[int]:
+    """Counts the calls of a function from now on, and asks `stop` before each."""
+    function = getattr(owner, f"counted_{name}", getattr(owner, name))
+    setattr(owner, f"counted_{name}", function)
+    calls: list[int] = []
+
+    def call(*args, **kwargs):
+        stop(len(calls))
+        calls.append(1)
+        return function(*args, **kwargs)
+
+    setattr(owner, name, call)
+    return calls
+
+
+def trainer_in(folder: Path) -> InfluenceTrainer:
+    return tiny_trainer(folder, tiny_model(), TRAIN, **SETTINGS)
+
+
+def killed(stage: str, folder: Path, number: signal.Signals) -> int:
+    """Does the work in a process that gets a signal in the middle; returns how that ended."""
+    call, owner, name, after, _ = STAGES[stage]
+    child = os.fork()
+    if not child:
+        counted(owner, name, lambda done: os.kill(os.getpid(), number) if done == after else None)
+        try:
+            call(trainer_in(folder))
+        except KeyboardInterrupt:
+            os._exit(130)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def cut_short(folder: Path) -> None:
+    """Halves a finished piece, as a full disk or a power cut may."""
+    piece = max((folder / "influence" / "unfinished").rglob("*.safetensors"))
+    piece.write_bytes(piece.read_bytes()[: piece.stat().st_size // 2])
+
+
+def compare(stage: str, folder: Path) -> dict[str, int | bool]:
+    """Goes on with the work in a folder, and does it in another from the beginning."""
+    call, owner, name, _, finished = STAGES[stage]
+    batches = counted(owner, name)
+    again = call(trainer_in(folder))
+    whole = counted(owner, name)
+    same = np.array_equal(again, call(trainer_in(folder.with_name(f"{folder.name}-whole"))))
+    left = any((folder / "influence" / "unfinished").rglob("*.safetensors"))
+    return {"same": same, "batches": len(batches), "whole": len(whole), "finished": finished, "left": left}
+
+
+def all_killed(folder: Path) -> None:
+    runs = {stage: (stage, signal.SIGKILL) for stage in STAGES}
+    runs |= {"scan, Ctrl-C": ("scan", signal.SIGINT), "scan, cut short": ("scan", signal.SIGKILL)}
+    ends = {run: killed(stage, folder / run, number) for run, (stage, number) in runs.items()}
+    cut_short(folder / "scan, cut short")
+    found = {run: compare(stage, folder / run) | {"end": ends[run]} for run, (stage, _) in runs.items()}
+    (folder / "found.json").write_text(json.dumps(found))
+
+
+def unlucky(folder: Path) -> None:
+    trainer = trainer_in(folder / "run")
+
+    def stop(done: int) -> None:
+        if done == 6 and trainer.accelerator.process_index == 1:
+            raise RuntimeError("the second process is out of luck")
+
+    counted(Scoring, "batch_scores", stop)
+    compute_influence(trainer)
+
+
+def again(folder: Path) -> None:
+    found = compare("scan", folder / "run") | {"finished": 6}  # of its own: a piece of two batches has one of each
+    rank = os.environ["RANK"]
+    (folder / f"again-{rank}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    {"all": all_killed, "unlucky": unlucky, "again": again}[sys.argv[1]](Path(sys.argv[2]))
