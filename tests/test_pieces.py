@@ -119,3 +119,52 @@ def test_shared_candidates_are_scored_together_or_alone(tmp_path, monkeypatch):
         answers.append(found.sort_values(["query_index", "train_index"]))
     assert answers[0]["train_index"].tolist() == answers[1]["train_index"].tolist()
     np.testing.assert_allclose(answers[0]["influence"], answers[1]["influence"], rtol=1e-3, atol=1e-4)
+
+
+def test_overwrite_forgets_unfinished_work_and_factors_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(passes, "PIECE", 1)
+    settings = {"solver": "ekfac", "damping": 1.0, "influence_batch_size": 4, "ekfac_samples": 8}
+    factors = tmp_path / "influence" / "ekfac.safetensors"
+    failing_after(monkeypatch, 5)
+    with pytest.raises(KeyboardInterrupt):
+        tiny_trainer(tmp_path, **settings).compute_influence(QUERIES)
+    fitted = factors.stat().st_ino
+
+    scored = failing_after(monkeypatch, 7)
+    trainer = tiny_trainer(tmp_path, overwrite=True, **settings)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.compute_influence(QUERIES)
+    assert len(scored) == 7 and factors.stat().st_ino != fitted
+
+    for again in (trainer, tiny_trainer(tmp_path, **settings)):  # not again, and the flag is no other setting
+        fitted, scored = factors.stat().st_ino, failing_after(monkeypatch, None)
+        again.compute_influence(QUERIES)
+        assert len(scored) == (3 if again is trainer else 10) and factors.stat().st_ino == fitted
+
+
+def test_damaged_files_are_made_again(tmp_path, monkeypatch):
+    said = []
+    for module in ("pieces", "solving"):
+        monkeypatch.setattr(f"hf_fastif.{module}.logger.warning", said.append)
+    folder = tmp_path / "work"
+    Pieces(folder, {"model": "one"}, accelerator()).get("piece", lambda: number(1))
+    (folder / "piece.safetensors").write_bytes(b"\0\0")
+    pieces = Pieces(folder, {"model": "one"}, accelerator())
+    assert pieces.get("piece", lambda: number(2))["number"] == 2
+    assert "piece.safetensors is damaged" in said[-1]
+    (folder / "manifest.json").write_text('{"model"')
+    assert Pieces(folder, {"model": "one"}, accelerator()).get("piece", lambda: number(3))["number"] == 3
+    assert "another manifest and another model" in said[-1]
+
+    settings = {"solver": "ekfac", "damping": 1.0, "ekfac_samples": 8}
+    expected = tiny_trainer(tmp_path, **settings).compute_influence(QUERIES)
+    factors = tmp_path / "influence" / "ekfac.safetensors"
+    whole = factors.read_bytes()
+    factors.write_bytes(whole[: len(whole) // 2])
+    np.testing.assert_array_equal(tiny_trainer(tmp_path, **settings).compute_influence(QUERIES), expected)
+    assert "ekfac.safetensors cannot be read" in said[-1] and len(factors.read_bytes()) == len(whole)
+
+
+def test_an_index_that_is_built_again_is_the_same_one(tmp_path):
+    identities = {tiny_trainer(tmp_path / str(n)).build_index().identity for n in range(4)}
+    assert len(identities) == 1  # the header of a safetensors file has no fixed order

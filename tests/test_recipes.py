@@ -21,6 +21,7 @@ from hf_fastif.data import DataArguments
 
 
 ROOT = Path(__file__).parent.parent
+CONFIG = ROOT / "recipes" / "accelerate_configs" / "two_cpu_processes.yaml"
 
 
 def run(files, output, *flags, launcher=(), check=True):
@@ -82,7 +83,7 @@ def test_loaded_model_chosen_queries_two_processes(files, tmp_path):
         "4",
         "0",
         *named,
-        launcher=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
+        launcher=("-m", "accelerate.commands.launch", "--config_file", str(CONFIG)),
     )
 
     one, two = (InfluenceResult.load_from_disk(tmp_path / name / "influence") for name in ("one", "two"))

@@ -135,7 +135,7 @@ def write_index(
             sample = vectors.sample(args.seed)
             from_main(lambda: train_index(empty, args.index_factory, sample), accelerator)
     else:
-        empty, first = add_to.emptied(), len(add_to)
+        empty, first = add_to.emptied() if accelerator.is_main_process else None, len(add_to)
         manifest |= {setting: add_to.manifest[setting] for setting in ("factory", "search")}
     blocks = vectors.blocks(first)
     if accelerator.is_main_process:

@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from datasets import Dataset
 from tiny import tiny_data, tiny_model, tiny_trainer
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import TrainerCallback, set_seed
 
 from hf_fastif import InfluenceTrainer
@@ -157,6 +160,10 @@ def training(folder: Path, processes: int) -> Found:
             ]
             same = zip(*(trainer.model.parameters() for trainer in both), strict=True)
             yield f"{name}: went on as if nothing was", np.array([torch.equal(*pair) for pair in same])
+        sharded = tiny_trainer(folder / "sharded", train=TRAIN)
+        fully_shard(sharded.model, mesh=init_device_mesh("cpu", (processes,)))
+        with pytest.raises(ValueError, match="model: its parameters are dealt to the processes by FSDP2"):
+            sharded.compute_influence(QUERIES)
 
 
 def main(folder: Path) -> None:
