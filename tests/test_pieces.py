@@ -128,18 +128,18 @@ def test_overwrite_forgets_unfinished_work_and_factors_once(tmp_path, monkeypatc
     failing_after(monkeypatch, 5)
     with pytest.raises(KeyboardInterrupt):
         tiny_trainer(tmp_path, **settings).compute_influence(QUERIES)
-    fitted = factors.stat().st_ino
+    fitted = factors.stat().st_mtime_ns
 
     scored = failing_after(monkeypatch, 7)
     trainer = tiny_trainer(tmp_path, overwrite=True, **settings)
     with pytest.raises(KeyboardInterrupt):
         trainer.compute_influence(QUERIES)
-    assert len(scored) == 7 and factors.stat().st_ino != fitted
+    assert len(scored) == 7 and factors.stat().st_mtime_ns != fitted
 
     for again in (trainer, tiny_trainer(tmp_path, **settings)):  # not again, and the flag is no other setting
-        fitted, scored = factors.stat().st_ino, failing_after(monkeypatch, None)
+        fitted, scored = factors.stat().st_mtime_ns, failing_after(monkeypatch, None)
         again.compute_influence(QUERIES)
-        assert len(scored) == (3 if again is trainer else 10) and factors.stat().st_ino == fitted
+        assert len(scored) == (3 if again is trainer else 10) and factors.stat().st_mtime_ns == fitted
 
 
 def test_damaged_files_are_made_again(tmp_path, monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -17,23 +16,35 @@ HERE = Path(__file__).parent
 
 
 def launch(processes: int, script: str, *words: str, **options) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [sys.executable, *(torchrun if processes > 1 else []), str(HERE / "scripts" / script), *words]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])}
-    command += [str(HERE / "scripts" / script), *words]
     return subprocess.run(command, env=environment, timeout=300, text=True, **options)
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory, serving):
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture(scope="module")
+def failed(folder):
+    """Two processes, of which the second fails in the middle of a scan."""
+    (folder / "2").mkdir()
+    return launch(2, "run_killed.py", "unlucky", str(folder / "2"), capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def found(folder, failed, serving):
     """What each process of one, two and three got."""
     serving.reset()
-    folder, answers = tmp_path_factory.mktemp("found"), {}
+    answers = {}
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("HF_HUB_OFFLINE", "0")
         environment.setenv("HF_TOKEN", WRITER)
         for processes in (1, 2, 3):  # 23 examples in 6 batches, 3 queries and 3 repeats; 2 subsets: one may stay idle
             own = folder / str(processes)
-            own.mkdir()
+            own.mkdir(exist_ok=True)
             environment.setenv("HF_HUB_CACHE", str(own / "cache"))
             launch(processes, "run_influence.py", str(own), check=True)
             answers[processes] = [dict(np.load(own / f"{processes}-{rank}.npz")) for rank in range(processes)]
@@ -55,18 +66,13 @@ def test_processes_agree_with_one(found, processes):
 
 def test_training_goes_on_as_if_nobody_had_looked(found):
     for answer in found[2]:
-        for mode in ("bf16", "compiled"):
-            assert answer[f"{mode}: went on as if nothing was"].all()
+        assert answer["training went on as if nobody had looked"].all()
 
 
-def test_one_that_fails_ends_all_and_what_was_finished_is_kept(tmp_path):
-    failed = launch(2, "run_killed.py", "unlucky", str(tmp_path), capture_output=True)
+def test_one_that_fails_ends_all_and_what_was_finished_is_kept(failed, found):
     assert failed.returncode != 0
     assert "RuntimeError: the second process is out of luck" in failed.stderr
-
-    launch(2, "run_killed.py", "again", str(tmp_path), check=True)
-    for rank in range(2):
-        again = json.loads((tmp_path / f"again-{rank}.json").read_text())
-        assert again["same"]
-        left = again["whole"] - again["finished"]
-        assert left <= again["batches"] <= left + 1  # the last piece may not have been written in time
+    for answer in found[2]:
+        assert answer["the unlucky ones' answer is the same"]
+        # Of 20 batches of its own each had done 6; the last piece may not have been written in time.
+        assert answer["batches that they did again"] in (14, 15)
