@@ -229,8 +229,8 @@ class InfluenceConfig(TrainingArguments):
         return cls(output_dir, **FASTIF | changes)
 
     def influence_settings(self) -> dict[str, Any]:
-        """The settings that `TrainingArguments` does not have."""
-        general = {f.name for f in fields(TrainingArguments)}
+        """The settings that `TrainingArguments` does not have and that answers depend on."""
+        general = {f.name for f in fields(TrainingArguments)} | {"overwrite"}
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in general}
 
     def __getstate__(self) -> dict[str, Any]:

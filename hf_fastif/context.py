@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,7 +24,7 @@ from hf_fastif.index import InfluenceIndex
 from hf_fastif.objective import Objective, differentiable
 from hf_fastif.parameters import model_fingerprint
 from hf_fastif.passes import Passes
-from hf_fastif.pieces import Pieces, pieces_of
+from hf_fastif.pieces import Pieces, digest, pieces_of
 from hf_fastif.processes import check_shared_folder
 from hf_fastif.provenance import model_name, sources
 from hf_fastif.queries import Predictions, predict
@@ -47,6 +46,7 @@ class Kept:
         fitted (`dict`): Spectra, factors and the like, by what they belong to.
         digests (`dict`): Of the rows of datasets, by their fingerprint.
         prepared (`bool`): Whether the folder for all this was looked at.
+        begun (`set[Path]`): Folders of what is kept for good that were opened.
     """
 
     indexes: dict[str, InfluenceIndex] = field(default_factory=dict)
@@ -54,6 +54,7 @@ class Kept:
     fitted: dict[tuple[Hashable, ...], Any] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     prepared: bool = False
+    begun: set[Path] = field(default_factory=set)
 
 
 class Context:
@@ -166,30 +167,16 @@ class Context:
             *on: What it is about.
         """
         args, train = self.args, self.trainer.train_dataset
-        folder = folder_of(args) / UNFINISHED / f"{work}-{self._digest(on)}"
-        settings = args.influence_settings() | {
-            "seed": args.seed,
-            "label_smoothing_factor": args.label_smoothing_factor,
-        }
-        del settings["overwrite"]
+        about = (self._rows_digest(thing) if isinstance(thing, Dataset) else thing for thing in on)
+        about = (thing.vectors if isinstance(thing, Solution) else thing for thing in about)
+        folder = folder_of(args) / UNFINISHED / f"{work}-{digest(about)}"
+        training = {"seed": args.seed, "label_smoothing_factor": args.label_smoothing_factor}
         manifest = {
             "model": self.checkpoints.fingerprint,
             "train_dataset": self._rows_digest(train) if isinstance(train, Dataset) else None,
-            **{name: str(value) for name, value in settings.items()},
+            **{name: str(value) for name, value in (args.influence_settings() | training).items()},
         }
         return pieces_of(folder, manifest, self.trainer.accelerator)
-
-    def _digest(self, things: Iterable[Dataset | Solution | int | str | None]) -> str:
-        """A short name for what a piece of work is about, the same in another run."""
-        found = hashlib.blake2b(digest_size=8)
-        for thing in things:
-            if isinstance(thing, Dataset):
-                found.update(self._rows_digest(thing).encode())
-            elif isinstance(thing, Solution):
-                found.update(thing.vectors.detach().cpu().numpy())
-            else:
-                found.update(repr(thing).encode())
-        return found.hexdigest()
 
     def _rows_digest(self, dataset: Dataset) -> str:
         digests, trainer = self.kept.digests, self.trainer

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, tqdm
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
@@ -61,22 +62,25 @@ class Pieces:
         """Whether that piece is there, or a whole that took its place."""
         return any(name == there or name.startswith(f"{there}.") for there in self._finished)
 
-    def deal(self, work: Mapping[str, Callable[[], Tensors]]) -> None:
+    def deal(self, work: Mapping[str, Callable[[], Tensors]], title: str | None = None) -> None:
         """Makes pieces for `get` to find, each by one process; those that are there, or a whole of them is, are left.
 
         Args:
             work (`Mapping[str, Callable]`): What computes each, without the other processes.
+            title (`str`, *optional*): Of a progress bar.
         """
         missing = [name for name in work if not self.has(name)]
         rank, count = self.accelerator.process_index, self.accelerator.num_processes
-        for start in range(0, len(missing), count):
-            names = missing[start : start + count]
-            own = None
-            if rank < len(names):
-                own = {key: values.cpu() for key, values in work[names[rank]]().items()}
-            for process, name in enumerate(names):
-                self._add(name, broadcast_object_list([own], from_process=process)[0])
-                self._finished.add(name)
+        with tqdm(total=len(missing), desc=title, disable=title is None) as bar:
+            for start in range(0, len(missing), count):
+                names = missing[start : start + count]
+                own = None
+                if rank < len(names):
+                    own = {key: values.cpu() for key, values in work[names[rank]]().items()}
+                for process, name in enumerate(names):
+                    self._add(name, broadcast_object_list([own], from_process=process)[0])
+                    self._finished.add(name)
+                bar.update(len(names))
 
     def delete(self) -> None:
         """Deletes all pieces: the work is done."""
@@ -132,3 +136,11 @@ def pieces_of(folder: Path, manifest: Mapping[str, str], accelerator: Accelerato
     pieces = Pieces(folder, manifest, accelerator)
     yield pieces
     pieces.delete()
+
+
+def digest(things: Iterable[torch.Tensor | str | int | bool | None]) -> str:
+    """A short name for what a piece of work is about, the same in another run."""
+    found = hashlib.blake2b(digest_size=8)
+    for thing in things:
+        found.update(thing.detach().cpu().numpy() if isinstance(thing, torch.Tensor) else repr(thing).encode())
+    return found.hexdigest()

@@ -15,8 +15,7 @@ from torch.linalg import vector_norm
 
 from hf_fastif.analysis.result import AnalysisResult
 from hf_fastif.analysis.work import changed, influence_manifest, kept_parts
-from hf_fastif.attribution import digest
-from hf_fastif.pieces import Pieces, Tensors
+from hf_fastif.pieces import Pieces, Tensors, digest
 from hf_fastif.queries import loss_gradients
 from hf_fastif.solvers import ConjugateGradient, DivergenceError, DualAscent, Lissa, Solver
 

@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate.utils import tqdm
 from datasets import Dataset
 from scipy.stats import sem
 
 from hf_fastif.analysis.result import AnalysisResult
 from hf_fastif.analysis.work import Retrained, digests, influence_manifest, kept_parts
-from hf_fastif.attribution import digest
 from hf_fastif.data import relabelled
 from hf_fastif.index import without_indexes
+from hf_fastif.pieces import digest
 
 
 if TYPE_CHECKING:
@@ -236,16 +235,19 @@ def _accuracies(
         fixed[rows] = labels[rows]
         return relabelled(train, fixed)
 
+    def model(action: str, rows: np.ndarray, repeat: int) -> tuple[str, int, Callable[[], Dataset]]:
+        rows = rows if action == "dropped" else rows[wrong[rows]]  # the others are right already
+        return f"{action}-{digest([str(sorted(rows.tolist()))])}", repeat, lambda: left(action, rows)
+
     plan = [(NOTHING, "dropped", 0.0, np.array([], dtype=np.int64))]
     for action in actions:
         plan += [(method, action, share, rows) for (method, share), rows in worst.items()]
         plan.append((EVERYTHING, action, 0.0, np.flatnonzero(wrong)))
+    retrained.train(model(action, rows, repeat) for repeat in range(num_repeats) for _, action, _, rows in plan)
     found = []
     for repeat in range(num_repeats):
-        for method, action, share, rows in tqdm(plan, desc=f"Training again, {repeat + 1} of {num_repeats}"):
-            rows = rows if action == "dropped" else rows[wrong[rows]]  # the others are right already
-            change = f"{action}-{digest([str(sorted(rows.tolist()))])}"
-            value = retrained.measured(change, repeat, lambda action=action, rows=rows: left(action, rows))
+        for method, action, share, rows in plan:
+            value = retrained.measured(*model(action, rows, repeat))
             about_it = {"method": method, "action": action, "share": share, "repeat": repeat}
             found.append(about_it | {"accuracy": float(value)})
     return found

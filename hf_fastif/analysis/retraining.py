@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate.utils import tqdm
 from datasets import ClassLabel, Dataset
 
 from hf_fastif.analysis.result import AnalysisResult, mark_sizes
 from hf_fastif.analysis.work import Retrained, digests, influence_manifest, kept_parts
-from hf_fastif.attribution import digest
 from hf_fastif.index import without_indexes
-from hf_fastif.pieces import Tensors
+from hf_fastif.pieces import Tensors, digest
 
 
 if TYPE_CHECKING:
@@ -176,23 +174,23 @@ def retraining(
     parts = kept_parts(trainer, "retrained", dict(about) | digests(trainer, train=train, queries=queries))
     retrained = Retrained(parts, train_on)
 
-    def losses_of(removed: np.ndarray, repeat: int) -> np.ndarray:
-        change, left = _without(train, removed)
-        return retrained.measured(change, repeat, left)
-
+    others = [
+        [Removal(RANDOM, label, m, everyone, rows[:m]) for label, rows in random[seed].items() for m in sizes]
+        for seed in seeds
+    ]
+    nothing = np.array([], dtype=np.int64)
+    retrained.train(
+        _model_without(train, removed, repeat)
+        for repeat in seeds
+        for removed in [nothing, *(one.rows for one in chosen + others[repeat])]
+    )
     changes, base = [], []
-    with tqdm(total=num_repeats * (1 + len(chosen) + len(random[0]) * len(sizes)), desc="Retraining") as bar:
-        for repeat in seeds:
-            base.append(losses_of(np.array([], dtype=np.int64), repeat))
-            bar.update()
-            others = [
-                Removal(RANDOM, label, m, everyone, rows[:m]) for label, rows in random[repeat].items() for m in sizes
-            ]
-            for one in chosen + others:
-                after = losses_of(one.rows, repeat)
-                about_it = {"system": one.system, "direction": one.direction, "m": one.m, "repeat": repeat}
-                changes += [about_it | {"query": q, "change": float(after[q] - base[-1][q])} for q in one.queries]
-                bar.update()
+    for repeat in seeds:
+        base.append(retrained.measured(*_model_without(train, nothing, repeat)))
+        for one in chosen + others[repeat]:
+            after = retrained.measured(*_model_without(train, one.rows, repeat))
+            about_it = {"system": one.system, "direction": one.direction, "m": one.m, "repeat": repeat}
+            changes += [about_it | {"query": q, "change": float(after[q] - base[-1][q])} for q in one.queries]
     return Retraining(changes, np.mean(base, axis=0).tolist(), [bool(value) for value in right], len(train))
 
 
@@ -242,7 +240,7 @@ def _influential(
     return found
 
 
-def _without(train: Dataset, removed: np.ndarray) -> tuple[str, Callable[[], Dataset]]:
-    """What is left of a training set when some rows are removed, and a name for it."""
+def _model_without(train: Dataset, removed: np.ndarray, repeat: int) -> tuple[str, int, Callable[[], Dataset]]:
+    """The model of what is left of a training set when some rows are removed, as [`Retrained`] takes it."""
     name = f"without-{len(removed)}-{digest([str(sorted(removed.tolist()))])}"
-    return name, lambda: train.select(np.setdiff1d(np.arange(len(train)), removed))
+    return name, repeat, lambda: train.select(np.setdiff1d(np.arange(len(train)), removed))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +15,8 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from hf_fastif.attribution import digest
-from hf_fastif.pieces import Pieces, Tensors
+from hf_fastif.pieces import Pieces, Tensors, digest
+from hf_fastif.processes import alone
 
 
 if TYPE_CHECKING:
@@ -93,14 +95,22 @@ def digests(trainer: InfluenceTrainer, **datasets: Dataset) -> dict[str, str]:
 def kept_parts(trainer: InfluenceTrainer, name: str, manifest: Mapping[str, str]) -> Pieces:
     """Finished parts of an analysis, in `output_dir/NAME`: in a folder of their own for each manifest.
 
-    They are left there, so that an analysis that was stopped or is made larger goes on from them.
+    They are left there, so that an analysis that was stopped or is made larger goes on from them, unless
+    `trainer.args.overwrite` is set.
     """
     folder = Path(trainer.args.output_dir) / name / digest([json.dumps(dict(manifest), sort_keys=True)])
+    begun = trainer._kept.begun
+    if trainer.args.overwrite and folder not in begun and trainer.is_world_process_zero():
+        shutil.rmtree(folder, ignore_errors=True)
+    begun.add(folder)
     return Pieces(folder, manifest, trainer.accelerator)
 
 
 class Retrained:
     """Models that are trained again on changed training sets: each one once, and what is measured of it is kept.
+
+    The models are dealt to the processes. Each is trained as by a single process, without DDP, so that several
+    processes give the models of one; see `hf_fastif.processes.alone` for what `train_on` must keep to.
 
     Args:
         parts (`Pieces`): Where it is kept.
@@ -113,6 +123,11 @@ class Retrained:
         self.train_on = train_on
         self._known: dict[str, np.ndarray] = {}
 
+    def train(self, wanted: Iterable[tuple[str, int, Callable[[], Dataset]]]) -> None:
+        """Trains those of some models that are missing, so that `measured` finds them; given as it takes them."""
+        work = {_name(change, repeat): partial(self._work, repeat, train) for change, repeat, train in wanted}
+        self.parts.deal(work, "Training again")
+
     def measured(self, change: str, repeat: int, train: Callable[[], Dataset]) -> np.ndarray:
         """The numbers (n,) of the model that a changed training set gives.
 
@@ -121,11 +136,16 @@ class Retrained:
             repeat (`int`): The number of the repeat.
             train (`Callable`): Makes the changed training set.
         """
-        name = f"{change}-repeat-{repeat}"
+        name = _name(change, repeat)
         if name not in self._known:
-
-            def work() -> Tensors:
-                return {"numbers": torch.as_tensor(self.train_on(train(), repeat), dtype=torch.float64)}
-
-            self._known[name] = self.parts.get(name, work)["numbers"].cpu().numpy()
+            found = self.parts.get(name, partial(self._work, repeat, train))
+            self._known[name] = found["numbers"].cpu().numpy()
         return self._known[name]
+
+    def _work(self, repeat: int, train: Callable[[], Dataset]) -> Tensors:
+        with alone():
+            return {"numbers": torch.as_tensor(self.train_on(train(), repeat), dtype=torch.float64)}
+
+
+def _name(change: str, repeat: int) -> str:
+    return f"{change}-repeat-{repeat}"
