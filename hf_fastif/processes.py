@@ -60,7 +60,7 @@ def alone() -> Iterator[None]:
     The settings that it is made with must exist already or be a copy of such: new `TrainingArguments` look for the
     other processes again. What is made here must not be used outside, nor the other way round.
     """
-    if PartialState().num_processes == 1:
+    if PartialState().distributed_type == DistributedType.NO:
         yield
         return
     states = (PartialState, AcceleratorState, GradientState)

@@ -14,6 +14,7 @@ from datasets import Dataset
 from tiny import tiny_data, tiny_model, tiny_trainer
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, set_seed
 
 from hf_fastif import InfluenceTrainer
@@ -38,6 +39,7 @@ SETTINGS = {
 TRAINING = {
     "num_train_epochs": 2,
     "learning_rate": 0.1,
+    "checkpoints": "final",
     "optim": "sgd",  # Adam makes steps of what is only rounding
     "save_strategy": "no",
     "logging_strategy": "no",
@@ -145,7 +147,7 @@ def training(folder: Path, processes: int) -> Found:
         set_seed(number)
         alone = InfluenceTrainer(tiny_model(), own, train_dataset=subset, processing_class=trainer.processing_class)
         alone.train()
-        assert alone.model_wrapped is alone.model and alone.accelerator.num_processes == 1
+        assert not isinstance(alone.model_wrapped, DistributedDataParallel) and alone.args.world_size == 1
         return query_losses(alone, QUERIES)
 
     found = retrain_on_subsets(train_on, trainer.train_dataset, folder / "subsets", num_subsets=2)

@@ -29,8 +29,7 @@ def build_index(trainer: InfluenceTrainer) -> np.ndarray:
 
 
 def find_influential(trainer: InfluenceTrainer) -> np.ndarray:
-    if not trainer.train_dataset.list_indexes():
-        trainer.build_index()
+    trainer.build_index()
     result = trainer.find_influential(QUERIES, None, num_neighbors=17)
     return result.influences.select_columns(["query_index", "train_index", "influence"]).to_pandas().to_numpy()
 
