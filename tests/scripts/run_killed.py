@@ -105,9 +105,11 @@ def compare(stage: str, folder: Path) -> dict[str, int | bool]:
     batches = counted(owner, name)
     again = call(trainer_in(folder))
     whole = counted(owner, name)
-    same = np.array_equal(again, call(trainer_in(folder.with_name(f"{folder.name}-whole"))))
+    expected = call(trainer_in(folder.with_name(f"{folder.name}-whole")))
+    # States behind frozen layers come out of other batches where pieces are skipped, so the last bits may differ.
+    same = np.allclose(again, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
     left = any((folder / "influence" / "unfinished").rglob("*.safetensors"))
-    return {"same": same, "batches": len(batches), "whole": len(whole), "finished": finished, "left": left}
+    return {"same": bool(same), "batches": len(batches), "whole": len(whole), "finished": finished, "left": left}
 
 
 def all_killed(folder: Path) -> None:
