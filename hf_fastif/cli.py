@@ -61,7 +61,7 @@ def check_processes(num_processes: int) -> None:
         wanted = _asked_of_accelerate()
     if num_processes < wanted:
         raise RuntimeError(
-            f"{wanted} processes were asked for, but this one is of {num_processes}. On CPUs type: "
+            f"{wanted} processes were asked for, but this is one of {num_processes}. On CPUs type: "
             f"accelerate launch --multi_gpu --num_processes {wanted} {sys.argv[0]} --use_cpu, with the other flags "
             "behind (--multi_gpu means several processes there, and --cpu or MULTI_CPU a single one); on "
             f"{wanted} GPUs the same without --use_cpu."
