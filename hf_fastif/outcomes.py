@@ -54,7 +54,7 @@ def build_result(
 
     There is one outcome for each query, or a single one for all of them together, which are anchors then.
     """
-    label = _label_column(candidates)
+    label = label_column(candidates)
     names = _label_names(candidates.features[label] if label else None, label_names)
     summary = {
         **settings,
@@ -120,7 +120,8 @@ def _query_table(
     return _side_by_side(Dataset.from_dict(own), plain)
 
 
-def _label_column(dataset: Dataset) -> str | None:
+def label_column(dataset: Dataset) -> str | None:
+    """The column of the labels, if there is one."""
     classes = [name for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)]
     usual = [name for name in ("label", "labels") if name in dataset.column_names]
     return next(iter(usual + classes), None)

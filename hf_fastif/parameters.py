@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -86,6 +86,13 @@ class ParameterSpace:
             for piece, parameter, size in zip(pieces, self.parameters.values(), self.sizes, strict=True)
         ]
         return torch.cat(flat, dim=-1)
+
+
+@torch.no_grad()
+def fill(parameters: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> None:
+    """Gives parameters other values, in place, bit for bit."""
+    for name, parameter in parameters.items():
+        parameter.copy_(values[name])
 
 
 def model_fingerprint(model: nn.Module, frozen_only: bool = False) -> str:

@@ -33,6 +33,18 @@ class Predictions:
     losses: np.ndarray
     labels: np.ndarray
 
+    def wrong(self) -> np.ndarray:
+        """Whether the label is not the predicted one, bool (Q,).
+
+        Raises:
+            ValueError: If the labels are not one of several classes.
+        """
+        if np.isnan(self.labels).any():
+            raise ValueError(
+                "examples: the labels are not classes (one whole number a row), so no prediction is right or wrong."
+            )
+        return self.logits.argmax(axis=1) != self.labels
+
     def names(self, label_names: list[str]) -> list[str]:
         """The predicted label of each query; for regression the number."""
         if self.logits.shape[1] == 1:

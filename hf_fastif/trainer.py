@@ -138,12 +138,7 @@ class InfluenceTrainer(HubMixin, Trainer):
             ValueError: If the labels are not one of several classes.
         """
         with self._context() as context:
-            predictions = context.predict(context.examples("examples", examples))
-        if np.isnan(predictions.labels).any():
-            raise ValueError(
-                "examples: the labels are not classes (one whole number a row), so no prediction is right or wrong."
-            )
-        return np.flatnonzero(predictions.logits.argmax(axis=1) != predictions.labels)
+            return np.flatnonzero(context.predict(context.examples("examples", examples)).wrong())
 
     def compute_s_test(self, examples: Dataset, as_one: bool = False) -> Solution:
         """s_test = (C + lambda I)^-1 grad L for every example (sections 3.3 and 3.4 of the paper), by `args.solver`.

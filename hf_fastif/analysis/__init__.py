@@ -1,5 +1,7 @@
 """What can be asked of a trainer beyond influence itself: functions from a trainer to a result."""
 
+from hf_fastif.analysis.correcting import Correction, correct
+from hf_fastif.analysis.corrections import Corrections, corrections
 from hf_fastif.analysis.correlation import Correlation, correlation, correlations
 from hf_fastif.analysis.inverse_hessian import InverseHessian, inverse_hessian
 from hf_fastif.analysis.lds import Lds, SubsetLosses, lds, plot_lds, query_losses, retrain_on_subsets
@@ -13,6 +15,8 @@ from hf_fastif.analysis.work import balanced_queries
 
 __all__ = [
     "AnalysisResult",
+    "Correction",
+    "Corrections",
     "Correlation",
     "InverseHessian",
     "Lds",
@@ -23,6 +27,8 @@ __all__ = [
     "Runtime",
     "SubsetLosses",
     "balanced_queries",
+    "correct",
+    "corrections",
     "correlation",
     "correlations",
     "inverse_hessian",

@@ -37,14 +37,14 @@ class AnalysisResult(ABC):
 
     def plot(self, path: str | Path) -> Path:
         """Writes the figure; the suffix of the path says in which format, such as `.png` or `.svg`."""
-        return _draw(self.figure(), Path(path))
+        return draw(self.figure(), Path(path))
 
     def write(self, folder: str | Path, name: str) -> Path:
         """Writes `NAME.json`, `NAME.png` and `NAME.svg` into a folder, and returns the path of the first."""
         folder, figure = Path(folder), self.figure()
         folder.mkdir(parents=True, exist_ok=True)
         for suffix in ("png", "svg"):
-            _draw(figure, folder / f"{name}.{suffix}")
+            draw(figure, folder / f"{name}.{suffix}")
         return self.save(folder / f"{name}.json")
 
 
@@ -55,5 +55,6 @@ def mark_sizes(axes: Axes, sizes: Iterable[int]) -> None:
     axes.minorticks_off()
 
 
-def _draw(figure: Figure, path: Path) -> Path:
+def draw(figure: Figure, path: Path) -> Path:
+    """Writes a figure; the suffix of the path says in which format."""
     return write_whole(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=130))

@@ -11,7 +11,7 @@ import torch
 
 from hf_fastif.checkpoints.checkpoint import Checkpoint, read_parameters
 from hf_fastif.objective import Objective
-from hf_fastif.parameters import model_fingerprint
+from hf_fastif.parameters import fill, model_fingerprint
 
 
 class CheckpointSet:
@@ -46,11 +46,11 @@ class CheckpointSet:
             return
         own, before = {name: p.detach().clone() for name, p in parameters.items()}, self.present
         try:
-            self._fill(read_parameters(member.path, parameters))
+            fill(parameters, read_parameters(member.path, parameters))
             self.present = member
             yield self.weights[number]
         finally:
-            self._fill(own)
+            fill(parameters, own)
             self.present = before
 
     @cached_property
@@ -97,8 +97,3 @@ class CheckpointSet:
                     f"checkpoints: {member.path} was trained on the rows {member.train_dataset}, and train_dataset is "
                     f"{train_dataset}; give the training set of that run, in its order."
                 )
-
-    @torch.no_grad()
-    def _fill(self, values: dict[str, torch.Tensor]) -> None:
-        for name, parameter in self.objective.theta.items():
-            parameter.copy_(values[name])

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, set_seed
 
 from hf_fastif import InfluenceTrainer
-from hf_fastif.analysis import query_losses, recall, retrain_on_subsets
+from hf_fastif.analysis import correct, query_losses, recall, retrain_on_subsets
 from hf_fastif.solvers import Solution, exact
 
 
@@ -95,6 +95,15 @@ def finding(trainer: InfluenceTrainer) -> Found:
     trainer.build_index(add_to=trainer.build_index(FIRST))
     yield "rows of added", trainer.find_candidates(QUERIES, 6, s_test=s_test)
     vars(trainer.args).update(before)
+
+
+def correcting(trainer: InfluenceTrainer) -> Found:
+    before, trainer.args.solver = trainer.args.solver, "cg"
+    correction = correct(trainer, QUERIES, POOL, steps=2, num_examples=3, guard=FIRST, num_anchors=2)
+    yield "rows of correction", np.array([row["examples"] for row in correction.log[1:]])
+    yield "losses of correction", np.array([list(row["loss"].values()) for row in correction.log])
+    correction.roll_back(trainer)
+    trainer.args.solver = before
 
 
 def publishing(trainer: InfluenceTrainer) -> Found:
@@ -178,7 +187,8 @@ def main(folder: Path) -> None:
     trainer = tiny_trainer(folder / "out", train=TRAIN, solver="lissa", **SETTINGS)
     exact.MAX_PRIMAL = 10
     rank, processes = trainer.accelerator.process_index, trainer.accelerator.num_processes
-    found = dict(solving(trainer)) | dict(finding(trainer)) | dict(publishing(trainer))
+    found = dict(solving(trainer)) | dict(finding(trainer)) | dict(correcting(trainer))
+    found |= dict(publishing(trainer))
     found |= dict(training(folder, processes)) | (dict(only_of_two(folder)) if processes == 2 else {})
     np.savez(folder / f"{processes}-{rank}.npz", **{name.replace("/", "|"): values for name, values in found.items()})
 
