@@ -19,7 +19,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ from datasets import Dataset
 from hf_fastif import InfluenceConfig, InfluenceResult, InfluenceTrainer
 from hf_fastif.checks import check_num_neighbors
 from hf_fastif.cli import check_processes, parse_arguments
-from hf_fastif.data import DataArguments, load_examples, tokenize
+from hf_fastif.data import DataArguments, SlicedArguments, load_examples, sliced_data, slices_of, tokenize
 from hf_fastif.finetuning import ModelArguments, fine_tune, make_trainer
 from hf_fastif.results import SUMMARY
 from hf_fastif.visualization.figure import FORMATS, plot_graph
@@ -37,18 +37,10 @@ from hf_fastif.visualization.tables import save_tables
 
 
 @dataclass
-class RecipeArguments(ModelArguments):
+class RecipeArguments(ModelArguments, SlicedArguments):
     """What this recipe needs beside the settings of data, training and influence."""
 
     name: str = field(default="MNLI", metadata={"help": "What the first data set is called."})
-    sliced_name: str = field(default="HANS", metadata={"help": "What the data set with slices is called."})
-    sliced_dataset_name: str | None = field(default=None, metadata={"help": "The latter on the Hub, or a folder."})
-    sliced_test_split: str = field(default="validation", metadata={"help": "Its split that queries are taken from."})
-    sliced_train_file: str | None = field(default=None, metadata={"help": "Or its training examples as a file."})
-    sliced_validation_file: str | None = field(default=None, metadata={"help": "And the file of its queries."})
-    slice_column: str = field(
-        default="heuristic", metadata={"help": "Column that names the slice of a query, and the circle of an example."}
-    )
     num_queries: int = field(default=100, metadata={"help": "How many errors of each slice to ask about."})
     num_examples: int | None = field(
         default=None, metadata={"help": "Examples to keep of each direction; all that were scored unless given."}
@@ -77,29 +69,12 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
 
 def data_sets(recipe: RecipeArguments, data: DataArguments) -> dict[str, DataArguments]:
     """The data sets by their names: the first one, and the one with slices if there is one."""
-    sliced = replace(
-        data,
-        dataset_name=recipe.sliced_dataset_name,
-        dataset_config=None,
-        dataset_test_split=recipe.sliced_test_split,
-        train_file=recipe.sliced_train_file,
-        validation_file=recipe.sliced_validation_file,
-    )
-    given = recipe.sliced_dataset_name or recipe.sliced_train_file or recipe.sliced_validation_file
-    return {recipe.name: data} | ({recipe.sliced_name: sliced} if given else {})
+    return {recipe.name: data} | ({recipe.sliced_name: sliced_data(recipe, data)} if recipe.is_given else {})
 
 
 def validation_of(trainer: InfluenceTrainer, data: DataArguments) -> Dataset:
     examples = load_examples(data, trainer.model.config.id2label, new_head=False)
     return tokenize(examples, trainer.processing_class, data)["validation"]
-
-
-def slices_of(name: str, examples: Dataset, column: str) -> dict[str, Dataset]:
-    """The examples by the values of a column; those of a data set without that column are one slice."""
-    if column not in examples.column_names:
-        return {name: examples}
-    values = np.array([str(value) for value in examples[column]])
-    return {f"{name}, {value}": examples.select(np.flatnonzero(values == value)) for value in np.unique(values)}
 
 
 def file_name(name: str) -> str:

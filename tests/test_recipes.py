@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pytest
+from recipe_modules import recipe_module
 
 from hf_fastif import InfluenceConfig, InfluenceResult
 from hf_fastif.cli import parse_arguments
@@ -104,17 +103,8 @@ def test_an_error_is_one_clear_line_and_leaves_nothing(files, tmp_path):
     assert "train_runtime" not in failed.stdout
 
 
-@pytest.fixture
-def visualization(monkeypatch):
-    """The recipe as a module; it is run here, since it takes two runs to see that it goes on."""
-    spec = importlib.util.spec_from_file_location("visualization", ROOT / "recipes" / "visualization.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "visualization", module)  # for its dataclasses
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_both_sides_of_the_graph_and_going_on(files, tmp_path, visualization, capsys):
+def test_both_sides_of_the_graph_and_going_on(files, tmp_path, monkeypatch, capsys):
+    visualization = recipe_module("visualization", monkeypatch)  # run here, since two runs show that it goes on
     flags = ["--max_steps", "2", "--name", "Plain", "--sliced_name", "Sliced"]
     for split in ("train", "validation"):
         rows = [json.loads(line) for line in (files / f"{split}.jsonl").read_text().split("\n")]

@@ -12,7 +12,15 @@ from pathlib import Path
 import pytest
 
 from hf_fastif import InfluenceConfig
-from hf_fastif.analysis import Correlation, InverseHessian, Mislabels, RecallOfFeatures, Retraining, Runtime
+from hf_fastif.analysis import (
+    Corrections,
+    Correlation,
+    InverseHessian,
+    Mislabels,
+    RecallOfFeatures,
+    Retraining,
+    Runtime,
+)
 from hf_fastif.cli import parse_arguments
 from hf_fastif.data import DataArguments
 
@@ -28,6 +36,11 @@ FLAGS = {
     "correlation": [*LOADED, "--ks", "10", "--dampings", "1e6", "0.01", "--sdca_visits", "20"],
     "retraining": [*TRAINED, "--num_queries", "2", "--num_removed", "2", "--num_retrainings", "1"],
     "mislabels": [*TRAINED, "--num_anchors", "10", "--num_retrainings", "1", "--shares", "0.2"],
+    "correction": [
+        *("--label_mapping", MAPPING, "--damping", "0.5", "--sdca_visits", "20", "--num_validation", "6"),
+        *("--num_tested", "10", "--num_guard", "10", "--num_anchors", "4", "--steps", "2", "--num_examples", "3"),
+        *("--num_corrections", "2", "--correction_rate", "0.01", "--num_neighbors", "15", "--ekfac_samples", "40"),
+    ],
     "inverse_hessian": [*LOADED, "--depths", "2", "4", "--batch_sizes", "2", "--repeats", "2", "--sdca_visits", "8"],
     "runtime": [*LOADED, "--ks", "10", "--processes", "2", "--timed", "4", "--sdca_visits", "8"],
 }
@@ -96,6 +109,15 @@ def test_mislabels(outputs):
     assert all(0 <= row["accuracy"] <= 1 for row in found.accuracies)
 
 
+def test_correction(outputs):
+    found = result(outputs, Corrections, "correction/corrected/correction")
+    assert found.systems == ["helpful", "balanced", "harmful", "random", "anchors"] and found.slices == ["HANS"]
+    assert found.settings["candidates"] == 40
+    for run in found.runs:
+        assert [len(run["loss"][name]) for name in ("anchors", "test", "guard")] == [3, 3, 3]
+        assert run["loss"]["test"][0] != run["loss"]["test"][2]
+
+
 def test_inverse_hessian(outputs):
     found = result(outputs, InverseHessian, "inverse_hessian/inverse_hessian")
     assert [(row["solver"], row["J"]) for row in found.table[:3]] == [
@@ -128,4 +150,5 @@ def test_configs_and_help_of_every_recipe(name, capsys):
 
 def test_every_recipe_has_the_setting_of_the_paper_and_a_small_one():
     for name in FLAGS:
-        assert {f"{name}-mnli.yaml", f"{name}-mnli-small.yaml"} <= set(CONFIGS)
+        data = "hans" if name == "correction" else "mnli"
+        assert {f"{name}-{data}.yaml", f"{name}-{data}-small.yaml"} <= set(CONFIGS)

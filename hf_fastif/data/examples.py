@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
 
 from hf_fastif.columns import text_columns
 from hf_fastif.data.nli import generate_nli
+from hf_fastif.data.wilds import is_wilds_amazon, load_wilds_amazon
 
 
 if TYPE_CHECKING:
@@ -23,7 +25,8 @@ class DataArguments:
     """Which examples a recipe reads; without a name or a file it generates the embedded data set."""
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": "A data set on the Hub or a local folder of one."}
+        default=None,
+        metadata={"help": "A data set on the Hub, or a local folder of one, such as that of Amazon-WILDS."},
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Its configuration."})
     dataset_train_split: str = field(default="train", metadata={"help": "Split of the training examples."})
@@ -32,6 +35,12 @@ class DataArguments:
         default=None, metadata={"help": "Local training examples: json(l), csv or parquet."}
     )
     validation_file: str | None = field(default=None, metadata={"help": "Local examples that queries are taken from."})
+    train_where: list[str] | None = field(
+        default=None, metadata={"help": "Only training examples with these values, such as domain=books split=train."}
+    )
+    validation_where: list[str] | None = field(
+        default=None, metadata={"help": "Only queries with these values, such as domain=books split=test."}
+    )
     text_columns: list[str] | None = field(
         default=None, metadata={"help": "One or two text columns; unless given, the first two that hold running text."}
     )
@@ -59,6 +68,8 @@ def load_examples(args: DataArguments, model_labels: dict[int, str], new_head: b
             differ.
     """
     splits = _read(args)
+    for name, conditions in (("train", args.train_where), ("validation", args.validation_where)):
+        splits[name] = rows_where(splits[name], conditions or [], f"{name}_where")
     if args.max_train_examples is not None:
         splits["train"] = splits["train"].select(range(min(args.max_train_examples, len(splits["train"]))))
     for name, split in splits.items():
@@ -85,6 +96,30 @@ def load_examples(args: DataArguments, model_labels: dict[int, str], new_head: b
     return splits
 
 
+def rows_where(dataset: Dataset, conditions: Sequence[str], name: str) -> Dataset:
+    """The rows that have certain values.
+
+    Args:
+        dataset (`datasets.Dataset`): The rows.
+        conditions (`Sequence[str]`): Columns and values, "COLUMN=VALUE"; all must hold.
+        name (`str`): Of the argument, for errors.
+
+    Raises:
+        ValueError: If a condition is not one, names no column, or no row meets all.
+    """
+    kept = np.ones(len(dataset), dtype=bool)
+    for condition in conditions:
+        column, equals, value = condition.partition("=")
+        if not equals or column not in dataset.column_names:
+            raise ValueError(
+                f"{name}: {condition!r} is not COLUMN=VALUE with one of the columns {', '.join(dataset.column_names)}."
+            )
+        kept &= np.array([str(own) == value for own in dataset[column]])
+    if not kept.any():
+        raise ValueError(f"{name}: no row has {' and '.join(conditions)}; look at the values of these columns.")
+    return dataset.select(np.flatnonzero(kept)) if conditions else dataset
+
+
 def _read(args: DataArguments) -> DatasetDict:
     if (args.train_file is None) != (args.validation_file is None):
         raise ValueError(
@@ -94,6 +129,9 @@ def _read(args: DataArguments) -> DatasetDict:
     if args.train_file is not None:
         files = {"train": args.train_file, "validation": args.validation_file}
         return DatasetDict({name: _read_file(str(path)) for name, path in files.items()})
+    if args.dataset_name is not None and is_wilds_amazon(args.dataset_name):
+        made = load_wilds_amazon(args.dataset_name, args.dataset_train_split, args.dataset_test_split)
+        return DatasetDict(train=made[0], validation=made[1])
     if args.dataset_name is not None:
         names = {"train": args.dataset_train_split, "validation": args.dataset_test_split}
         return DatasetDict(

@@ -100,3 +100,32 @@ def test_embedded_default_and_its_splits():
     assert len(load_examples(DataArguments(dataset_test_split="challenge"))["validation"]) == 300
     with pytest.raises(ValueError, match="dataset_test_split='test': the embedded data has train, validation"):
         load_examples(DataArguments(dataset_test_split="test"))
+
+
+def test_only_rows_with_certain_values(arguments):
+    found = load_examples(
+        arguments(
+            train_where=["premise=w3 w2 w3 w4", "gold=contradiction"],
+            label_mapping='{"neutral": "contradiction", "entailment": "contradiction"}',
+        )
+    )
+    assert found["train"]["id"] == ["c"] and found["validation"]["id"] == ["a", "b", "c"]
+    with pytest.raises(ValueError, match=r"train_where: 'genre=x' is not COLUMN=VALUE with one of the columns id, "):
+        load_examples(arguments(train_where=["genre=x"]))
+    with pytest.raises(ValueError, match="validation_where: no row has id=a and id=b"):
+        load_examples(arguments(validation_where=["id=a", "id=b"]))
+
+
+def test_amazon_wilds_is_read_from_its_folder(tmp_path):
+    (tmp_path / "splits").mkdir()
+    rows = [(f"r{i}", 1.0 + i % 5, f"text, {i}", "Books" if i % 2 else "null") for i in range(12)]
+    lines = ['"reviewerID","overall","reviewText","category"', *(f'"{r}",{o},"{t}","{c}"' for r, o, t, c in rows)]
+    (tmp_path / "reviews.csv").write_text("\n".join(lines))
+    numbers = [0] * 5 + [-1] + [1] * 5 + [3]
+    (tmp_path / "splits" / "user.csv").write_text("\n".join(["split,clean", *(f"{n},1" for n in numbers)]))
+    found = load_examples(DataArguments(dataset_name=str(tmp_path)))
+    assert found["train"]["text"] == [f"text, {i}" for i in range(5)]
+    assert found["validation"]["reviewer"] == [f"r{i}" for i in range(6, 11)]
+    assert found["train"]["label"] == [0, 1, 2, 3, 4] and found["train"]["category"][:2] == ["null", "Books"]
+    with pytest.raises(ValueError, match="split: Amazon-WILDS has train, .* and not dev"):
+        load_examples(DataArguments(dataset_name=str(tmp_path), dataset_test_split="dev"))
