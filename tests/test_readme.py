@@ -34,6 +34,17 @@ def test_the_example_of_the_graph_runs(tmp_path, monkeypatch):
     assert len(list((tmp_path / "tables").iterdir())) == 4
 
 
+def test_the_example_of_correcting_runs(tmp_path, capsys):
+    example = re.search(r"## Correct\n.*?```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)[1]
+    trainer = tiny_trainer(tmp_path, solver="identity")
+    names = {name: tiny_data(10, seed=seed) for seed, name in enumerate(("anchors", "dev", "test"), 1)}
+
+    exec(compile(example, str(README), "exec"), {"trainer": trainer, **names})
+
+    printed = capsys.readouterr().out
+    assert "Correction: " in printed and all(f"  {name} " in printed for name in ("anchors", "guard", "test"))
+
+
 def test_the_example_of_publishing_runs(hub, tmp_path, capsys):
     example = re.search(r"## Publish and load\n\n```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)[1]
     trainer = tiny_trainer(tmp_path, solver="ekfac", damping=0.5, ekfac_samples=40)
