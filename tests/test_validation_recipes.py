@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from recipe_modules import recipe_module
 
 from hf_fastif import InfluenceConfig
 from hf_fastif.analysis import (
@@ -136,8 +136,8 @@ def test_runtime(outputs):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_configs_and_help_of_every_recipe(name, capsys):
-    arguments = runpy.run_path(str(ROOT / "recipes" / f"{name}.py"), run_name=name)["RecipeArguments"]
+def test_configs_and_help_of_every_recipe(name, monkeypatch, capsys):
+    arguments = recipe_module(name, monkeypatch).RecipeArguments
     types = (arguments, DataArguments, InfluenceConfig)
     for config in (config for config in CONFIGS if config.startswith(f"{name}-")):
         path = str(ROOT / "recipes" / "configs" / config)
