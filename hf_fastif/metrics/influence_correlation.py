@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import datasets
 import evaluate
 import numpy as np
 
 from hf_fastif.analysis.correlation import correlations
+from hf_fastif.metrics.info import FASTIF, metric_info
 
 
 DESCRIPTION = """\
@@ -22,27 +22,13 @@ Returns:
 Examples:
     >>> InfluenceCorrelation(keep_in_memory=True).compute(predictions=[[0.1, 0.2, 0.4]], references=[[1, 3, 2]])
 """
-CITATION = """\
-@inproceedings{guo-etal-2021-fastif,
-    title = "{FastIF}: Scalable Influence Functions for Efficient Model Interpretation and Debugging",
-    author = "Guo, Han and Rajani, Nazneen and Hase, Peter and Bansal, Mohit and Xiong, Caiming",
-    booktitle = "Proceedings of EMNLP",
-    year = "2021",
-}
-"""
 
 
 class InfluenceCorrelation(evaluate.Metric):
     """See `DESCRIPTION` and `INPUTS` of this module."""
 
     def _info(self) -> evaluate.MetricInfo:
-        scores = datasets.List(datasets.Value("float64"))
-        return evaluate.MetricInfo(
-            description=DESCRIPTION,
-            citation=CITATION,
-            inputs_description=INPUTS,
-            features=datasets.Features({"predictions": scores, "references": scores}),
-        )
+        return metric_info(DESCRIPTION, INPUTS, FASTIF, "float64")
 
     def _compute(self, predictions: list[list[float]], references: list[list[float]]) -> dict[str, float]:
         found = [correlations(np.array(a), np.array(b)) for a, b in zip(predictions, references, strict=True)]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import datasets
 import evaluate
 import numpy as np
 
 from hf_fastif.analysis.lds import SubsetLosses, lds
+from hf_fastif.metrics.info import metric_info
 
 
 DESCRIPTION = """\
@@ -37,13 +37,7 @@ class LinearDatamodelingScore(evaluate.Metric):
     """See `DESCRIPTION` and `INPUTS` of this module."""
 
     def _info(self) -> evaluate.MetricInfo:
-        numbers = datasets.List(datasets.Value("float64"))
-        return evaluate.MetricInfo(
-            description=DESCRIPTION,
-            citation=CITATION,
-            inputs_description=INPUTS,
-            features=datasets.Features({"predictions": numbers, "references": numbers}),
-        )
+        return metric_info(DESCRIPTION, INPUTS, CITATION, "float64")
 
     def _compute(
         self,

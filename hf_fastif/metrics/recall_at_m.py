@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import datasets
 import evaluate
 import numpy as np
+
+from hf_fastif.metrics.info import FASTIF, metric_info
 
 
 DESCRIPTION = """\
@@ -22,27 +23,13 @@ Examples:
     >>> RecallAtM(keep_in_memory=True).compute(predictions=[[7, 2, 5]], references=[[2, 9, 5, 1]], k=2, m=2)
     {'recall': 0.5}
 """
-CITATION = """\
-@inproceedings{guo-etal-2021-fastif,
-    title = "{FastIF}: Scalable Influence Functions for Efficient Model Interpretation and Debugging",
-    author = "Guo, Han and Rajani, Nazneen and Hase, Peter and Bansal, Mohit and Xiong, Caiming",
-    booktitle = "Proceedings of EMNLP",
-    year = "2021",
-}
-"""
 
 
 class RecallAtM(evaluate.Metric):
     """See `DESCRIPTION` and `INPUTS` of this module."""
 
     def _info(self) -> evaluate.MetricInfo:
-        rows = datasets.List(datasets.Value("int64"))
-        return evaluate.MetricInfo(
-            description=DESCRIPTION,
-            citation=CITATION,
-            inputs_description=INPUTS,
-            features=datasets.Features({"predictions": rows, "references": rows}),
-        )
+        return metric_info(DESCRIPTION, INPUTS, FASTIF, "int64")
 
     def _compute(
         self,
