@@ -18,10 +18,11 @@ from hf_fastif.analysis import balanced_queries, correlation
 from hf_fastif.cli import check_processes, parse_arguments
 from hf_fastif.data import DataArguments
 from hf_fastif.finetuning import ModelArguments, trained
+from hf_fastif.reporting import ResultArguments, report
 
 
 @dataclass
-class RecipeArguments(ModelArguments):
+class RecipeArguments(ModelArguments, ResultArguments):
     """What this recipe needs beside the settings of data, training and influence."""
 
     num_queries: int = field(default=20, metadata={"help": "Validation examples, half of them predicted wrong."})
@@ -44,9 +45,7 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
     queries = examples["validation"].select(rows)
     ks = recipe.ks or [max(2, len(examples["train"]) * percent // 100) for percent in (1, 5)]
     found = correlation(trainer, queries, ks, json.loads(recipe.full), recipe.dampings)
-    if trainer.is_world_process_zero():
-        print(found)
-        print(f"Result: {found.write(config.output_dir, 'correlation')}")
+    report(found, "correlation", trainer, config, recipe)
 
 
 if __name__ == "__main__":

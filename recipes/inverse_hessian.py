@@ -19,10 +19,11 @@ from hf_fastif.analysis.inverse_hessian import OTHERS
 from hf_fastif.cli import check_processes, parse_arguments
 from hf_fastif.data import DataArguments
 from hf_fastif.finetuning import ModelArguments, trained
+from hf_fastif.reporting import ResultArguments, report
 
 
 @dataclass
-class RecipeArguments(ModelArguments):
+class RecipeArguments(ModelArguments, ResultArguments):
     """What this recipe needs beside the settings of data, training and influence."""
 
     num_queries: int = field(default=8, metadata={"help": "Validation examples, half of them predicted wrong."})
@@ -57,8 +58,7 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
         {name: OTHERS[name] for name in recipe.others},
         json.loads(recipe.reference) if recipe.reference else None,
     )
-    print(found)
-    print(f"Result: {found.write(config.output_dir, 'inverse_hessian')}")
+    report(found, "inverse_hessian", trainer, config, recipe)
 
 
 if __name__ == "__main__":

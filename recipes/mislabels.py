@@ -30,10 +30,11 @@ from hf_fastif.finetuning import (
     trained,
     training_settings,
 )
+from hf_fastif.reporting import ResultArguments, report
 
 
 @dataclass
-class RecipeArguments(ModelArguments):
+class RecipeArguments(ModelArguments, ResultArguments):
     """What this recipe needs beside the settings of data, training and influence."""
 
     flip_share: float = field(default=0.1, metadata={"help": "Of the training labels, to make wrong."})
@@ -87,9 +88,7 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
         recipe.shares,
         recipe.num_retrainings,
     )
-    if trainer.is_world_process_zero():
-        print(found)
-        print(f"Result: {found.write(config.output_dir, 'mislabels')}")
+    report(found, "mislabels", trainer, config, recipe)
 
 
 def wrong_labels(recipe: RecipeArguments, train: Dataset, seed: int) -> tuple[Dataset, np.ndarray, np.ndarray | None]:

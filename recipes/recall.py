@@ -18,10 +18,11 @@ from hf_fastif.cli import check_processes, parse_arguments
 from hf_fastif.config import FeatureName
 from hf_fastif.data import DataArguments
 from hf_fastif.finetuning import ModelArguments, trained
+from hf_fastif.reporting import ResultArguments, report
 
 
 @dataclass
-class RecipeArguments(ModelArguments):
+class RecipeArguments(ModelArguments, ResultArguments):
     """What this recipe needs beside the settings of data, training and influence."""
 
     num_queries: int = field(default=100, metadata={"help": "Validation examples, half of them predicted wrong."})
@@ -43,9 +44,7 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
     groups = {"predicted wrong": ~right, "predicted right": right}
     queries = examples["validation"].select(rows)
     found = recall_of_features(trainer, queries, groups, recipe.features, recipe.top, recipe.ks)
-    if trainer.is_world_process_zero():
-        print(found)
-        print(f"Result: {found.write(config.output_dir, 'recall')}")
+    report(found, "recall", trainer, config, recipe)
 
 
 if __name__ == "__main__":

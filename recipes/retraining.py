@@ -21,10 +21,11 @@ from hf_fastif.analysis import balanced_queries, query_losses, retraining
 from hf_fastif.cli import check_processes, parse_arguments
 from hf_fastif.data import DataArguments
 from hf_fastif.finetuning import ModelArguments, check_training, train_again, trained, training_settings
+from hf_fastif.reporting import ResultArguments, report
 
 
 @dataclass
-class RecipeArguments(ModelArguments):
+class RecipeArguments(ModelArguments, ResultArguments):
     """What this recipe needs beside the settings of data, training and influence."""
 
     num_queries: int = field(default=10, metadata={"help": "Validation examples, half of them predicted wrong."})
@@ -57,9 +58,7 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
         recipe.num_removed,
         recipe.num_retrainings,
     )
-    if trainer.is_world_process_zero():
-        print(found)
-        print(f"Result: {found.write(config.output_dir, 'retraining')}")
+    report(found, "retraining", trainer, config, recipe)
 
 
 if __name__ == "__main__":

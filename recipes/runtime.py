@@ -21,11 +21,12 @@ from hf_fastif import InfluenceConfig
 from hf_fastif.analysis import Runtime, balanced_queries, runtime
 from hf_fastif.cli import check_processes, parse_arguments
 from hf_fastif.data import DataArguments
-from hf_fastif.finetuning import ModelArguments, trained
+from hf_fastif.finetuning import ModelArguments, make_trainer, trained
+from hf_fastif.reporting import ResultArguments, report
 
 
 @dataclass
-class RecipeArguments(ModelArguments):
+class RecipeArguments(ModelArguments, ResultArguments):
     """What this recipe needs beside the settings of data, training and influence."""
 
     num_queries: int = field(default=10, metadata={"help": "Validation examples, half of them predicted wrong."})
@@ -41,18 +42,20 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
     if "LOCAL_RANK" in os.environ:  # one of the processes that were started below
         measure(recipe, data, config)
         return
+    # Trained here: by more processes the batches would be larger, and the model another one.
+    trainer, _ = trained(recipe, data, config)
+    model = ["--do_train", "false", "--model_name_or_path", config.output_dir] if config.do_train else []
     for processes in recipe.processes:
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        subprocess.run([sys.executable, *launcher, *sys.argv], check=True)
+        subprocess.run([sys.executable, *launcher, *sys.argv, *model], check=True)
     parts = [Runtime.load(path_of(config, processes)) for processes in recipe.processes]
     found = reduce(Runtime.joined, parts)
-    print(found)
-    print(f"Result: {found.write(config.output_dir, 'runtime')}")
+    report(found, "runtime", trainer, config, recipe)
 
 
 def measure(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) -> None:
     check_processes(config.world_size)
-    trainer, examples = trained(recipe, data, config)
+    trainer, examples = make_trainer(recipe, data, config)
     rows, _ = balanced_queries(trainer, examples["validation"], recipe.num_queries, config.seed)
     found = runtime(trainer, examples["validation"].select(rows), recipe.ks, recipe.authors_repeats, recipe.timed)
     if trainer.is_world_process_zero():

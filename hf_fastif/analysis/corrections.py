@@ -9,7 +9,6 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from scipy.stats import sem, t
 
 from hf_fastif.analysis.correcting import Correction
 from hf_fastif.analysis.corrector import ANCHORS, GUARD, Corrector, Log, Plan
-from hf_fastif.analysis.result import AnalysisResult, draw
+from hf_fastif.analysis.result import AnalysisResult
 from hf_fastif.analysis.work import digests
 from hf_fastif.pieces import Tensors, digest
 
@@ -133,12 +132,9 @@ class Corrections(AnalysisResult):
         """Draws the same on the anchors of each slice (figures 12 and 13)."""
         return self._draw(ANCHORS, with_guard=False)
 
-    def write(self, folder: str | Path, name: str) -> Path:
-        """Writes `NAME.json`, and both figures as PNG and SVG: `NAME` and `NAME-validation`."""
-        path, figure = super().write(folder, name), self.validation_figure()
-        for suffix in ("png", "svg"):
-            draw(figure, Path(folder) / f"{name}-validation.{suffix}")
-        return path
+    def figures(self, name: str) -> dict[str, Figure]:
+        """Both, the second one as `NAME-validation`."""
+        return {name: self.figure(), f"{name}-validation": self.validation_figure()}
 
     def _draw(self, examples: str, with_guard: bool) -> Figure:
         from matplotlib.figure import Figure

@@ -7,14 +7,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, Unpack
 
 from hf_fastif.files import write_whole
 
 
 if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from hf_fastif.hub.publishing import PushOptions
+    from hf_fastif.trainer import InfluenceTrainer
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,10 @@ class AnalysisResult(ABC):
     @abstractmethod
     def figure(self) -> Figure:
         """Draws the result."""
+
+    def figures(self, name: str) -> dict[str, Figure]:
+        """All figures of the result, by the names of their files when it is called `name`."""
+        return {name: self.figure()}
 
     def save(self, path: str | Path) -> Path:
         """Writes a JSON file."""
@@ -37,15 +45,38 @@ class AnalysisResult(ABC):
 
     def plot(self, path: str | Path) -> Path:
         """Writes the figure; the suffix of the path says in which format, such as `.png` or `.svg`."""
-        return draw(self.figure(), Path(path))
+        return _draw(self.figure(), Path(path))
 
     def write(self, folder: str | Path, name: str) -> Path:
         """Writes `NAME.json`, `NAME.png` and `NAME.svg` into a folder, and returns the path of the first."""
-        folder, figure = Path(folder), self.figure()
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for suffix in ("png", "svg"):
-            draw(figure, folder / f"{name}.{suffix}")
+        for called, figure in self.figures(name).items():
+            for suffix in ("png", "svg"):
+                _draw(figure, folder / f"{called}.{suffix}")
         return self.save(folder / f"{name}.json")
+
+    def push_to_hub(
+        self, repo_id: str, name: str, trainer: InfluenceTrainer, **options: Unpack[PushOptions]
+    ) -> CommitInfo:
+        """Publishes the result as a dataset repository: what `write` writes, its tables as parquet, and a card.
+
+        Args:
+            repo_id (`str`): Where to. The repository is created if it is not there.
+            name (`str`): Of the files, such as `"recall"`.
+            trainer ([`InfluenceTrainer`]): With which it was computed; the card names its model, data and settings.
+            **options: `private`, `revision` (a branch, created if needed), `create_pr`, `token` and `commit_message`,
+                as in `huggingface_hub`.
+
+        Returns:
+            `huggingface_hub.CommitInfo`: The commit, or the pull request.
+
+        Raises:
+            PermissionError: If the token may not write there.
+        """
+        from hf_fastif.hub.analyses import push_analysis
+
+        return push_analysis(self, repo_id, name, trainer, **options)
 
 
 def mark_sizes(axes: Axes, sizes: Iterable[int]) -> None:
@@ -55,6 +86,5 @@ def mark_sizes(axes: Axes, sizes: Iterable[int]) -> None:
     axes.minorticks_off()
 
 
-def draw(figure: Figure, path: Path) -> Path:
-    """Writes a figure; the suffix of the path says in which format."""
+def _draw(figure: Figure, path: Path) -> Path:
     return write_whole(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=130))

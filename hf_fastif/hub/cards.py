@@ -97,6 +97,15 @@ def factors_card(factors: KroneckerFactors, manifest: dict[str, Any], repo_id: s
     )
 
 
+def analysis_card(
+    about: dict[str, Any], settings: Sequence[tuple[str, str]], tables: Sequence[str], **values: Any
+) -> DatasetCard:
+    """The card of an analysis; see `push_analysis`."""
+    title = values["name"].replace("_", " ").capitalize()
+    known = {"title": title, "model": about["model"], "settings": _cells(settings), "tables": tables}
+    return _dataset_card("analysis.md", about, tables, **known, **values)
+
+
 def space_card(result: InfluenceResult, title: str, include_text: bool) -> RepoCard:
     """The card of a report, which makes a repository a static Space."""
     summary = result.summary

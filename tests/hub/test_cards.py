@@ -6,10 +6,12 @@ import re
 
 import pytest
 import yaml
-from hub_tools import FULL, make_result
+from hub_tools import FULL, make_recall, make_result
 from tiny import tiny_data, tiny_trainer
 
 from hf_fastif import InfluenceResult
+from hf_fastif.analysis import Recall
+from hf_fastif.reporting import ResultArguments, report
 
 
 TAGS = ["hf_fastif", "influence-functions", "training-data-attribution"]
@@ -112,6 +114,45 @@ def test_the_card_of_a_report(hub):
     known = {"title": "What helped", "sdk": "static", "app_file": "index.html", "models": ["me/tiny"], "tags": TAGS}
     assert data == known | {"datasets": ["you/sentences"]}
     assert "out of\n6." in body and "no texts" in body
+
+
+def test_the_card_of_an_analysis_that_a_recipe_publishes(hub, tmp_path, capsys):
+    settings = {"damping": 0.5, "checkpoints": ["/home/me/runs/out/seed-1"], "hub_private_repo": True}
+    trainer, found = tiny_trainer(tmp_path, **settings), make_recall()
+    asked = ResultArguments("me/recall")
+    report(found, "recall", trainer, trainer.args, asked)
+    printed = capsys.readouterr().out
+    assert Recall.load(tmp_path / "recall.json") == found
+    assert f"Published: {hub.url}/datasets/me/recall/commit/" in printed
+    assert hub.repositories["dataset", "me/recall"].private
+
+    data, body = split(hub, "me/recall")
+    assert data["configs"] == configs("table") and data["tags"] == TAGS
+    files = {".gitattributes", "README.md", "recall.json", "recall.png", "recall.svg", "table.parquet"}
+    assert set(hub.files("me/recall")) == files
+    assert hub.files("me/recall")["recall.png"].startswith(b"\x89PNG")
+    for part in (
+        "# Recall: BertForSequenceClassification",
+        "The share of the top m of the full scan",
+        f"```text\n{found}\n```",
+        'table (`list[dict]`): `direction` ("helpful", "harmful", "absolute")',
+        "| damping | 0.5 |",
+        "| checkpoints | ['out/seed-1'] |",
+        "| training examples | 40 |",
+    ):
+        assert part in body, part
+    assert "index_size" not in body and "/home" not in body
+    names, count = run_snippets(body)
+    assert count == 2 and names["result"] == found
+    assert names["table"].to_list() == found.table
+    assert str(found) in capsys.readouterr().out
+
+    report(Recall(found.table[:2], 6, 2), "recall", trainer, trainer.args, asked)
+    assert set(hub.files("me/recall")) == files
+    report(found, "recall", trainer, trainer.args, ResultArguments())
+    assert len(hub.repositories["dataset", "me/recall"].commits) == 3  # the empty one and two pushes
+    with pytest.raises(ValueError, match="result_repo_id='me//recall': give the id of a repository"):
+        ResultArguments("me//recall")
 
 
 def test_the_cards_of_an_index_factors_and_a_model(hub, tmp_path, capsys):
