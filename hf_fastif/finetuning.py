@@ -18,7 +18,7 @@ from hf_fastif.parameters import freeze
 from hf_fastif.trainer import InfluenceTrainer
 
 
-ACCURACY = "accuracy.json"  # written last: a run that has it is finished
+ACCURACY = "accuracy.json"  # written last: a run that has it is finished; it also says how the model was trained
 TRAINING = (  # settings that decide which model comes out
     "learning_rate",
     "lr_scheduler_type",
@@ -115,24 +115,47 @@ def fine_tune(
 ) -> float:
     """Trains and saves a model in `config.output_dir`, unless that is done, and returns its validation accuracy.
 
-    `train` are other training examples than those of the data, tokenized.
+    Args:
+        model ([`ModelArguments`]): What training starts from.
+        data ([`DataArguments`]): Training and validation examples.
+        config ([`InfluenceConfig`]): How to train; with `overwrite` a finished model is trained again.
+        train (`datasets.Dataset`, *optional*): Other training examples than those of the data, tokenized.
+
+    Raises:
+        ValueError: If the model there was trained in another way or on other examples.
     """
-    path = Path(config.output_dir) / ACCURACY
+    path, config = Path(config.output_dir) / ACCURACY, copy.copy(config)
+    config.do_train = True
+    set_seed(config.seed)
+    trainer, examples = make_trainer(model, data, config)
+    if train is not None:
+        trainer.train_dataset = train
+    settings = training_settings(model, data, config) | {"train_dataset": trainer._train_digest()}
     if config.overwrite or not path.exists():
-        config = copy.copy(config)
-        config.do_train = True
-        set_seed(config.seed)
-        trainer, examples = make_trainer(model, data, config)
-        if train is not None:
-            trainer.train_dataset = train
         trainer.train()
         trainer.save_model()
         wrong = trainer.find_misclassified(examples["validation"])
-        text = json.dumps({"validation": 1 - len(wrong) / len(examples["validation"])})
+        found = {"validation": 1 - len(wrong) / len(examples["validation"]), "trained_with": settings}
         if trainer.is_world_process_zero():
-            write_whole(path, lambda file: file.write_text(text, "utf-8"))
+            write_whole(path, lambda file: file.write_text(json.dumps(found, indent=2), "utf-8"))
         trainer.accelerator.wait_for_everyone()
-    return json.loads(path.read_text("utf-8"))["validation"]
+    found = json.loads(path.read_text("utf-8"))
+    _check_trained_with(found.get("trained_with", {}), settings, config.output_dir)
+    return found["validation"]
+
+
+def _check_trained_with(there: dict[str, str], wanted: dict[str, str], folder: str) -> None:
+    changed = [
+        f"{name} was {there.get(name, 'not noted')} and is {wanted.get(name, 'not known')}"
+        for name in wanted | there
+        if there.get(name) != wanted.get(name)
+    ]
+    if changed:
+        raise ValueError(
+            f"output_dir={folder!r}: the model that was trained there is another one ({'; '.join(changed)}). Give "
+            "another folder, --overwrite to train it again, or take it as it is with --do_train false "
+            f"--model_name_or_path {folder}."
+        )
 
 
 def trained(
