@@ -8,7 +8,6 @@ Takes the flags of that recipe, and adds its rows to lds.json.
 from __future__ import annotations
 
 import copy
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ import lds as recipe  # noqa: E402
 from peers import kronfluence_scores  # noqa: E402
 
 from hf_fastif import InfluenceConfig  # noqa: E402
-from hf_fastif.analysis import SubsetLosses, lds  # noqa: E402
+from hf_fastif.analysis import LdsOfMethods, SubsetLosses, lds  # noqa: E402
 from hf_fastif.cli import parse_arguments  # noqa: E402
 from hf_fastif.data import DataArguments  # noqa: E402
 from hf_fastif.finetuning import make_trainer, runs_of  # noqa: E402
@@ -41,16 +40,16 @@ def main(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceCo
     queries = recipe.queries_of(examples["validation"], benchmark, config)
     truth = SubsetLosses.load(folder / "subsets" / "subsets.safetensors")
     moments = recipe.moments_of([run.output_dir for run in runs])
-    found = json.loads((folder / "lds.json").read_text("utf-8"))
+    found = LdsOfMethods.load(folder / "lds.json")
     for moment in ["final", *(f"epoch {epoch}" for epoch in benchmark.epochs)]:
         trainer.args.checkpoints = moments[moment]
         with trainer._context() as context, context.checkpoints.at(0):
             scores, _, fitting, scoring = kronfluence_scores(context, queries, trainer.train_dataset, "ekfac")
         score = lds(-scores, truth)
         numbers = {"lds": score.mean, "low": score.low, "high": score.high, "seconds": round(fitting + scoring, 1)}
-        found.append({"moment": moment, "method": "kronfluence EK-FAC", "subsets": len(truth)} | numbers)
+        found.table.append({"moment": moment, "method": "kronfluence EK-FAC"} | numbers)
         print(f"{moment:24} kronfluence EK-FAC LDS {score}   {fitting:.0f} + {scoring:.0f} s", flush=True)
-    (folder / "lds.json").write_text(json.dumps(found, indent=2), "utf-8")
+    found.write(folder, "lds")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,16 @@ from hf_fastif.analysis.correcting import Correction, correct
 from hf_fastif.analysis.corrections import Corrections, corrections
 from hf_fastif.analysis.correlation import Correlation, correlation, correlations
 from hf_fastif.analysis.inverse_hessian import InverseHessian, inverse_hessian
-from hf_fastif.analysis.lds import Lds, SubsetLosses, lds, plot_lds, query_losses, retrain_on_subsets
+from hf_fastif.analysis.lds import (
+    Lds,
+    LdsOfMethods,
+    SubsetLosses,
+    lds,
+    lds_of_methods,
+    query_losses,
+    retrain_on_subsets,
+)
+from hf_fastif.analysis.methods import METHODS, check_methods, gradient_cosine, representation_similarity
 from hf_fastif.analysis.mislabels import Mislabels, mislabels
 from hf_fastif.analysis.recall import Recall, RecallOfFeatures, recall, recall_of_features
 from hf_fastif.analysis.result import AnalysisResult
@@ -14,12 +23,14 @@ from hf_fastif.analysis.work import balanced_queries
 
 
 __all__ = [
+    "METHODS",
     "AnalysisResult",
     "Correction",
     "Corrections",
     "Correlation",
     "InverseHessian",
     "Lds",
+    "LdsOfMethods",
     "Mislabels",
     "Recall",
     "RecallOfFeatures",
@@ -29,15 +40,18 @@ __all__ = [
     "balanced_queries",
     "correct",
     "corrections",
+    "check_methods",
     "correlation",
     "correlations",
+    "gradient_cosine",
     "inverse_hessian",
     "lds",
+    "lds_of_methods",
     "mislabels",
-    "plot_lds",
     "query_losses",
     "recall",
     "recall_of_features",
+    "representation_similarity",
     "retrain_on_subsets",
     "retraining",
     "runtime",

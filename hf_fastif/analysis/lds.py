@@ -6,12 +6,15 @@ of these models are compared, by rank, with the sums of the influences of the ex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from accelerate.utils import tqdm
 from datasets import Dataset
@@ -19,12 +22,18 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from scipy.stats import rankdata
 
+from hf_fastif.analysis.methods import METHODS, Method, check_methods
+from hf_fastif.analysis.result import AnalysisResult
+from hf_fastif.analysis.work import changed, influence_manifest, kept_parts
 from hf_fastif.files import write_whole
 from hf_fastif.index import without_indexes
+from hf_fastif.pieces import Tensors
 from hf_fastif.processes import alone, from_main
 
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from hf_fastif.trainer import InfluenceTrainer
 
 
@@ -192,27 +201,91 @@ def query_losses(trainer: InfluenceTrainer, queries: Dataset) -> np.ndarray:
         return context.predict(context.examples("queries", queries)).losses
 
 
-def plot_lds(rows: Sequence[dict[str, Any]], path: str | Path) -> Path:
-    """Draws the scores of methods at several moments of training.
+@dataclass(frozen=True)
+class LdsOfMethods(AnalysisResult):
+    """Linear datamodeling scores of several methods, at several moments of training.
+
+    Attributes:
+        table (`list[dict]`): `moment`, `method`, `lds`, `low` and `high` (see [`Lds`]), and `seconds` for the
+            influence of all training examples on all queries.
+        num_subsets (`int`): S, retrained models.
+        num_queries (`int`): Q.
+        num_train (`int`): N.
+    """
+
+    table: list[dict[str, Any]]
+    num_subsets: int
+    num_queries: int
+    num_train: int
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.num_queries} queries, {self.num_train:,} training examples, {self.num_subsets} models on random "
+            "parts of them; 95 % intervals"
+        ]
+        for row in self.table:
+            score = f"{row['lds']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+            lines.append(f"  {row['moment']:24} {row['method']:26} LDS {score}   {row['seconds']:,.0f} s")
+        return "\n".join(lines)
+
+    def figure(self) -> Figure:
+        """Draws the scores of the methods at every moment."""
+        from matplotlib.figure import Figure
+
+        moments, methods = (list(dict.fromkeys(row[name] for row in self.table)) for name in ("moment", "method"))
+        figure = Figure(figsize=(4 + 1.1 * len(moments), 4.2), layout="constrained")
+        axes = figure.subplots()
+        for number, method in enumerate(methods):
+            own = [row for row in self.table if row["method"] == method]
+            places = [moments.index(row["moment"]) + 0.1 * (number - (len(methods) - 1) / 2) for row in own]
+            values = np.array([row["lds"] for row in own])
+            errors = np.abs(np.array([[row["low"], row["high"]] for row in own]).T - values)
+            axes.errorbar(places, values, errors, fmt="o", capsize=2, label=method)
+        axes.axhline(0, color="gray", linewidth=0.8)
+        axes.set_xticks(range(len(moments)), moments, rotation=25, ha="right")
+        axes.set_ylabel("linear datamodeling score")
+        axes.grid(axis="y", alpha=0.3)
+        figure.legend(loc="outside right upper", fontsize=8)
+        return figure
+
+
+def lds_of_methods(
+    trainer: InfluenceTrainer,
+    queries: Dataset,
+    truth: SubsetLosses,
+    methods: Sequence[str],
+    moments: Mapping[str, Sequence[str]],
+) -> LdsOfMethods:
+    """The linear datamodeling score of every method at every moment of training.
 
     Args:
-        rows (`Sequence[dict]`): Each with `moment`, `method`, `lds`, `low` and `high`.
-        path (`str` or `Path`): Of the picture.
-    """
-    from matplotlib.figure import Figure
+        trainer ([`InfluenceTrainer`]): Of a model that was trained on all examples.
+        queries (`datasets.Dataset`): Q examples.
+        truth ([`SubsetLosses`]): What `retrain_on_subsets` returned for these queries and this training set.
+        methods (`Sequence[str]`): Of `hf_fastif.analysis.METHODS`.
+        moments (`Mapping`): By their names: the checkpoints, as in `InfluenceConfig.checkpoints`.
 
-    moments, methods = (list(dict.fromkeys(row[name] for row in rows)) for name in ("moment", "method"))
-    figure = Figure(figsize=(1.5 + 1.1 * len(moments), 4.2), layout="constrained")
-    axes = figure.subplots()
-    for number, method in enumerate(methods):
-        own = [row for row in rows if row["method"] == method]
-        places = [moments.index(row["moment"]) + 0.12 * (number - (len(methods) - 1) / 2) for row in own]
-        values = np.array([row["lds"] for row in own])
-        errors = np.abs(np.array([[row["low"], row["high"]] for row in own]).T - values)
-        axes.errorbar(places, values, errors, fmt="o", capsize=2, label=method)
-    axes.axhline(0, color="gray", linewidth=0.8)
-    axes.set_xticks(range(len(moments)), moments, rotation=25, ha="right")
-    axes.set_ylabel("linear datamodeling score")
-    axes.grid(axis="y", alpha=0.3)
-    axes.legend()
-    return write_whole(Path(path), lambda file: figure.savefig(file, format=Path(path).suffix[1:], dpi=130))
+    Returns:
+        [`LdsOfMethods`]: The influences are kept in `output_dir/methods`, so that more retrained models cost nothing
+            here.
+
+    Raises:
+        ValueError: If a method is not known.
+    """
+    check_methods(methods)
+    table = []
+    for moment, checkpoints in moments.items():
+        with changed(trainer, checkpoints=list(checkpoints)):
+            parts = kept_parts(trainer, "methods", influence_manifest(trainer, queries=queries))
+            for method in methods:
+                found = parts.get(method.replace(" ", "-"), partial(_timed, METHODS[method], trainer, queries))
+                score = lds(found["influence"].cpu().numpy(), truth)
+                numbers = {"lds": score.mean, "low": score.low, "high": score.high, "seconds": float(found["seconds"])}
+                table.append({"moment": moment, "method": method} | numbers)
+    return LdsOfMethods(table, len(truth), len(queries), len(trainer.train_dataset))
+
+
+def _timed(method: Method, trainer: InfluenceTrainer, queries: Dataset) -> Tensors:
+    start = time.perf_counter()
+    influence = torch.from_numpy(method(trainer, queries))
+    return {"influence": influence, "seconds": torch.tensor(time.perf_counter() - start)}

@@ -7,7 +7,15 @@ import pytest
 from scipy.stats import spearmanr
 from tiny import tiny_data, tiny_trainer
 
-from hf_fastif.analysis import SubsetLosses, lds, plot_lds, query_losses, retrain_on_subsets
+from hf_fastif.analysis import (
+    LdsOfMethods,
+    SubsetLosses,
+    lds,
+    lds_of_methods,
+    query_losses,
+    retrain_on_subsets,
+)
+from hf_fastif.analysis.work import changed
 
 
 RANDOM = np.random.default_rng(0)
@@ -72,10 +80,30 @@ def test_losses_are_those_of_the_model(tmp_path):
     np.testing.assert_allclose(query_losses(trainer, queries), expected, rtol=1e-4)
 
 
-def test_figure_is_written(tmp_path):
-    rows = [
-        {"moment": moment, "method": method, "lds": 0.3, "low": 0.2, "high": 0.35}
-        for moment in ("final", "epoch 1")
-        for method in ("EK-FAC", "exact")
+def test_methods_at_moments_are_scored_and_kept(tmp_path, monkeypatch):
+    trainer, queries = tiny_trainer(tmp_path, train=tiny_data(30), damping=0.5), tiny_data(3, seed=1)
+    with changed(trainer, solver="exact"):
+        influence = trainer.compute_influence(queries)
+    truth = SubsetLosses(MEMBERS, MEMBERS @ influence.T)
+    asked = trainer, queries, truth, ["exact", "gradient product"], {"end": ["final"]}
+    found = lds_of_methods(*asked)
+    rows = {row["method"]: row for row in found.table}
+    assert rows["exact"]["lds"] == pytest.approx(1) and 0.2 < rows["gradient product"]["lds"] < 0.99
+    with changed(trainer, solver="identity"):
+        expected = lds(trainer.compute_influence(queries), truth)
+    assert [rows["gradient product"][name] for name in ("lds", "low", "high")] == [
+        expected.mean,
+        expected.low,
+        expected.high,
     ]
-    assert plot_lds(rows, tmp_path / "lds.png").stat().st_size > 10_000
+    assert (found.num_subsets, found.num_queries, found.num_train) == (40, 3, 30)
+    assert trainer.args.checkpoints == ["auto"]
+
+    monkeypatch.setattr(trainer, "compute_influence", None)  # a larger truth costs no influence
+    assert lds_of_methods(*asked[:2], SubsetLosses(MEMBERS[:20], truth.losses[:20]), *asked[3:]).num_subsets == 20
+    with pytest.raises(ValueError, match="methods: guessing is not one of representation similarity, gradient"):
+        lds_of_methods(*asked[:3], ["exact", "guessing"], {"end": ["final"]})
+
+    assert LdsOfMethods.load(found.write(tmp_path, "lds")) == found
+    assert (tmp_path / "lds.png").stat().st_size > 10_000
+    assert "gradient product" in str(found)

@@ -1,0 +1,84 @@
+"""Ways to say how much each training example matters to a query, as they are compared with each other.
+
+All of them answer like `trainer.compute_influence(queries)`: (Q, N) numbers, negative where an example helps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from datasets import Dataset
+
+from hf_fastif.analysis.work import changed
+from hf_fastif.index import PooledFeatures
+
+
+if TYPE_CHECKING:
+    from hf_fastif.trainer import InfluenceTrainer
+
+Method = Callable[["InfluenceTrainer", Dataset], np.ndarray]
+
+
+def gradient_cosine(trainer: InfluenceTrainer, queries: Dataset) -> np.ndarray:
+    """- cos(grad L(z'), grad L(z)): the gradient product, to which every example is as loud as any other.
+
+    A mean over `trainer.args.checkpoints`. Hanawa et al. (2021) compare it with other similarities.
+    """
+    with trainer._context() as context:
+        members, weights = context.checkpoints.members, context.checkpoints.weights
+    found = np.zeros((len(queries), len(trainer.train_dataset)), dtype=np.float32)
+    for member, weight in zip(members, weights, strict=True):
+        moment = ["final" if member.path is None else str(member.path)]
+        plain = {"solver": "identity", "preconditioner": None}
+        with changed(trainer, checkpoints=moment, checkpoint_weights=["uniform"], **plain):
+            gradients = trainer.compute_s_test(queries)
+            products = trainer.compute_influence(queries, s_test=gradients)
+            sizes = np.outer(gradients.vectors.norm(dim=1).cpu().numpy(), np.sqrt(trainer.self_influence()))
+        found += weight * np.divide(products, sizes, out=np.zeros_like(products), where=sizes > 0)
+    return found
+
+
+def representation_similarity(trainer: InfluenceTrainer, queries: Dataset) -> np.ndarray:
+    """- cos(h(z'), h(z)) of the pooled states h that the output layer sees, whatever the labels are.
+
+    A mean over `trainer.args.checkpoints`. Hanawa et al. (2021) compare it with other similarities.
+    """
+    with trainer._context() as context:
+        asked, train = context.examples("queries", queries), context.train
+        found = np.zeros((len(asked), len(train)), dtype=np.float32)
+        for number in range(len(context.checkpoints)):
+            with context.checkpoints.at(number) as weight:
+                features = PooledFeatures(context.objective)
+                a, b = (features.of_queries(examples, context.passes) for examples in (asked, train))
+                lengths = np.outer(np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1))
+                found -= weight * (a @ b.T) / lengths
+    return found
+
+
+def _by_solver(solver: str, trainer: InfluenceTrainer, queries: Dataset) -> np.ndarray:
+    with changed(trainer, solver=solver):
+        return trainer.compute_influence(queries)
+
+
+METHODS: dict[str, Method] = {
+    "representation similarity": representation_similarity,
+    "gradient product": partial(_by_solver, "identity"),
+    "gradient cosine": gradient_cosine,
+    "EK-FAC": partial(_by_solver, "ekfac"),
+    "LiSSA": partial(_by_solver, "lissa"),
+    "SDCA": partial(_by_solver, "sdca"),
+    "exact": partial(_by_solver, "exact"),
+}
+
+
+def check_methods(names: Sequence[str]) -> None:
+    """Refuses methods that are not known.
+
+    Raises:
+        ValueError: Naming those that are.
+    """
+    if unknown := [name for name in names if name not in METHODS]:
+        raise ValueError(f"methods: {', '.join(unknown)} is not one of {', '.join(METHODS)}.")
