@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
 from recipe_modules import recipe_module
 
 from hf_fastif import InfluenceConfig
@@ -16,10 +18,13 @@ from hf_fastif.analysis import (
     Corrections,
     Correlation,
     InverseHessian,
+    LdsOfMethods,
     Mislabels,
     RecallOfFeatures,
     Retraining,
     Runtime,
+    Simulatability,
+    SubsetLosses,
 )
 from hf_fastif.cli import parse_arguments
 from hf_fastif.data import DataArguments
@@ -31,16 +36,31 @@ CONFIGS = sorted(path.name for path in (ROOT / "recipes" / "configs").glob("*.ya
 MAPPING = '{"bad": "0", "good": "1"}'  # the tiny model has no names for its labels
 LOADED = ["--label_mapping", MAPPING, "--num_queries", "4", "--damping", "0.5", "--ekfac_samples", "40"]
 TRAINED = ["--do_train", "--max_steps", "2", "--solver", "ekfac", "--damping", "0.5", "--ekfac_samples", "40"]
+EPOCHS = ["--max_steps", "4", "--per_device_train_batch_size", "20"]  # two
+METHODS, MOMENTS = ["gradient cosine", "EK-FAC"], ["final", "epoch 1", "epoch 1 of 2 seeds"]
 FLAGS = {
     "recall": [*LOADED, "--top", "3", "--ks", "5", "40", "--solver", "ekfac"],
     "correlation": [*LOADED, "--ks", "10", "--dampings", "1e6", "0.01", "--sdca_visits", "20"],
     "retraining": [*TRAINED, "--num_queries", "2", "--num_removed", "2", "--num_retrainings", "1"],
+    "lds": [
+        *TRAINED,
+        *EPOCHS,
+        "--num_queries",
+        "3",
+        "--num_subsets",
+        "3",
+        "--methods",
+        *METHODS,
+        "--moments",
+        *MOMENTS,
+    ],
     "mislabels": [*TRAINED, "--num_anchors", "10", "--num_retrainings", "1", "--shares", "0.2"],
     "correction": [
         *("--label_mapping", MAPPING, "--damping", "0.5", "--sdca_visits", "20", "--num_validation", "6"),
         *("--num_tested", "10", "--num_guard", "10", "--num_anchors", "4", "--steps", "2", "--num_examples", "3"),
         *("--num_corrections", "2", "--correction_rate", "0.01", "--num_neighbors", "15", "--ekfac_samples", "40"),
     ],
+    "simulatability": [*TRAINED, "--num_queries", "2", "--num_examples", "2", "--num_learning_rates", "4"],
     "inverse_hessian": [*LOADED, "--depths", "2", "4", "--batch_sizes", "2", "--repeats", "2", "--sdca_visits", "8"],
     "runtime": [*LOADED, "--ks", "10", "--processes", "2", "--timed", "4", "--sdca_visits", "8"],
 }
@@ -64,6 +84,11 @@ def outputs(files, tmp_path_factory):
     ran = subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=600)
     assert ran.returncode == 0, ran.stderr[-4000:]
     return folder, ran.stdout
+
+
+def data_of(name: str) -> str:
+    """What the configs of a recipe are about."""
+    return "hans" if name == "correction" else "mnli"
 
 
 def result(outputs, made, path: str):
@@ -102,6 +127,14 @@ def test_retraining(outputs):
     assert len(models) <= 1 + 4 + 2
 
 
+def test_lds(outputs):
+    found = result(outputs, LdsOfMethods, "lds/lds")
+    assert [(row["moment"], row["method"]) for row in found.table] == [(a, b) for a in MOMENTS for b in METHODS]
+    assert all(-1 <= row["low"] <= row["lds"] <= row["high"] <= 1 for row in found.table)
+    truth = SubsetLosses.load(outputs[0] / "lds" / "subsets" / "subsets.safetensors")
+    assert truth.members.sum(axis=1).tolist() == [20] * 3 and np.ptp(truth.losses, axis=0).min() > 0
+
+
 def test_mislabels(outputs):
     found = result(outputs, Mislabels, "mislabels/flipped-0.1-seed-42/mislabels")
     assert (found.num_train, found.num_wrong) == (40, 4)
@@ -116,6 +149,19 @@ def test_correction(outputs):
     for run in found.runs:
         assert [len(run["loss"][name]) for name in ("anchors", "test", "guard")] == [3, 3, 3]
         assert run["loss"]["test"][0] != run["loss"]["test"][2]
+
+
+def test_simulatability(outputs):
+    found = result(outputs, Simulatability, "simulatability/simulatability")
+    assert (outputs[0] / "simulatability" / "simulatability-queries.png").stat().st_size > 10_000
+    assert [row["right"] for row in found.queries] == [False, True]
+    assert found.learning_rates == pytest.approx([10**-5, 10 ** -(5 - 2.5 / 3), 10 ** -(5 - 5 / 3), 10**-2.5])
+    assert len(found.curves) == 2 * (2 + 2)
+    noted = [
+        json.loads((outputs[0] / "simulatability" / name / "accuracy.json").read_text()) for name in (".", "simulator")
+    ]
+    assert [run["trained_with"]["seed"] for run in noted] == ["42", "43"]
+    assert noted[0]["trained_with"]["train_dataset"] != noted[1]["trained_with"]["train_dataset"]
 
 
 def test_inverse_hessian(outputs):
@@ -148,7 +194,18 @@ def test_configs_and_help_of_every_recipe(name, monkeypatch, capsys):
     assert "--output_dir" in capsys.readouterr().out
 
 
+def test_small_configs_train_alike():
+    """So that recipes that are given the same output_dir train one model between them."""
+    alike = ("per_device_train_batch_size", "learning_rate", "num_train_epochs", "bf16", "train_sampling_strategy")
+    names = [f"{name}-{data_of(name)}-small.yaml" for name in FLAGS]
+    small = [yaml.safe_load((ROOT / "recipes" / "configs" / name).read_text()) for name in names]
+    assert [[config[name] for name in alike] for config in small] == [[32, "3e-4", 3, True, "group_by_length"]] * len(
+        small
+    )
+    assert len({(config["num_frozen_layers"], config["label_mapping"]) for config in small}) == 1
+
+
 def test_every_recipe_has_the_setting_of_the_paper_and_a_small_one():
     for name in FLAGS:
-        data = "hans" if name == "correction" else "mnli"
+        data = data_of(name)
         assert {f"{name}-{data}.yaml", f"{name}-{data}-small.yaml"} <= set(CONFIGS)

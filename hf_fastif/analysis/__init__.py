@@ -19,6 +19,7 @@ from hf_fastif.analysis.recall import Recall, RecallOfFeatures, recall, recall_o
 from hf_fastif.analysis.result import AnalysisResult
 from hf_fastif.analysis.retraining import Retraining, retraining
 from hf_fastif.analysis.runtime import Runtime, runtime
+from hf_fastif.analysis.simulatability import Simulatability, as_predicted, simulatability
 from hf_fastif.analysis.work import balanced_queries
 
 
@@ -36,7 +37,9 @@ __all__ = [
     "RecallOfFeatures",
     "Retraining",
     "Runtime",
+    "Simulatability",
     "SubsetLosses",
+    "as_predicted",
     "balanced_queries",
     "correct",
     "corrections",
@@ -55,4 +58,5 @@ __all__ = [
     "retrain_on_subsets",
     "retraining",
     "runtime",
+    "simulatability",
 ]

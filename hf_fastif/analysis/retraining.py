@@ -7,16 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from datasets import ClassLabel, Dataset
+from datasets import Dataset
 
 from hf_fastif.analysis.result import AnalysisResult, mark_sizes
-from hf_fastif.analysis.work import Retrained, digests, influence_manifest, kept_parts
+from hf_fastif.analysis.work import (
+    DIRECTIONS,
+    GROUPS,
+    Retrained,
+    digests,
+    influence_manifest,
+    kept_parts,
+    mean_and_interval,
+    random_rows,
+    strongest_rows,
+)
 from hf_fastif.index import without_indexes
-from hf_fastif.pieces import Tensors, digest
+from hf_fastif.pieces import digest
 
 
 if TYPE_CHECKING:
@@ -24,10 +34,7 @@ if TYPE_CHECKING:
 
     from hf_fastif.trainer import InfluenceTrainer
 
-DIRECTIONS = ("helpful", "harmful")
 RANDOM = "random"
-GROUPS = {"predicted wrong": False, "predicted right": True}
-NUM_DRAWS = 1000  # for an interval
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ class Retraining(AnalysisResult):
             for (system, direction, m), rows in table.items() if len(queries) else ():
                 repeats = 1 + max(repeat for _, repeat in rows)
                 values = np.array([[rows[q, r]["change"] for r in range(repeats)] for q in queries])
-                numbers = dict(zip(("change", "low", "high"), _mean_and_interval(values, seed), strict=True))
+                numbers = dict(zip(("change", "low", "high"), mean_and_interval(values, seed), strict=True))
                 found.append({"group": group, "system": system, "direction": direction, "m": m} | numbers)
         return found
 
@@ -116,17 +123,6 @@ class Retraining(AnalysisResult):
         return figure
 
 
-def _mean_and_interval(values: np.ndarray, seed: int) -> tuple[float, float, float]:
-    """The mean of a table (Q, R), and its 95 % interval from drawing rows and columns anew."""
-    if values.size == 1:
-        return float(values.mean()), np.nan, np.nan
-    random = np.random.default_rng(seed)
-    queries, repeats = (random.integers(size, size=(NUM_DRAWS, size)) for size in values.shape)
-    means = values[queries[:, :, None], repeats[:, None, :]].mean(axis=(1, 2))
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(values.mean()), float(low), float(high)
-
-
 def retraining(
     trainer: InfluenceTrainer,
     queries: Dataset,
@@ -163,7 +159,7 @@ def retraining(
     """
     train, seeds = without_indexes(trainer.train_dataset), range(num_repeats)
     sizes, everyone = sorted(num_removed), range(len(queries))
-    random = [_random_rows(train, sizes[-1], trainer.args.seed + seed) for seed in seeds]
+    random = [random_rows(train, sizes[-1], trainer.args.seed + seed, "num_removed") for seed in seeds]
     tops = _influential(trainer, queries, systems or {"full": None}, sizes[-1])
     chosen = [
         Removal(system, direction, m, [query], rows[query, :m])
@@ -194,48 +190,15 @@ def retraining(
     return Retraining(changes, np.mean(base, axis=0).tolist(), [bool(value) for value in right], len(train))
 
 
-def _random_rows(train: Dataset, count: int, seed: int) -> dict[str, np.ndarray]:
-    """Random rows (count,) of each label."""
-    labels, feature = np.asarray(train["label"]), train.features["label"]
-    random, found = np.random.default_rng(seed), {}
-    for label in np.unique(labels):
-        name = feature.int2str(int(label)) if isinstance(feature, ClassLabel) else str(label)
-        rows = np.flatnonzero(labels == label)
-        if len(rows) < count:
-            raise ValueError(
-                f"num_removed={count}: only {len(rows)} training examples have the label {name}; remove fewer."
-            )
-        found[name] = random.choice(rows, count, replace=False)
-    return found
-
-
 def _influential(
     trainer: InfluenceTrainer, queries: Dataset, systems: Mapping[str, int | None], count: int
 ) -> dict[tuple[str, str], np.ndarray]:
     """The rows (Q, count) of the most influential examples, by system and direction, strongest first."""
     manifest = influence_manifest(trainer, queries=queries) | {"systems": str(systems), "count": str(count)}
-    parts = kept_parts(trainer, "retraining", manifest)
-
-    def strongest(k: int | None) -> Tensors:
-        if k is not None:
-            trainer.build_index()
-        table = trainer.find_influential(queries, count, num_neighbors=k).influences.to_pandas()
-        found = {}
-        for direction in DIRECTIONS:
-            own = table[table["direction"] == direction].sort_values("rank").groupby("query_index")["train_index"]
-            rows = [own.get_group(q).to_numpy() if q in own.groups else [] for q in range(len(queries))]
-            few = [f"query {q} has {len(one)}" for q, one in enumerate(rows) if len(one) < count]
-            if few:
-                raise ValueError(
-                    f"num_removed={count}: of {direction} examples {', '.join(few)}; remove fewer, take other "
-                    "queries, or score more candidates."
-                )
-            found[direction] = torch.from_numpy(np.stack(rows))
-        return found
-
-    found = {}
+    parts, found = kept_parts(trainer, "retraining", manifest), {}
     for number, (system, k) in enumerate(systems.items()):
-        rows = parts.get(f"strongest-{number}", lambda k=k: strongest(k))
+        work = partial(strongest_rows, trainer, queries, count, k, "num_removed")
+        rows = parts.get(f"strongest-{number}", work)
         found |= {(system, direction): rows[direction].cpu().numpy() for direction in DIRECTIONS}
     return found
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 
 from hf_fastif.pieces import Pieces, Tensors, digest
 from hf_fastif.processes import alone
@@ -21,6 +21,10 @@ from hf_fastif.processes import alone
 
 if TYPE_CHECKING:
     from hf_fastif.trainer import InfluenceTrainer
+
+DIRECTIONS = ("helpful", "harmful")
+GROUPS = {"predicted wrong": False, "predicted right": True}
+NUM_DRAWS = 1000  # for an interval
 
 
 def balanced_queries(
@@ -56,6 +60,70 @@ def balanced_queries(
         )
     rows = np.array(found["wrong"][: wanted["wrong"]] + found["right"][: wanted["right"]], dtype=np.int64)
     return rows, np.arange(count) >= wanted["wrong"]
+
+
+def strongest_rows(trainer: InfluenceTrainer, queries: Dataset, count: int, k: int | None, name: str) -> Tensors:
+    """The rows (Q, count) of the most helpful and of the most harmful training examples of each query.
+
+    Args:
+        trainer ([`InfluenceTrainer`]): Whose influence it is.
+        queries (`datasets.Dataset`): Q examples.
+        count (`int`): How many; the strongest come first.
+        k (`int`, *optional*): Nearest neighbours that are scored; None for all examples.
+        name (`str`): Of the argument that asks for so many.
+
+    Raises:
+        ValueError: If a query has fewer of a direction.
+    """
+    if k is not None:
+        trainer.build_index()
+    table = trainer.find_influential(queries, count, num_neighbors=k).influences.to_pandas()
+    found = {}
+    for direction in DIRECTIONS:
+        own = table[table["direction"] == direction].sort_values("rank").groupby("query_index")["train_index"]
+        rows = [own.get_group(q).to_numpy() if q in own.groups else [] for q in range(len(queries))]
+        few = [f"query {q} has {len(one)}" for q, one in enumerate(rows) if len(one) < count]
+        if few:
+            raise ValueError(
+                f"{name}={count}: of {direction} examples {', '.join(few)}; give a smaller number, take other "
+                "queries, or score more candidates."
+            )
+        found[direction] = torch.from_numpy(np.stack(rows))
+    return found
+
+
+def random_rows(train: Dataset, count: int, seed: int | tuple[int, ...], name: str) -> dict[str, np.ndarray]:
+    """Random rows (count,) of each label, by the label's name; `name` is that of the argument that asks for so many.
+
+    Raises:
+        ValueError: If there are fewer examples of a label.
+    """
+    labels, random, found = np.asarray(train["label"]), np.random.default_rng(seed), {}
+    for label in np.unique(labels):
+        rows, called = np.flatnonzero(labels == label), label_name(train, int(label))
+        if len(rows) < count:
+            raise ValueError(
+                f"{name}={count}: only {len(rows)} training examples have the label {called}; give a smaller number."
+            )
+        found[called] = random.choice(rows, count, replace=False)
+    return found
+
+
+def label_name(dataset: Dataset, label: int) -> str:
+    """What a class is called in a dataset; its number where classes have no names."""
+    feature = dataset.features["label"]
+    return feature.int2str(label) if isinstance(feature, ClassLabel) else str(label)
+
+
+def mean_and_interval(values: np.ndarray, seed: int) -> tuple[float, float, float]:
+    """The mean of a table (Q, R), and its 95 % interval from drawing rows and columns anew; NaN of one number."""
+    if values.size == 1:
+        return float(values.mean()), np.nan, np.nan
+    random = np.random.default_rng(seed)
+    queries, repeats = (random.integers(size, size=(NUM_DRAWS, size)) for size in values.shape)
+    means = values[queries[:, :, None], repeats[:, None, :]].mean(axis=(1, 2))
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(values.mean()), float(low), float(high)
 
 
 @contextmanager

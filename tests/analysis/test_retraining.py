@@ -7,7 +7,7 @@ import pytest
 from tiny import tiny_data, tiny_trainer
 
 from hf_fastif.analysis import Retraining, retraining
-from hf_fastif.analysis.retraining import _mean_and_interval
+from hf_fastif.analysis.work import mean_and_interval
 
 
 N, QUERIES, RIGHT = 24, tiny_data(3, seed=1), [False, False, True]
@@ -102,9 +102,9 @@ def test_means_and_intervals(found):
     assert alone["change"] == pytest.approx(
         np.mean([r["change"] for r in found.changes if r["query"] == 2 and (r["direction"], r["m"]) == ("helpful", 3)])
     )
-    assert np.isnan(_mean_and_interval(np.ones((1, 1)), seed=0)[1:]).all()
+    assert np.isnan(mean_and_interval(np.ones((1, 1)), seed=0)[1:]).all()
     values = np.random.default_rng(0).standard_normal((40, 30))
-    mean, low, high = _mean_and_interval(values, seed=0)
+    mean, low, high = mean_and_interval(values, seed=0)
     assert mean == pytest.approx(values.mean())
     assert 2 * 1.2 < (high - low) / (values.std() / np.sqrt(values.size)) < 2 * 1.96 * np.sqrt(3) * 1.2
 
@@ -119,5 +119,5 @@ def test_saved_read_and_drawn(found, tmp_path):
 def test_too_few_to_remove(trainer, train_on):
     with pytest.raises(ValueError, match="training examples have the label"):
         run(trainer, train_on, num_removed=[20])
-    with pytest.raises(ValueError, match=r"num_removed=5: of helpful examples query .* remove fewer"):
+    with pytest.raises(ValueError, match=r"num_removed=5: of helpful examples query .* give a smaller number"):
         run(trainer, train_on, num_removed=[5], systems={"fast": 4})
