@@ -18,7 +18,18 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-dev-shm-usage "
     "--hide-scrollbars --remote-debugging-pipe"
 ).split()
-KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+KEYS = {
+    "+": 187,
+    "-": 189,
+    "0": 48,
+    "Tab": 9,
+    "Enter": 13,
+    "Escape": 27,
+    "ArrowLeft": 37,
+    "ArrowUp": 38,
+    "ArrowRight": 39,
+    "ArrowDown": 40,
+}
 
 
 class Browser:
@@ -110,9 +121,10 @@ class Browser:
         self.value(code)
 
     def press(self, *keys: str) -> None:
-        """Presses keys as a person does."""
-        for key in keys:
-            code = {"key": key, "code": key, "windowsVirtualKeyCode": KEYS[key]}
+        """Presses keys as a person does; "Shift+" goes before a name."""
+        for pressed in keys:
+            key = pressed.removeprefix("Shift+")
+            code = {"key": key, "code": key, "windowsVirtualKeyCode": KEYS[key], "modifiers": 8 * (key != pressed)}
             text = {"text": "\r"} if key == "Enter" else {}
             self.call("Input.dispatchKeyEvent", type="keyDown", **code, **text)
             self.call("Input.dispatchKeyEvent", type="keyUp", **code)
@@ -123,6 +135,23 @@ class Browser:
         if click:
             for kind in ("mousePressed", "mouseReleased"):
                 self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def wheel(self, x: float, y: float, down: float) -> None:
+        """Turns the wheel; up is negative."""
+        self.call("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=down)
+
+    def drag(self, *places: tuple[float, float]) -> None:
+        """Presses the button at the first place, moves to each of the others, and lets go at the last."""
+        kinds = ["mousePressed", *["mouseMoved"] * (len(places) - 1), "mouseReleased"]
+        for kind, (x, y) in zip(kinds, [*places, places[-1]], strict=True):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+
+    def pinch(self, x: float, y: float, before: float, after: float) -> None:
+        """Moves two fingers, left and right of a place, from one distance to it to another."""
+        for kind, far in (("touchStart", before), ("touchMove", after)):
+            fingers = [{"x": x - far, "y": y, "id": 0}, {"x": x + far, "y": y, "id": 1}]
+            self.call("Input.dispatchTouchEvent", type=kind, touchPoints=fingers)
+        self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
     def problems(self) -> list[str]:
         """What the page complained about or tried to fetch since it was opened."""

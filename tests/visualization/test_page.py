@@ -78,14 +78,30 @@ def texts(browser, selector):
 
 
 def point(browser, node, click=False):
-    """Points at a node of the graph: queries first, then training examples."""
-    left, top, size = browser.value(
-        "(() => { const box = document.querySelector('.board').getBoundingClientRect();"
-        " return [box.left, box.top, document.querySelector('.board').clientWidth] })()"
-    )
-    x, y = browser.value(f"[PLACES[{2 * node}], PLACES[{2 * node + 1}]]")
-    browser.point(left + size / 2 + 0.44 * size * x / COORDINATE, top + size / 2 - 0.44 * size * y / COORDINATE, click)
+    """Points at a node of the whole graph: queries first, then training examples."""
+    browser.point(*spot(browser, node), click)
     browser.value("new Promise(requestAnimationFrame)")
+
+
+def spot(browser, node):
+    """Where a node of the whole graph is in the window."""
+    left, top, size = board(browser)
+    x, y = browser.value(f"[PLACES[{2 * node}], PLACES[{2 * node + 1}]]")
+    return left + size / 2 + 0.44 * size * x / COORDINATE, top + size / 2 - 0.44 * size * y / COORDINATE
+
+
+def board(browser):
+    return browser.value(
+        "(() => { const board = document.querySelector('.board'), box = board.getBoundingClientRect();"
+        " return [box.left + board.clientLeft, box.top + board.clientTop, board.clientWidth] })()"
+    )
+
+
+def hot_at(browser, x, y):
+    """The name of the node that a pointer finds there."""
+    browser.point(x, y)
+    browser.value("new Promise(requestAnimationFrame)")
+    return state(browser, "hot")
 
 
 @pytest.fixture
@@ -183,6 +199,75 @@ def test_switches_take_signs_and_slices_away(browser, graph, places):
     assert state(browser, "fixed") == ""  # its slice is gone
     browser.value("document.querySelector('[data-sign=\"1\"]').click()")
     drawn(browser, int(of_second.sum()))
+
+
+def test_the_wheel_magnifies_about_the_pointer(browser, graph, places):
+    left, top, size = board(browser)
+    other = alone(places, len(graph.query_indices), len(places))
+    name = f"training example #{graph.train_indices[other - len(graph.query_indices)]}"
+    place, far = np.array(spot(browser, other)), spot(browser, 0)
+    middle = np.array([left + size / 2, top + size / 2])
+    browser.wheel(*place, -600)
+    browser.wait("Number(document.querySelector('.graph').dataset.zoom) > 1")
+    drawn(browser, len(graph.influences))
+    zoom = math.exp(1.2)
+    assert state(browser, "zoom") == f"{zoom:.2f}"
+    assert hot_at(browser, *place) == name  # it has not moved
+    browser.wheel(*middle, 300)
+    browser.wait(f"document.querySelector('.graph').dataset.zoom !== '{zoom:.2f}'")
+    assert hot_at(browser, *(middle + (place - middle) * math.exp(-0.6))) == name
+    browser.wheel(*place, 5000)
+    browser.wait("document.querySelector('.graph').dataset.zoom === '1.00'")
+    assert hot_at(browser, *place) == name and hot_at(browser, *far) == f"query {graph.query_indices[0]}"
+
+
+def test_dragging_moves_what_is_seen_and_chooses_nothing(browser, graph, places):
+    left, top, size = board(browser)
+    other = alone(places, len(graph.query_indices), len(places))
+    name = f"training example #{graph.train_indices[other - len(graph.query_indices)]}"
+    place = np.array(spot(browser, other))
+    middle = np.array([left + size / 2, top + size / 2])
+    browser.value("document.querySelector('[data-view=in]').click()")
+    there, way = middle + 1.5 * (place - middle), np.array([40.0, -25.0])
+    assert hot_at(browser, *there) == name
+    browser.drag(tuple(there), tuple(there + way / 2), tuple(there + way))
+    assert not state(browser, "fixed") and hot_at(browser, *(there + way)) == name
+    browser.drag(tuple(there + way), tuple(there + way + 2))  # an unsteady hand clicks
+    assert state(browser, "fixed") == name
+    browser.drag(tuple(middle), tuple(middle + 3 * size))  # no further than its edge
+    assert hot_at(browser, *(middle + 1.5 * (place - middle) + size / 4)) == name
+
+
+def test_fingers_magnify(browser, graph, places):
+    left, top, size = board(browser)
+    browser.pinch(left + size / 2, top + size / 2, 40, 80)
+    browser.wait("document.querySelector('.graph').dataset.zoom === '2.00'")
+    middle, place = np.array([left + size / 2, top + size / 2]), np.array(spot(browser, other := alone(places, 7, 57)))
+    assert hot_at(browser, *(middle + 2 * (place - middle))).endswith(f"#{graph.train_indices[other - 7]}")
+
+
+def test_keys_and_buttons_move_the_view(browser, graph, places):
+    left, top, size = board(browser)
+    middle = np.array([left + size / 2, top + size / 2])
+    other = alone(places, len(graph.query_indices), len(places))
+    name, place = f"#{graph.train_indices[other - len(graph.query_indices)]}", np.array(spot(browser, other))
+    browser.value("document.querySelector('canvas.marks').focus()")
+    browser.press("+", "+")
+    assert state(browser, "zoom") == "2.25" and "magnified 2.3 times" in text(browser, ".status")
+    browser.press("Shift+ArrowRight", "Shift+ArrowRight", "Shift+ArrowUp")
+    assert hot_at(browser, *(middle + 2.25 * (place - middle) + [-0.2 * size, 0.1 * size])).endswith(name)
+    browser.press("-")
+    assert state(browser, "zoom") == "1.50"
+    browser.press("0")
+    assert state(browser, "zoom") == "1.00" and hot_at(browser, *place).endswith(name)
+    for key in "+" * 6:
+        browser.press(key)
+    browser.press("ArrowRight", "ArrowRight")  # a query that is out of sight is brought into it
+    assert state(browser, "hot") == f"query {graph.query_indices[1]}"
+    assert browser.value("document.querySelector('.tip').hidden") is False
+    assert hot_at(browser, *middle) == f"query {graph.query_indices[1]}"
+    browser.value("document.querySelector('[data-view=all]').click()")
+    assert state(browser, "zoom") == "1.00" and text(browser, ".status") == "The whole graph is seen."
 
 
 def test_everything_works_without_a_mouse(browser, graph):

@@ -31,15 +31,16 @@
     return `${influences[edge] > 0 ? "+" : "−"}${size < 1e-4 || size >= 1e6 ? size.toExponential(2) : digits}`;
   };
 
-  // Drawing: edges and nodes only when something is switched or resized, marks whenever a node is looked at.
+  // Drawing: edges and nodes only when something is switched, resized or moved, marks whenever a node is looked at.
   const layers = Object.fromEntries(["edges", "nodes", "marks"].map(name => {
     const canvas = board.querySelector(`canvas.${name}`);
     return [name, {canvas, pen: canvas.getContext("2d")}];
   }));
-  let size = 0, radius = 0, ink = {}, job = 0;
-  const x = node => size / 2 + (radius * places[2 * node]) / 32000;
-  const y = node => size / 2 - (radius * places[2 * node + 1]) / 32000;
-  const at = (angle, far) => [size / 2 + radius * far * Math.sin(angle), size / 2 - radius * far * Math.cos(angle)];
+  const {canvas} = layers.marks;
+  let size = 0, zoom = 1, centre = [0.5, 0.5], radius = 0, ink = {}, job = 0;
+  const x = node => size * centre[0] + (radius * places[2 * node]) / 32000;
+  const y = node => size * centre[1] - (radius * places[2 * node + 1]) / 32000;
+  const at = (angle, far) => [size * centre[0] + radius * far * Math.sin(angle), size * centre[1] - radius * far * Math.cos(angle)];
   const dot = () => Math.max(1.5, Math.min(4, (radius / 330) * Math.min(4, 110 / Math.sqrt(data.trains.length))));
 
   function wipe({canvas, pen}) {
@@ -103,7 +104,7 @@
     data.slices.forEach(({name, begin, end}, slice) => {
       pen.globalAlpha = sliceOn[slice] ? 1 : 0.35;
       pen.beginPath();
-      pen.arc(size / 2, size / 2, radius * 1.035, begin - Math.PI / 2, end - Math.PI / 2);
+      pen.arc(...at(0, 0), radius * 1.035, begin - Math.PI / 2, end - Math.PI / 2);
       pen.stroke();
       const middle = (begin + end) / 2, upsideDown = middle > Math.PI / 2 && middle < 1.5 * Math.PI;
       pen.save();
@@ -156,16 +157,24 @@
       text: color("--ink"), sheet: color("--sheet"), signs: [color("--helpful"), color("--harmful")],
       subsets: data.subsets.map(subset => (dark ? `color-mix(in srgb, ${subset.color} 45%, white)` : subset.color)),
     };
-    fillCells();
+    redraw();
+  }
+  function redraw() {
+    cells = null;
     drawNodes();
     drawMarks();
     drawEdges();
+  }
+  let drawDue = false;
+  function drawSoon() { // at most once a frame; while the view moves, the strongest edges alone are drawn
+    if (!drawDue && size) requestAnimationFrame(() => { drawDue = false; redraw(); });
+    drawDue = size > 0;
   }
   function resize() {
     const wide = board.clientWidth, sharp = Math.min(2, devicePixelRatio || 1);
     if (!wide || wide === size) return;
     size = wide;
-    radius = size * 0.44;
+    radius = size * 0.44 * zoom;
     for (const {canvas, pen} of Object.values(layers)) {
       canvas.width = canvas.height = Math.round(size * sharp);
       pen.setTransform(sharp, 0, 0, sharp, 0, 0);
@@ -173,9 +182,9 @@
     draw();
   }
 
-  // Which node is under the pointer: nodes by the cell that they lie in.
+  // Which node is under the pointer: nodes by the cell that they lie in, once somebody points after a change.
   const CELL = 12;
-  let cells = new Map();
+  let cells = null;
   const cellAt = (left, top) => Math.floor(left / CELL) + 4096 * Math.floor(top / CELL);
   function fillCells() {
     cells = new Map();
@@ -187,6 +196,7 @@
     }
   }
   function nodeAt(left, top) {
+    if (!cells) fillCells();
     let best = null, least = CELL ** 2;
     for (const right of [-CELL, 0, CELL]) for (const down of [-CELL, 0, CELL]) {
       for (const node of cells.get(cellAt(left + right, top + down)) ?? []) {
@@ -198,6 +208,7 @@
   }
 
 {% include "graph_words.js" %}
+{% include "graph_view.js" %}
 {% include "graph_events.js" %}
 
   section.hidden = false;

@@ -13,12 +13,14 @@
     fixed = node;
     section.dataset.fixed = node === null ? "" : nameOf(node);
     look(null);
+    if (node !== null) reveal(node);
     showChosen();
     markSoon();
     say(node === null ? "" : `${nameOf(node)} is fixed: ${countOf(node)}. Its edges are listed.`);
     if (focused && node !== null) chosen.focus();
   }
   function goTo(node) {
+    if (node !== null) reveal(node);
     look(node);
     if (node !== null) say(describe(node).map(line => line.textContent).join(". "));
   }
@@ -53,23 +55,27 @@
     " ": () => hot !== null && fix(hot, true),
     Escape: () => (hot === null ? fix(null) : look(null)),
   };
-  const pointed = event => {
-    const box = board.getBoundingClientRect();
-    return nodeAt(event.clientX - box.left, event.clientY - box.top);
-  };
-  const {canvas} = layers.marks;
+  const pointed = event => nodeAt(...spot(event).map(place => place * size));
   canvas.addEventListener("pointermove", event => {
+    if (pressed.has(event.pointerId)) return drag(event);
     via = null;
     look(pointed(event));
     canvas.style.cursor = hot === null ? "" : "pointer";
   });
   canvas.addEventListener("pointerleave", () => look(null));
-  canvas.addEventListener("click", event => fix(pointed(event)));
+  canvas.addEventListener("pointerdown", press);
+  for (const kind of ["pointerup", "pointercancel"]) canvas.addEventListener(kind, release);
+  canvas.addEventListener("wheel", wheel, {passive: false});
+  canvas.addEventListener("click", event => {
+    if (!moved) fix(pointed(event)); // else it is the end of a drag
+  });
   canvas.addEventListener("keydown", event => {
-    if (!KEYS[event.key] || event.ctrlKey || event.metaKey || event.altKey) return;
-    KEYS[event.key]();
+    const way = event.shiftKey && PAN_KEYS[event.key], act = way ? () => pan(...way) : KEYS[event.key] ?? VIEW_KEYS[event.key];
+    if (!act || event.ctrlKey || event.metaKey || event.altKey) return;
+    act();
     event.preventDefault();
   });
+  for (const button of section.querySelectorAll("[data-view]")) button.addEventListener("click", VIEW[button.dataset.view]);
   canvas.addEventListener("blur", () => look(null));
   chosen.addEventListener("keydown", event => {
     if (event.key !== "Escape") return;
