@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import asdict, fields
+from dataclasses import MISSING, Field, asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -48,11 +48,14 @@ def _is_table(rows: list[Any]) -> bool:
 
 def _settings(trainer: InfluenceTrainer) -> list[tuple[str, str]]:
     """What the answer depends on and is not as it is by default."""
-    args = trainer.args
-    default = InfluenceConfig(args.output_dir, use_cpu=True).influence_settings()
-    changed = {name: value for name, value in args.influence_settings().items() if value != default[name]}
+    args, defaults = trainer.args, {field.name: field for field in fields(InfluenceConfig)}
+    changed = {name: value for name, value in args.influence_settings().items() if value != _value(defaults[name])}
     if "checkpoints" in changed:  # other people's paths are not for reading
         changed["checkpoints"] = ["/".join(Path(entry).parts[-2:]) for entry in args.checkpoints]
     about = {"seed": args.seed, "training examples": f"{len(trainer.train_dataset):,}"}
     known = {"versions": ", ".join(f"{package} {number}" for package, number in versions().items())}
     return [(name, str(value)) for name, value in (about | changed | known).items()]
+
+
+def _value(field: Field) -> Any:
+    return field.default_factory() if field.default is MISSING else field.default
