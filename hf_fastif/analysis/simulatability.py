@@ -152,9 +152,10 @@ class Simulatability(AnalysisResult):
         """
         from matplotlib.figure import Figure
 
-        height = -(-len(self.queries) // COLUMNS)
-        figure = Figure(figsize=(3 * COLUMNS, 2.6 * height + 0.6), layout="constrained")
-        panels = figure.subplots(height, COLUMNS, squeeze=False).ravel()
+        width = min(COLUMNS, len(self.queries))
+        height = -(-len(self.queries) // width)
+        figure = Figure(figsize=(3 * width, 2.6 * height + 0.6), layout="constrained")
+        panels = figure.subplots(height, width, squeeze=False).ravel()
         by_kind = self._by_kind()
         for axes, query in zip(panels, self.queries, strict=False):
             for number, (kind, curves) in enumerate(by_kind.items()):
@@ -167,7 +168,7 @@ class Simulatability(AnalysisResult):
             axes.set_axis_off()
         figure.supxlabel("learning rate of the step", fontsize=10)
         figure.supylabel("loss of the simulator", fontsize=10)
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=9)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=width, fontsize=9)
         return figure
 
     def _draw(
