@@ -4,8 +4,8 @@
         --validation_file mnli_dev_matched.jsonl.gz --text_columns premise hypothesis --max_train_examples 2000 \
         --use_cpu --output_dir out/scaling
 
-Every round starts one process and then two, with one thread each, and everything is done from the beginning; the
-medians over the rounds are compared. Prints a table and writes `scaling.json`.
+Every round starts one process and then two, with one thread and a core of its own each, and everything is done from
+the beginning; the medians over the rounds are compared. Prints a table and writes `scaling.json`.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ class BenchmarkArguments(ModelArguments):
 def main(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceConfig) -> None:
     if benchmark.measure:
         check_processes(config.world_size)
+        own = sorted(os.sched_getaffinity(0))[config.local_process_index]
+        os.sched_setaffinity(0, {own})  # so that no process is put on the core of another
         set_seed(config.seed)
         config.num_repeats = 4
         trainer, examples = make_trainer(benchmark, data, config)
