@@ -36,6 +36,7 @@ def test_the_wheel_carries_the_templates(tmp_path):
     assert set(templates) == {
         "_citation.md",
         "_limits.md",
+        "analysis.md",
         "factors.md",
         "index.md",
         "model.md",
