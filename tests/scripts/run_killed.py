@@ -84,6 +84,7 @@ def killed(stage: str, folder: Path, number: signal.Signals) -> int:
     call, owner, name, after, _ = STAGES[stage]
     child = os.fork()
     if not child:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let what runs in the background ignore it
         counted(owner, name, lambda done: os.kill(os.getpid(), number) if done == after else None)
         try:
             call(trainer_in(folder))
