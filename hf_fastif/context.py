@@ -166,25 +166,18 @@ class Context:
             work (`str`): Name of the call.
             *on: What it is about.
         """
-        args, train = self.args, self.trainer.train_dataset
-        about = (self._rows_digest(thing) if isinstance(thing, Dataset) else thing for thing in on)
+        args, trainer, kept = self.args, self.trainer, self.kept
+        train = trainer.train_dataset
+        about = (rows_digest(trainer, kept, thing) if isinstance(thing, Dataset) else thing for thing in on)
         about = (thing.vectors if isinstance(thing, Solution) else thing for thing in about)
         folder = folder_of(args) / UNFINISHED / f"{work}-{digest(about)}"
         training = {"seed": args.seed, "label_smoothing_factor": args.label_smoothing_factor}
         manifest = {
             "model": self.checkpoints.fingerprint,
-            "train_dataset": self._rows_digest(train) if isinstance(train, Dataset) else None,
+            "train_dataset": rows_digest(trainer, kept, train) if isinstance(train, Dataset) else None,
             **{name: str(value) for name, value in (args.influence_settings() | training).items()},
         }
-        return pieces_of(folder, manifest, self.trainer.accelerator)
-
-    def _rows_digest(self, dataset: Dataset) -> str:
-        digests, trainer = self.kept.digests, self.trainer
-        if dataset._fingerprint not in digests:
-            rows = trainer._remove_unused_columns(dataset)
-            examples = ExampleBatches(rows, trainer.data_collator, trainer._prepare_inputs)
-            digests[dataset._fingerprint] = examples.digest
-        return digests[dataset._fingerprint]
+        return pieces_of(folder, manifest, trainer.accelerator)
 
     def settings(self, num_neighbors: int | None, num_examples: int | None) -> dict[str, Any]:
         """What a result says about how it was made."""
@@ -223,6 +216,15 @@ def context_of(trainer: Trainer, kept: Kept) -> Iterator[Context]:
         decayed = trainer.get_decay_parameter_names(model) if args.loss_weight_decay else ()
         objective = Objective(model, args.label_smoothing_factor, args.loss_weight_decay, decayed, args.influence_bf16)
         yield Context(trainer, objective, kept)
+
+
+def rows_digest(trainer: Trainer, kept: Kept, dataset: Dataset) -> str:
+    """A short digest of the rows of a dataset as the model sees them, computed once."""
+    if dataset._fingerprint not in kept.digests:
+        rows = trainer._remove_unused_columns(dataset)
+        examples = ExampleBatches(rows, trainer.data_collator, trainer._prepare_inputs)
+        kept.digests[dataset._fingerprint] = examples.digest
+    return kept.digests[dataset._fingerprint]
 
 
 def folder_of(args: InfluenceConfig) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import fields
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,11 +11,10 @@ from datasets import Dataset
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from hf_fastif.batches import ExampleBatches
 from hf_fastif.checkpoints import KeepCheckpoints
 from hf_fastif.checks import check_dataset, check_index, check_num_neighbors, check_s_test
 from hf_fastif.config import InfluenceConfig
-from hf_fastif.context import Context, Kept, context_of
+from hf_fastif.context import Context, Kept, context_of, rows_digest
 from hf_fastif.diagnosis import Diagnosis, diagnose
 from hf_fastif.hub.mixin import HubMixin
 from hf_fastif.index import InfluenceIndex, Vectors, without_indexes, write_index
@@ -98,7 +96,7 @@ class InfluenceTrainer(HubMixin, Trainer):
                 for number in range(len(checkpoints)):
                     with checkpoints.at(number):
                         made.append(index_features(context.setup(), len(checkpoints)))
-            folder = Path(self.args.output_dir) / "influence" / "indexes" / f"{kind}-{pool.digest}"
+            folder = self._influence_folder / "indexes" / f"{kind}-{pool.digest}"
             known = None if add_to is None else add_to.identity
             with context.pieces("build_index", dataset, kind, known) as pieces:
                 vectors = Vectors(made, pool, checkpoints, context.passes, pieces)
@@ -323,8 +321,7 @@ class InfluenceTrainer(HubMixin, Trainer):
     def _train_digest(self) -> str | None:
         if not isinstance(self.train_dataset, Dataset):
             return None
-        rows = self._remove_unused_columns(self.train_dataset, "training")
-        return ExampleBatches(rows, self.data_collator, self._prepare_inputs).digest
+        return rows_digest(self, self._kept, self.train_dataset)
 
     def _named(self, dataset: Dataset | None, name: str) -> tuple[str, Dataset]:
         return ("train_dataset", self.train_dataset) if dataset is None else (name, dataset)

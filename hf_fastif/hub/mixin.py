@@ -11,6 +11,7 @@ from huggingface_hub import CommitInfo, ModelCard
 from transformers.utils import logging
 
 from hf_fastif.checks import check_dataset, check_index
+from hf_fastif.context import folder_of
 from hf_fastif.curvature import KroneckerFactors
 from hf_fastif.files import write_whole
 from hf_fastif.hub.publishing import PushOptions
@@ -185,7 +186,7 @@ class HubMixin:
 
     @property
     def _influence_folder(self) -> Path:
-        return Path(self.args.output_dir) / "influence"
+        return folder_of(self.args)
 
     def _files_with_text(self) -> list[Path]:
         """Files of the influence folder that hold columns of examples, or show them."""
