@@ -114,29 +114,29 @@ def retrain_on_subsets(
     if not 0 < share < 1:
         raise ValueError(f"share={share}: give a number between 0 and 1, such as 0.5.")
     folder, count, processes = Path(folder), len(train_dataset), PartialState()
-    subsets = {}
+    subsets: list[tuple[Path, np.ndarray]] = []
     for number in range(num_subsets):
         members = np.zeros(count, dtype=bool)
         random = np.random.default_rng((seed, number))
         members[random.choice(count, round(share * count), replace=False)] = True
-        subsets[folder / f"subset-{number:05d}.safetensors"] = members
+        subsets.append((folder / f"subset-{number:05d}.safetensors", members))
 
     def left() -> list[int]:
         folder.mkdir(parents=True, exist_ok=True)
-        return [i for i, entry in enumerate(subsets.items()) if overwrite or not _is_finished(*entry)]
+        return [i for i, entry in enumerate(subsets) if overwrite or not _is_finished(*entry)]
 
     own = from_main(left, processes)[processes.process_index :: processes.num_processes]
     rows = without_indexes(train_dataset)
     for number in tqdm(own, desc="Retraining"):
-        path, members = list(subsets.items())[number]
+        path, members = subsets[number]
         with alone():
             losses = train_on(rows.select(np.flatnonzero(members)), number)
         SubsetLosses(members[None], np.asarray(losses)[None]).save(path)
     processes.wait_for_everyone()
 
     def join() -> SubsetLosses:
-        losses = np.concatenate([SubsetLosses.load(path).losses for path in subsets])
-        whole = SubsetLosses(np.stack(list(subsets.values())), losses)
+        losses = np.concatenate([SubsetLosses.load(path).losses for path, _ in subsets])
+        whole = SubsetLosses(np.stack([members for _, members in subsets]), losses)
         whole.save(folder / "subsets.safetensors")
         return whole
 
