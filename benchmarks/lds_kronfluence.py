@@ -21,7 +21,7 @@ from peers import kronfluence_scores  # noqa: E402
 from hf_fastif import InfluenceConfig  # noqa: E402
 from hf_fastif.analysis import LdsOfMethods, SubsetLosses, lds  # noqa: E402
 from hf_fastif.cli import parse_arguments  # noqa: E402
-from hf_fastif.data import DataArguments  # noqa: E402
+from hf_fastif.data import DataArguments, shuffled  # noqa: E402
 from hf_fastif.finetuning import make_trainer, runs_of  # noqa: E402
 
 
@@ -37,7 +37,7 @@ def main(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceCo
     first = copy.copy(benchmark)
     first.model_name_or_path = runs[0].output_dir
     trainer, examples = make_trainer(first, data, runs[0])
-    queries = recipe.queries_of(examples["validation"], benchmark, config)
+    queries = shuffled(examples["validation"], config.seed, benchmark.num_queries)
     truth = SubsetLosses.load(folder / "subsets" / "subsets.safetensors")
     moments = recipe.moments_of([run.output_dir for run in runs])
     found = LdsOfMethods.load(folder / "lds.json")

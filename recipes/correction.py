@@ -19,23 +19,32 @@ is finished is kept and not done again.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from datasets import Dataset, DatasetDict
 
 from hf_fastif import InfluenceConfig, InfluenceTrainer
 from hf_fastif.analysis import corrections
 from hf_fastif.analysis.corrector import SYSTEMS
 from hf_fastif.cli import check_processes, parse_arguments
-from hf_fastif.data import DataArguments, SlicedArguments, load_examples, sliced_data, slices_of, tokenize
+from hf_fastif.data import (
+    DataArguments,
+    SlicedArguments,
+    load_examples,
+    shuffled,
+    sliced_data,
+    slices_of,
+    tokenize,
+)
 from hf_fastif.finetuning import ModelArguments, trained
+from hf_fastif.reporting import ResultArguments, report
 
 
 @dataclass
-class RecipeArguments(ModelArguments, SlicedArguments):
+class RecipeArguments(ModelArguments, SlicedArguments, ResultArguments):
     """What this recipe needs beside the settings of data, training and influence."""
 
     setting: str = field(default="corrected", metadata={"help": "Name of the folder for the results."})
@@ -78,9 +87,7 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
     found = corrections(
         trainer,
         anchors_and_tests(recipe, queries, anchors),
-        shuffled(examples["validation"], config.seed).select(
-            range(min(recipe.num_guard, len(examples["validation"])))
-        ),
+        shuffled(examples["validation"], config.seed, recipe.num_guard),
         pool,
         recipe.systems,
         recipe.num_corrections,
@@ -91,9 +98,9 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
         recipe.num_anchors,
         recipe.num_candidates,
     )
-    if trainer.is_world_process_zero():
-        print(found)
-        print(f"Result: {found.write(Path(config.output_dir) / recipe.setting, 'correction')}")
+    config = copy.copy(config)
+    config.output_dir = str(Path(config.output_dir) / recipe.setting)
+    report(found, "correction", trainer, config, recipe)
 
 
 def sliced(
@@ -133,10 +140,6 @@ def anchors_and_tests(
         tested = rows.select(range(first, min(first + recipe.num_tested, len(rows))))
         found[name] = own.select(range(recipe.num_validation)), tested
     return found
-
-
-def shuffled(examples: Dataset, seed: int, count: int | None = None) -> Dataset:
-    return examples.select(np.random.default_rng(seed).permutation(len(examples))[:count])
 
 
 def read(data: DataArguments, trainer: InfluenceTrainer) -> DatasetDict:

@@ -23,7 +23,7 @@ from hf_fastif import InfluenceConfig
 from hf_fastif.analysis import METHODS, check_methods, lds_of_methods, query_losses, retrain_on_subsets
 from hf_fastif.checkpoints import kept_checkpoints
 from hf_fastif.cli import check_processes, parse_arguments
-from hf_fastif.data import DataArguments
+from hf_fastif.data import DataArguments, shuffled
 from hf_fastif.finetuning import ModelArguments, fine_tune, make_trainer, runs_of, train_again
 from hf_fastif.processes import alone
 from hf_fastif.reporting import ResultArguments, report
@@ -56,7 +56,7 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
     first = copy.copy(recipe)
     first.model_name_or_path = runs[0].output_dir
     trainer, examples = make_trainer(first, data, runs[0])
-    queries = queries_of(examples["validation"], recipe, config)
+    queries = shuffled(examples["validation"], config.seed, recipe.num_queries)
 
     def train_on(subset: Dataset, number: int) -> np.ndarray:
         return query_losses(train_again(recipe, data, config, subset, number), queries)
@@ -69,11 +69,6 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
     chosen = {name: moments[name] for name in moments if recipe.moments is None or name in recipe.moments}
     found = lds_of_methods(trainer, queries, truth, recipe.methods, chosen)
     report(found, "lds", trainer, config, recipe)
-
-
-def queries_of(validation: Dataset, recipe: RecipeArguments, config: InfluenceConfig) -> Dataset:
-    rows = np.random.default_rng(config.seed).permutation(len(validation))
-    return validation.select(rows[: recipe.num_queries])
 
 
 def moments_of(runs: list[str]) -> dict[str, list[str]]:

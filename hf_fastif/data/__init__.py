@@ -1,7 +1,7 @@
 """Data sets and encoders that need no Hub, and reading those that are there."""
 
 from hf_fastif.data.encoder import default_encoder
-from hf_fastif.data.examples import DataArguments, load_examples, tokenize
+from hf_fastif.data.examples import DataArguments, load_examples, shuffled, tokenize
 from hf_fastif.data.nli import WRONG_LABEL_CONSTRUCTIONS, generate_nli
 from hf_fastif.data.planted import plant_wrong_labels, planted_share, relabelled
 from hf_fastif.data.slices import SlicedArguments, sliced_data, slices_of
@@ -17,6 +17,7 @@ __all__ = [
     "plant_wrong_labels",
     "planted_share",
     "relabelled",
+    "shuffled",
     "sliced_data",
     "slices_of",
     "tokenize",

@@ -120,6 +120,11 @@ def rows_where(dataset: Dataset, conditions: Sequence[str], name: str) -> Datase
     return dataset.select(np.flatnonzero(kept)) if conditions else dataset
 
 
+def shuffled(examples: Dataset, seed: int, count: int | None = None) -> Dataset:
+    """The rows in a random order, or the first `count` of them (all if there are fewer)."""
+    return examples.select(np.random.default_rng(seed).permutation(len(examples))[:count])
+
+
 def _read(args: DataArguments) -> DatasetDict:
     if (args.train_file is None) != (args.validation_file is None):
         raise ValueError(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from datasets import Dataset
 from tiny import tiny_tokenizer
 
-from hf_fastif.data import DataArguments, tokenize
+from hf_fastif.data import DataArguments, shuffled, tokenize
 from hf_fastif.data.examples import load_examples as load
 
 
@@ -129,3 +130,10 @@ def test_amazon_wilds_is_read_from_its_folder(tmp_path):
     assert found["train"]["label"] == [0, 1, 2, 3, 4] and found["train"]["category"][:2] == ["null", "Books"]
     with pytest.raises(ValueError, match="split: Amazon-WILDS has train, .* and not dev"):
         load_examples(DataArguments(dataset_name=str(tmp_path), dataset_test_split="dev"))
+
+
+def test_shuffled_rows():
+    rows = Dataset.from_dict({"x": list(range(10))})
+    order = shuffled(rows, seed=1)["x"]
+    assert sorted(order) == list(range(10)) and order != list(range(10)) and order != shuffled(rows, seed=2)["x"]
+    assert shuffled(rows, seed=1, count=4)["x"] == order[:4] and len(shuffled(rows, seed=1, count=40)) == 10

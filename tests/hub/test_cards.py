@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from io import BytesIO
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from hub_tools import FULL, make_recall, make_result
 from tiny import tiny_data, tiny_trainer
 
 from hf_fastif import InfluenceResult
-from hf_fastif.analysis import Recall
+from hf_fastif.analysis import Corrections, Recall
 from hf_fastif.reporting import ResultArguments, report
 
 
@@ -153,6 +155,23 @@ def test_the_card_of_an_analysis_that_a_recipe_publishes(hub, tmp_path, capsys):
     assert len(hub.repositories["dataset", "me/recall"].commits) == 3  # the empty one and two pushes
     with pytest.raises(ValueError, match="result_repo_id='me//recall': give the id of a repository"):
         ResultArguments("me//recall")
+
+
+def test_a_result_whose_rows_hold_curves_is_published_too(hub, tmp_path):
+    curves = {name: {part: [0.5, 0.25] for part in ("anchors", "test", "guard")} for name in ("loss", "accuracy")}
+    runs = [
+        {"slice": "one", "system": system, "repeat": 0, "learning_rate": [0.1], "labels": labels} | curves
+        for system, labels in (("helpful", {"a": 2}), ("anchors", {}))
+    ]
+    found = Corrections(runs, {"steps": 1, "num_examples": 2, "learning_rate": 0.1, "candidates": 5})
+    trainer = tiny_trainer(tmp_path)
+    report(found, "correction", trainer, trainer.args, ResultArguments("me/correction"))
+    table = pq.read_table(BytesIO(hub.files("me/correction")["runs.parquet"])).to_pylist()
+    assert [(row["system"], row["loss"]["test"]) for row in table] == [
+        ("helpful", [0.5, 0.25]),
+        ("anchors", [0.5, 0.25]),
+    ]
+    assert "correction-validation.png" in hub.files("me/correction")
 
 
 def test_the_cards_of_an_index_factors_and_a_model(hub, tmp_path, capsys):
