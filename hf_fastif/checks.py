@@ -6,15 +6,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow.compute as pc
-from datasets import Dataset
+import torch
+from datasets import ClassLabel, Dataset, Value
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
-from transformers import Trainer
 
 from hf_fastif.batches import ExampleBatches
+from hf_fastif.heads import TokenHead
 from hf_fastif.index import InfluenceIndex
+from hf_fastif.objective import Batch, Objective
+from hf_fastif.parameters import without_adapters
 from hf_fastif.solvers import Solution
+
+
+PACKED = ("seq_lengths", "seq_idx", "cu_seqlens", "cu_seq_lens_q", "cu_seq_lens_k")
 
 
 def check_dataset(name: str, dataset: Any) -> None:
@@ -28,7 +34,7 @@ def check_dataset(name: str, dataset: Any) -> None:
         raise ValueError(f"{name} has no rows; give at least one example.")
 
 
-def check_inputs(name: str, examples: ExampleBatches, model_input: str | None, num_labels: int) -> None:
+def check_inputs(name: str, examples: ExampleBatches, model_input: str | None, objective: Objective) -> None:
     """The rows must hold the column that the model reads (None: the collator makes it) and labels that it knows."""
     columns = examples.dataset.column_names
     if model_input is not None and model_input not in columns:
@@ -37,14 +43,48 @@ def check_inputs(name: str, examples: ExampleBatches, model_input: str | None, n
             "tokenize it "
             f"first, as in {name}.map(lambda rows: tokenizer(rows['text'], truncation=True), batched=True)."
         )
-    if "labels" not in examples.collate(examples.dataset.__getitems__([0])):
+    batch = examples.collate(examples.dataset.__getitems__(list(range(min(2, len(examples))))))
+    missing = [label for label in objective.head.label_names if label not in batch]
+    if missing:
         raise ValueError(
-            f"{name} has no labels (columns: {', '.join(columns)}), and influence is about the loss; add a column "
-            "'label' with the class numbers. For a prediction whose true label is not known, put the predicted one."
+            f"{name} has no {', '.join(missing)} (columns: {', '.join(columns)}), and influence is about the loss; "
+            "add a column 'label' with the class numbers (for language models 'labels' with token ids, -100 where "
+            "there is no loss; for question answering 'start_positions' and 'end_positions'). For a prediction whose "
+            "true label is not known, put the predicted one."
         )
-    for column in ("label", "labels"):
-        if column in columns and num_labels > 1 and examples.dataset.features[column].dtype.startswith("int"):
+    if isinstance(objective.head, TokenHead) and batch["labels"].ndim != 2:
+        raise ValueError(
+            f"{name}: labels have the shape {tuple(batch['labels'].shape)} in a batch, and "
+            f"{type(without_adapters(objective.model)).__name__} has one for each token; give them as lists, -100 "
+            "where there is no loss."
+        )
+    again = examples.collate(examples.dataset.__getitems__(list(range(min(2, len(examples))))))
+    if any(isinstance(values, torch.Tensor) and not torch.equal(values, again[key]) for key, values in batch.items()):
+        raise ValueError(
+            "data_collator: it gives another batch of the same rows each time (as masking for language models does), "
+            "and influence needs examples that stay as they are; mask once, with dataset.map."
+        )
+    _check_one_row_an_example(name, examples, batch)
+    num_labels = without_adapters(objective.model).config.num_labels
+    for column in () if objective.head.several or objective.head.choices else ("label", "labels"):
+        feature = examples.dataset.features.get(column)
+        if isinstance(feature, Value | ClassLabel) and num_labels > 1 and feature.dtype.startswith("int"):
             _check_label_range(name, examples.dataset, column, num_labels)
+
+
+def _check_one_row_an_example(name: str, examples: ExampleBatches, batch: Batch) -> None:
+    """A row must be one example: of several in a row (packing) nobody can tell the losses apart."""
+    packed = [column for column in PACKED if column in batch or column in examples.dataset.column_names]
+    positions = batch.get("position_ids")
+    restarts = positions is not None and bool(((positions[:, 1:] == 0) & (positions[:, :-1] != 0)).any())
+    sizes = {len(values) for values in batch.values() if isinstance(values, torch.Tensor) and values.ndim}
+    if packed or restarts or sizes - {min(2, len(examples))}:
+        why = f"it has {', '.join(packed)}" if packed else "position_ids restart" if restarts else "batches are flat"
+        raise ValueError(
+            f"{name} holds several examples in a row ({why}), and influence is that of single examples; keep one in a "
+            "row: SFTConfig(packing=False, padding_free=False) in trl, a collator that pads instead of "
+            "DataCollatorWithFlattening in transformers."
+        )
 
 
 def _check_label_range(name: str, dataset: Dataset, column: str, num_labels: int) -> None:
@@ -57,22 +97,6 @@ def _check_label_range(name: str, dataset: Dataset, column: str, num_labels: int
                 f"{num_labels - 1} (config.num_labels={num_labels}); filter or map the rows, or load the model with "
                 "as many labels."
             )
-
-
-def check_loss(trainer: Trainer) -> None:
-    """The loss must be the model's own, since influence needs it for single examples."""
-    if trainer.compute_loss_func is not None:
-        raise ValueError(
-            "compute_loss_func: it gives the loss of a batch, and influence needs that of single examples; leave "
-            "it out. "
-            "config.problem_type chooses among cross entropy, regression and multi-label losses."
-        )
-    if type(trainer).compute_loss is not Trainer.compute_loss:
-        raise ValueError(
-            f"{type(trainer).__name__}.compute_loss is overridden; influence would be that of another loss. Remove "
-            "the "
-            "override while you compute influence."
-        )
 
 
 def check_whole(model: nn.Module) -> None:

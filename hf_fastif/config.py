@@ -17,6 +17,7 @@ else:  # HfArgumentParser takes one type for a flag; __post_init__ turns the oth
     Names = list[str]
     Weights = list[str]
 
+Reduction = Literal["sum", "mean"]
 FeatureName = Literal["pooled", "last_layer_gradient", "gradient_sketch"]
 ScoringName = Literal["auto", "forward_mode", "gradients"]
 SolverName = Literal["auto", "sdca", "lissa", "cg", "ekfac", "identity", "exact"]
@@ -113,6 +114,10 @@ class InfluenceConfig(TrainingArguments):
             LiSSA.
         curvature (`"gauss_newton"` or `"hessian"`, *optional*, defaults to `"gauss_newton"`):
             C. The Hessian, which the paper uses, may be indefinite.
+        loss_reduction (`"sum"` or `"mean"`, *optional*, defaults to `"sum"`):
+            The loss of an example with several labelled tokens (language models, sequence to sequence, token
+            classification): their sum, as `Trainer` gives every labelled token of a batch the same weight, or their
+            mean, so that long examples count no more than short ones.
         damping (`float` or `"auto"`, *optional*, defaults to `"auto"`):
             lambda, in units of the curvature of the mean training loss. `"auto"` is 1 % of its largest eigenvalue
             (and enough to outweigh a negative one).
@@ -187,6 +192,9 @@ class InfluenceConfig(TrainingArguments):
     curvature: Literal["gauss_newton", "hessian"] = field(
         default="gauss_newton", metadata={"help": "Curvature of the mean training loss. The paper's is the Hessian."}
     )
+    loss_reduction: Reduction = field(
+        default="sum", metadata={"help": "Of the losses of an example's labelled tokens: 'sum' or 'mean'."}
+    )
     damping: AutoFloat = field(
         default="auto", metadata={"help": "lambda; 'auto' is 1 %% of the largest eigenvalue of the curvature."}
     )
@@ -260,6 +268,8 @@ class InfluenceConfig(TrainingArguments):
             raise ValueError(
                 f"index_features={self.index_features!r}: give one of {', '.join(get_args(FeatureName))}."
             )
+        if self.loss_reduction not in get_args(Reduction):
+            raise ValueError(f"loss_reduction={self.loss_reduction!r}: give 'sum' or 'mean'.")
         if self.scoring not in get_args(ScoringName):
             raise ValueError(f"scoring={self.scoring!r}: give one of {', '.join(get_args(ScoringName))}.")
         if self.frozen_states_gb < 0:

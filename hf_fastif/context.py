@@ -17,11 +17,12 @@ from transformers import Trainer
 from hf_fastif.attribution import Attribution
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.checkpoints import Checkpoint, CheckpointSet, find_checkpoints, holds, kept_checkpoints, weights_of
-from hf_fastif.checks import check_dataset, check_inputs, check_loss, check_whole
+from hf_fastif.checks import check_dataset, check_inputs, check_whole
 from hf_fastif.config import InfluenceConfig
 from hf_fastif.frozen import FrozenStates, find_frozen_states
 from hf_fastif.index import InfluenceIndex
 from hf_fastif.objective import Objective, differentiable
+from hf_fastif.own_loss import OwnLoss, OwnStep
 from hf_fastif.parameters import model_fingerprint
 from hf_fastif.passes import Passes
 from hf_fastif.pieces import Pieces, digest, pieces_of
@@ -31,6 +32,7 @@ from hf_fastif.queries import Predictions, predict
 from hf_fastif.signals import Signal, measure_signal
 from hf_fastif.solvers import Solution
 from hf_fastif.solving import SolverSetup
+from hf_fastif.trained_loss import trained_loss
 
 
 UNFINISHED = "unfinished"  # under the folder of influence
@@ -45,6 +47,7 @@ class Kept:
         states (`dict`): States behind frozen layers, by dataset; None where there are none to keep.
         fitted (`dict`): Spectra, factors and the like, by what they belong to.
         digests (`dict`): Of the rows of datasets, by their fingerprint.
+        losses (`dict`): What computes the loss of single examples, if it is not the model's head.
         prepared (`bool`): Whether the folder for all this was looked at.
         begun (`set[Path]`): Folders of what is kept for good that were opened.
     """
@@ -53,6 +56,7 @@ class Kept:
     states: dict[tuple[Hashable, ...], FrozenStates | None] = field(default_factory=dict)
     fitted: dict[tuple[Hashable, ...], Any] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
+    losses: dict[tuple[Hashable, ...], OwnLoss | OwnStep | None] = field(default_factory=dict)
     prepared: bool = False
     begun: set[Path] = field(default_factory=set)
 
@@ -70,6 +74,7 @@ class Context:
         self.trainer = trainer
         self.objective = objective
         self.kept = kept
+        self._loss_known = False
 
     @property
     def args(self) -> InfluenceConfig:
@@ -90,8 +95,19 @@ class Context:
         examples = ExampleBatches(rows, trainer.data_collator, trainer._prepare_inputs)
         # A collator that is given all columns may tokenize by itself.
         model_input = trainer.model.main_input_name if self.args.remove_unused_columns else None
-        check_inputs(name, examples, model_input, trainer.model.config.num_labels)
+        check_inputs(name, examples, model_input, self.objective)
+        if not self._loss_known:
+            self._find_loss(examples)
         return examples
+
+    def _find_loss(self, examples: ExampleBatches) -> None:
+        args, losses = self.args, self.kept.losses
+        key = (id(self.objective.model), self.trainer.compute_loss_func, args.loss_reduction)
+        key += (args.curvature, args.solver == "identity", args.label_smoothing_factor)
+        if key not in losses:
+            losses[key] = trained_loss(self.trainer, self.objective, examples)
+        self.objective.use_loss(losses[key])
+        self._loss_known = True
 
     def pool(self, name: str, dataset: Dataset) -> ExampleBatches:
         """The examples of a dataset that many passes are made over: what frozen layers make of them is kept."""
@@ -99,7 +115,7 @@ class Context:
         memory = int(self.args.frozen_states_gb * 2**30)
         frozen = model_fingerprint(self.objective.model, frozen_only=True)
         key = (id(self.objective.model), frozen, dataset._fingerprint, memory, self.args.influence_bf16)
-        if memory and key not in states:
+        if memory and self.objective.own_step is None and key not in states:
             states[key] = find_frozen_states(self.objective, examples, memory)
             for old in list(states)[:-2]:  # a training set and a pool of other candidates
                 del states[old]
@@ -205,7 +221,6 @@ class Context:
 @contextmanager
 def context_of(trainer: Trainer, kept: Kept) -> Iterator[Context]:
     """The trainer's model as a function of its trainable parameters, in the state that exact derivatives need."""
-    check_loss(trainer)
     args = trainer.args
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     check_whole(model)
@@ -214,7 +229,8 @@ def context_of(trainer: Trainer, kept: Kept) -> Iterator[Context]:
         kept.prepared = True
     with differentiable(model):
         decayed = trainer.get_decay_parameter_names(model) if args.loss_weight_decay else ()
-        objective = Objective(model, args.label_smoothing_factor, args.loss_weight_decay, decayed, args.influence_bf16)
+        smoothing, weight_decay = args.label_smoothing_factor, args.loss_weight_decay
+        objective = Objective(model, smoothing, weight_decay, decayed, args.influence_bf16, args.loss_reduction)
         yield Context(trainer, objective, kept)
 
 

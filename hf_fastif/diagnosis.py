@@ -126,7 +126,7 @@ class Diagnosis:
             f"{name} of the mean training loss over {self.num_parameters:,} parameters, seen on "
             f"{self.num_samples:,} of {self.num_train:,} training examples.",
         ]
-        if self.curvature == "hessian":
+        if not self.spectrum.whole:
             return [*lines, f"Largest eigenvalue {eigenvalues[0]:.4g}, smallest {eigenvalues[-1]:.4g}."]
         shown = ", ".join(f"{eigenvalues[i]:.3g}" for i in _doubling(len(eigenvalues)))
         return [
@@ -138,7 +138,7 @@ class Diagnosis:
     def _about_damping(self) -> list[str]:
         share = self.damping / self.spectrum.largest
         lines = [f"lambda = {self.damping:.4g}, {share:.2%} of the largest eigenvalue (0.3 % to 3 % is sound)."]
-        if self.curvature == "gauss_newton":
+        if self.spectrum.whole:
             below = self.spectrum.eigenvalues[self.spectrum.eigenvalues < self.damping]
             lines.append(
                 f"It swamps {below.sum() / self.spectrum.eigenvalues.sum():.0%} of the curvature, "

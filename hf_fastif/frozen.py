@@ -121,7 +121,7 @@ def _agree(found: FrozenStates, examples: ExampleBatches, rows: range, batch: Ba
     for row in rows:
         trial.add_to(examples.take([row]), [row])
     with torch.no_grad():
-        expected = objective.logits(objective.theta, batch)
+        expected = objective.losses(objective.theta, batch)  # in which padding plays no part
         objective.frozen = found.frozen
-        resumed = objective.logits(objective.theta, trial.add_to(batch, rows))
+        resumed = objective.losses(objective.theta, trial.add_to(batch, rows))
     return bool((resumed - expected).abs().max() <= TOLERANCE[objective.bf16] * expected.abs().max())

@@ -1,10 +1,11 @@
-"""The per-example loss of a sequence classifier, as a function of its trainable parameters."""
+"""The per-example loss of a model, as a function of its trainable parameters."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -14,12 +15,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from hf_fastif.parameters import ParameterSpace
+from hf_fastif.config import Reduction
+from hf_fastif.heads import Batch, TokenHead, head_of
+from hf_fastif.own_loss import OwnLoss, OwnStep
+from hf_fastif.parameters import ParameterSpace, without_adapters
 
 
 logger = logging.get_logger(__name__)
 
-Batch = dict[str, torch.Tensor]
 STATES = "frozen_states"  # the entry of a batch (B, T, hidden) that a model goes on from
 
 
@@ -54,17 +57,19 @@ class FrozenLayers:
 class Objective:
     """The loss L(z, theta) of single examples z, and the outputs it is a function of.
 
-    It is the loss that `Trainer` averages over a batch: cross entropy (with the label smoothing of training), mean
-    squared error for regression, binary cross entropy for multi-label heads. Weight decay stays out of it unless
-    asked for.
+    It is the loss that `Trainer` minimises: cross entropy (with the label smoothing of training), mean squared error
+    for regression, binary cross entropy for multi-label heads, or a loss function of the user's. `Trainer` gives every
+    labelled token of a batch the same weight, whichever example it is in; so the loss of an example with several is
+    their sum, unless their mean is asked for. Weight decay stays out of it unless asked for.
 
     Args:
-        model (`PreTrainedModel`): A model with a sequence-classification head, unwrapped.
+        model (`PreTrainedModel` or `PeftModel`): The model, unwrapped.
         label_smoothing (`float`, *optional*, defaults to 0): `TrainingArguments.label_smoothing_factor`.
         weight_decay (`float`, *optional*, defaults to 0): w of a term w ||theta||^2 in every loss, as the authors of
             FastIF have it; it gives all influences one common offset.
         decayed (`Sequence[str]`, *optional*): Names of the parameters in that term.
         bf16 (`bool`, *optional*, defaults to `False`): Runs the model in bfloat16 autocast.
+        reduction (`"sum"` or `"mean"`, *optional*, defaults to `"sum"`): Of the losses of an example's tokens.
     """
 
     def __init__(
@@ -74,45 +79,73 @@ class Objective:
         weight_decay: float = 0.0,
         decayed: Sequence[str] = (),
         bf16: bool = False,
+        reduction: Reduction = "sum",
     ):
         self.model = model
         self.space = ParameterSpace(model)
         self.theta = self.space.parameters
-        self.label_smoothing = label_smoothing
+        self.head = head_of(model, reduction)
+        # Trainer smooths what it finds under "labels".
+        self.label_smoothing = label_smoothing if self.head.label_names == ("labels",) else 0.0
         self.weight_decay = weight_decay
         self.decayed = [name for name in decayed if name in self.theta]
         self.bf16 = bf16
         self.frozen: FrozenLayers | None = None  # what batches with states of their own skip
+        self.own_loss: OwnLoss | None = None  # in place of the head's
+        self.own_step: OwnStep | None = None  # in place of outputs and loss
+
+    def use_loss(self, loss: OwnLoss | OwnStep | None) -> None:
+        """Takes a loss of the user's in place of the head's."""
+        if isinstance(loss, OwnStep):
+            self.own_step = loss
+            return
+        self.own_loss = loss
+        if loss is not None and isinstance(self.head, TokenHead):
+            self.head = replace(self.head, whole=True)
+
+    def labels(self, batch: Batch) -> torch.Tensor:
+        """The labels (B, ...) of a batch, one for each place where its examples have outputs."""
+        return self.head.labels(batch)
 
     def logits(self, theta: Mapping[str, torch.Tensor], batch: Batch) -> torch.Tensor:
-        """The outputs (B, C) of the model with the parameters `theta`."""
-        inputs = {name: value for name, value in batch.items() if name not in ("labels", STATES)}
+        """The outputs (B, ..., C) of the model with the parameters `theta`, at the places that have labels."""
+        inputs = {name: value for name, value in batch.items() if name not in (*self.head.label_names, STATES)}
+        inputs = self.head.inputs(inputs, batch)
         with ExitStack() as stack:
             if self.bf16:
                 stack.enter_context(torch.autocast(next(iter(theta.values())).device.type, torch.bfloat16))
             if STATES in batch:
                 stack.enter_context(self.frozen.skipped(batch[STATES]))
-            logits = functional_call(self.model, theta, (), inputs).logits
+            logits = self.head.outputs(functional_call(self.model, theta, (), inputs), batch)
         logits = logits.float() if self.bf16 else logits
-        if logits.ndim != 2:
+        if logits.ndim != 2 + self.head.several:
             raise ValueError(
-                f"model: {type(self.model).__name__} returned logits of shape {tuple(logits.shape)}; influence needs "
-                "a sequence-classification head, whose logits have the shape (batch, labels)."
+                f"model: {type(self.model).__name__} returned logits of shape {tuple(logits.shape)}, and influence "
+                "does not know what they are; it knows the heads of transformers for classification (of sequences, "
+                "images, choices and tokens), language models, sequence to sequence and question answering."
             )
         return logits
 
     def losses_of_logits(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The loss (B,) of each example, given its outputs (B, C)."""
-        if self._problem_type(labels) == "single_label_classification":
-            return F.cross_entropy(logits, labels.view(-1), reduction="none", label_smoothing=self.label_smoothing)
+        """The loss (B,) of each example, given its outputs (B, ..., C)."""
+        if self.own_loss is not None:
+            return self.own_loss(logits, labels)
+        kind = self.problem_type(labels)
+        if kind == "single_label_classification":
+            outputs, targets = logits.flatten(0, -2), labels.flatten()
+            losses = F.cross_entropy(outputs, targets, reduction="none", label_smoothing=self.label_smoothing)
+            return self.head.total(losses.view(logits.shape[:-1]), labels)
         labels = labels.to(logits.dtype).view_as(logits)
-        if self._problem_type(labels) == "regression":
+        if kind == "regression":
             return F.mse_loss(logits, labels, reduction="none").mean(-1)
         return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1)
 
     def losses(self, theta: Mapping[str, torch.Tensor], batch: Batch) -> torch.Tensor:
         """The loss (B,) of each example of a batch."""
-        losses = self.losses_of_logits(self.logits(theta, batch), batch["labels"])
+        if self.own_step is not None:
+            losses = self.own_step.losses(theta, batch)
+        else:
+            losses = self.losses_of_logits(self.logits(theta, batch), self.labels(batch))
         if self.weight_decay:
             losses = losses + self.weight_decay * sum(theta[name].square().sum() for name in self.decayed)
         return losses
@@ -122,13 +155,24 @@ class Objective:
         loss = self.losses(self.theta, batch).mean()
         return self.space.join(torch.autograd.grad(loss, list(self.theta.values()), allow_unused=True))
 
-    def output_rank(self, labels: torch.Tensor) -> int:
-        """The rank of d2 L / d f^2 of one example: of C outputs the cross entropy sees C - 1 differences."""
-        return self.model.config.num_labels - (self._problem_type(labels) == "single_label_classification")
+    def output_rank(self, batch: Batch) -> float:
+        """The rank of d2 L / d f^2 of one example, infinite where it is too large for rows of Jacobians.
 
-    def _problem_type(self, labels: torch.Tensor) -> str:
+        Of C outputs the cross entropy sees C - 1 differences. A loss of the user's may see all of them.
+        """
+        if self.head.several:
+            return math.inf
+        config = without_adapters(self.model).config
+        count = batch["input_ids"].shape[1] if self.head.choices else config.num_labels
+        labels = self.labels(batch)
+        return count - (self.own_loss is None and self.problem_type(labels) == "single_label_classification")
+
+    def problem_type(self, labels: torch.Tensor) -> str:
+        """Which loss it is, in the words of `config.problem_type`."""
         # The same inference as in transformers' own classification loss, without writing to the config.
-        config = self.model.config
+        config = without_adapters(self.model).config
+        if self.head.several or self.head.choices:
+            return "single_label_classification"
         if config.problem_type is not None:
             return config.problem_type
         if config.num_labels == 1:
@@ -140,15 +184,20 @@ class Objective:
 def differentiable(model: nn.Module) -> Iterator[None]:
     """Puts a model into the state that exact derivatives need, and gives it back as it was.
 
-    Dropout off; attention eager, since fused kernels have neither a forward-mode nor a second derivative; and the
-    autocast that Accelerate wraps around `forward` when it trains in bf16 or fp16 taken off.
+    Dropout off; attention eager, since fused kernels have neither a forward-mode nor a second derivative; the autocast
+    that Accelerate wraps around `forward` when it trains in bf16 or fp16 taken off; and so are the hooks that make
+    embeddings require gradients, which checkpointed training of adapters sets and forward mode does not bear.
 
     Raises:
         ValueError: If the model's attention is fused and cannot be switched.
     """
     training = [module for module in model.modules() if module.training]
-    patched_forward = model.__dict__.pop("forward", None)
-    attention = _switch_to_eager(model)
+    plain, patched_forward = without_adapters(model), model.__dict__.get("forward")
+    attention, hooked = _switch_to_eager(plain), getattr(plain, "_require_grads_hook", None) is not None
+    if "_original_forward" in model.__dict__:  # what Accelerate has wrapped
+        model.forward = model._original_forward
+    if hooked:
+        plain.disable_input_require_grads()
     model.eval()
     try:
         with sdpa_kernel(SDPBackend.MATH):  # for modules that call torch's attention by themselves
@@ -157,9 +206,11 @@ def differentiable(model: nn.Module) -> Iterator[None]:
         for module in training:
             module.training = True
         if attention is not None:
-            model.set_attn_implementation(attention)
+            plain.set_attn_implementation(attention)
         if patched_forward is not None:
             model.forward = patched_forward
+        if hooked:
+            plain.enable_input_require_grads()
 
 
 def _switch_to_eager(model: nn.Module) -> str | None:

@@ -41,9 +41,14 @@ def freeze(model: nn.Module, num_layers: int) -> None:
         layer.requires_grad_(False)
 
 
+def without_adapters(model: nn.Module) -> nn.Module:
+    """The model that PEFT has put its adapters into, which still holds them; any other model as it is."""
+    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+
+
 def layer_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The layers of an encoder, the longest `ModuleList` of `model.base_model`, and its name there; empty if none."""
-    base = getattr(model, "base_model", model)
+    base = getattr(without_adapters(model), "base_model", model)
     stacks = [(name, module) for name, module in base.named_modules() if isinstance(module, nn.ModuleList)]
     return max(stacks, key=lambda stack: len(stack[1]), default=("", nn.ModuleList()))
 
@@ -66,7 +71,8 @@ class ParameterSpace:
         if not self.parameters:
             raise ValueError(
                 "model: no parameter has requires_grad=True, so there is nothing that a training example could have "
-                "influenced; unfreeze the layers that were trained (hf_fastif.freeze(model, num_layers) leaves some)."
+                "influenced; unfreeze the layers that were trained (hf_fastif.freeze(model, num_layers) leaves some; "
+                "PeftModel.from_pretrained takes is_trainable=True)."
             )
         self.sizes = [p.numel() for p in self.parameters.values()]
         self.size = sum(self.sizes)

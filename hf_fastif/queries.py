@@ -14,6 +14,7 @@ from scipy.special import softmax
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.curvature import captured_layers, covered_names
 from hf_fastif.curvature.captures import loss_captures
+from hf_fastif.heads import IGNORED
 from hf_fastif.objective import Batch, Objective
 from hf_fastif.passes import Passes
 from hf_fastif.processes import Alone
@@ -24,38 +25,49 @@ class Predictions:
     """Outputs and losses of Q examples, in their order.
 
     Attributes:
-        logits (`np.ndarray` of shape `(Q, C)`): Outputs.
+        logits (`np.ndarray` of shape `(Q, C)`): Outputs; no columns where an example has several places (tokens).
         losses (`np.ndarray` of shape `(Q,)`): Losses.
         labels (`np.ndarray` of shape `(Q,)`): True classes as floats; NaN where the label is not one of several.
+        right (`np.ndarray` of shape `(Q, 2)`, *optional*): Where an example has several places: at how many of its
+            labels the model predicts them, and how many there are.
     """
 
     logits: np.ndarray
     losses: np.ndarray
     labels: np.ndarray
+    right: np.ndarray | None = None
+
+    def names(self, label_names: list[str]) -> list[str]:
+        """The predicted label of each query; for regression the number; of several places how many are right."""
+        if self.right is not None:
+            return [f"{right:.0f} of {count:.0f} right" for right, count in self.right]
+        if not self.logits.shape[1]:
+            return [""] * len(self.logits)
+        if self.logits.shape[1] == 1:
+            return [f"{value:.4g}" for value in self.logits[:, 0]]
+        classes = self.logits.argmax(axis=1)
+        named = self.logits.shape[1] == len(label_names)
+        return [label_names[label] if named else str(label) for label in classes.tolist()]
+
+    def probabilities(self) -> np.ndarray:
+        """The probability (Q,) of the predicted label; NaN where it is not one."""
+        if self.logits.shape[1] <= 1:
+            return np.full(len(self.logits), np.nan)
+        return softmax(self.logits, axis=1).max(axis=1)
 
     def wrong(self) -> np.ndarray:
-        """Whether the label is not the predicted one, bool (Q,).
+        """Whether the label, or one of several, is not the predicted one, bool (Q,).
 
         Raises:
             ValueError: If the labels are not one of several classes.
         """
-        if np.isnan(self.labels).any():
+        if self.right is not None:
+            return self.right[:, 0] < self.right[:, 1]
+        if np.isnan(self.labels).any() or not self.logits.shape[1]:
             raise ValueError(
                 "examples: the labels are not classes (one whole number a row), so no prediction is right or wrong."
             )
         return self.logits.argmax(axis=1) != self.labels
-
-    def names(self, label_names: list[str]) -> list[str]:
-        """The predicted label of each query; for regression the number."""
-        if self.logits.shape[1] == 1:
-            return [f"{value:.4g}" for value in self.logits[:, 0]]
-        return [label_names[int(label)] for label in self.logits.argmax(axis=1)]
-
-    def probabilities(self) -> np.ndarray:
-        """The probability (Q,) of the predicted label; NaN for regression."""
-        if self.logits.shape[1] == 1:
-            return np.full(len(self.logits), np.nan)
-        return softmax(self.logits, axis=1).max(axis=1)
 
 
 def predict(objective: Objective, examples: ExampleBatches, passes: Passes) -> Predictions:
@@ -64,19 +76,34 @@ def predict(objective: Objective, examples: ExampleBatches, passes: Passes) -> P
     Raises:
         ValueError: If the loss of an example is NaN or infinite.
     """
+    own, head = objective.own_loss is not None or objective.own_step is not None, objective.head
+    counted = head.several and not own  # how many labels are predicted
+    with torch.no_grad():
+        shown = objective.own_step is None and not head.several
+        width = objective.logits(objective.theta, examples.take([0])).shape[1] if shown else 0
 
+    @torch.no_grad()
     def compute(batch: Batch) -> torch.Tensor:
-        labels = batch["labels"]
-        with torch.no_grad():
-            logits = objective.logits(objective.theta, batch)
-            losses = objective.losses_of_logits(logits, labels)
+        if not (counted or shown):
+            return objective.losses(objective.theta, batch)[:, None]
+        logits, labels = objective.logits(objective.theta, batch), objective.labels(batch)
+        losses = objective.losses_of_logits(logits, labels)[:, None]
+        if counted:
+            known = labels != IGNORED
+            right = (logits.argmax(dim=-1) == labels) & known
+            return torch.cat([losses, torch.stack([right.sum(dim=1), known.sum(dim=1)], dim=1)], dim=1)
         one_class = labels.ndim == 1 and not labels.is_floating_point()
-        classes = labels if one_class else torch.full_like(losses, math.nan)
-        return torch.cat([logits, losses[:, None], classes[:, None]], dim=1)
+        classes = labels[:, None] if one_class else torch.full_like(losses, math.nan)
+        return torch.cat([losses, classes, logits], dim=1)
 
-    width = objective.model.config.num_labels + 2
-    outputs = passes.over(examples, np.arange(len(examples)), width, compute, "Predicting")
-    found = Predictions(logits=outputs[:, :-2], losses=outputs[:, -2], labels=outputs[:, -1])
+    columns = 3 if counted else 2 + width if shown else 1
+    outputs = passes.over(examples, np.arange(len(examples)), columns, compute, "Predicting")
+    found = Predictions(
+        logits=outputs[:, 2 : 2 + width],
+        losses=outputs[:, 0],
+        labels=outputs[:, 1] if shown else np.full(len(outputs), np.nan),
+        right=outputs[:, 1:] if counted else None,
+    )
     if not np.isfinite(found.losses).all():
         row = int(np.flatnonzero(~np.isfinite(found.losses))[0])
         raise ValueError(

@@ -21,8 +21,9 @@ class Signal:
         checkpoint ([`Checkpoint`]): Where.
         loss (`float`): Mean loss.
         residual (`float`): Mean of ||dL/df||, the distance of outputs from labels. Every gradient is a product of it
-            with a Jacobian: where it has vanished, the few examples that are not fitted yet decide all influence.
-        trace (`float`, *optional*): Sum of the eigenvalues of the Gauss-Newton matrix; not known of the Hessian.
+            with a Jacobian: where it has vanished, the few examples that are not fitted yet decide all influence. Of
+            examples with several labels it is the mean over these.
+        trace (`float`, *optional*): Sum of the eigenvalues of the Gauss-Newton matrix, where all are known.
     """
 
     checkpoint: Checkpoint
@@ -34,17 +35,25 @@ class Signal:
 def measure_signal(setup: SolverSetup, checkpoint: Checkpoint, passes: Passes) -> Signal:
     """The signal of the checkpoint that is in the model, for a forward pass and the spectrum of a sample."""
     objective = setup.objective
+    if objective.own_step is not None:
+        raise ValueError(
+            "compute_loss: it is overridden, so that nothing is known of outputs and how far they are from labels, "
+            "which diagnose() reports; give the loss as compute_loss_func(outputs, labels, num_items_in_batch)."
+        )
 
     def compute(batch: Batch) -> torch.Tensor:
         with torch.no_grad():
             logits = objective.logits(objective.theta, batch)
+        labels = objective.labels(batch)
         with torch.enable_grad():
-            losses = objective.losses_of_logits(logits.requires_grad_(), batch["labels"])
+            losses = objective.losses_of_logits(logits.requires_grad_(), labels)
             (residual,) = torch.autograd.grad(losses.sum(), logits)
-        return torch.stack([losses.detach(), residual.norm(dim=1)], dim=1)
+        residual = residual.norm(dim=-1)
+        if objective.head.several:
+            residual = residual.sum(dim=1) / objective.head.weights(labels, residual.dtype).sum(dim=1).clamp_min(1e-9)
+        return torch.stack([losses.detach(), residual], dim=1)
 
     rows = np.concatenate(setup.sample.batches)
     loss, residual = passes.over(setup.examples, rows, 2, compute, "Signal").mean(axis=0)
-    known = setup.args.curvature == "gauss_newton"
-    trace = float(setup.spectrum.eigenvalues.sum()) if known else None
+    trace = float(setup.spectrum.eigenvalues.sum()) if setup.spectrum.whole else None
     return Signal(checkpoint, float(loss), float(residual), trace)

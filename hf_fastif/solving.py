@@ -231,7 +231,8 @@ class SolverSetup:
         return {
             "model": model_fingerprint(self.objective.model),
             "dataset": self.examples.digest,
-            "settings": f"samples={args.ekfac_samples} seed={args.seed} bf16={args.influence_bf16}",
+            "settings": f"samples={args.ekfac_samples} seed={args.seed} bf16={args.influence_bf16}"
+            f"{'' if args.loss_reduction == 'sum' else ' loss=mean'}",
         }
 
     def adopt_factors(self, path: Path, found: Mapping[str, Any]) -> KroneckerFactors:
@@ -296,7 +297,7 @@ class SolverSetup:
     def _once(self, what: tuple[Hashable, ...], fit: Callable[[], Any]) -> Any:
         args = self.args
         key = (*what, model_fingerprint(self.objective.model), self.fingerprint, args.curvature, args.seed)
-        key += (args.influence_bf16, args.label_smoothing_factor, args.loss_weight_decay)
+        key += (args.influence_bf16, args.label_smoothing_factor, args.loss_weight_decay, args.loss_reduction)
         if key not in self.kept:
             self.kept[key] = fit()
         return self.kept[key]

@@ -132,6 +132,9 @@ class InfluenceTrainer(HubMixin, Trainer):
     def find_misclassified(self, examples: Dataset) -> np.ndarray:
         """The rows (ascending) of a dataset whose label the model does not predict: the ones to ask about.
 
+        Of examples with several labels (tokens, or where an answer starts and ends) one that is not predicted is
+        enough.
+
         Raises:
             ValueError: If the labels are not one of several classes.
         """

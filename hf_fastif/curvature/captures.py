@@ -170,16 +170,17 @@ def captures(objective: Objective, batch: Batch, layers: list[Layer], directions
         objective (`Objective`): The model.
         batch (`dict`): B examples.
         layers (`list[Layer]`): What `captured_layers` found, or some of them.
-        directions (`Callable`): From outputs (B, C) and labels to directions (r, B, C), such as
+        directions (`Callable`): From outputs (B, ..., C) and labels to directions (r, B, ..., C), such as
             `GaussNewton.output_roots`.
     """
     model = objective.model
     if not layers:
         return
-    with torch.enable_grad(), recorded(model, layers, len(batch["labels"])) as calls:
+    labels = objective.labels(batch)
+    with torch.enable_grad(), recorded(model, layers, len(labels)) as calls:
         logits = objective.logits(objective.theta, batch)
         outputs = [call.outputs for layer in layers for call in calls[layer]]
-        cotangents = directions(logits.detach(), batch["labels"])
+        cotangents = directions(logits.detach(), labels)
         found = torch.autograd.grad(logits, outputs, cotangents, is_grads_batched=True, allow_unused=True)
     gradients = (
         output.new_zeros(len(cotangents), *output.shape) if gradient is None else gradient

@@ -44,7 +44,7 @@ def jacobian_gram(
     """
     objective, first = curvature.objective, examples.take(batches[0])
     layers = captured_layers(objective, first)
-    rank = objective.output_rank(first["labels"])
+    rank = objective.output_rank(first)
     size = rank * sum(map(len, batches))
     gram = next(iter(objective.theta.values())).new_zeros(size, size)
 
@@ -130,7 +130,7 @@ def _single_gradients(
         batch = examples.take([row])
         with torch.enable_grad():
             logits = objective.logits(objective.theta, batch)
-            directions = curvature.output_roots(logits.detach(), batch["labels"])
+            directions = curvature.output_roots(logits.detach(), objective.labels(batch))
             pieces = torch.autograd.grad(logits, parameters, directions, is_grads_batched=True, allow_unused=True)
         flat = [
             parameter.new_zeros(len(directions), parameter.numel()) if piece is None else piece.reshape(len(piece), -1)

@@ -149,8 +149,12 @@ def fit_kronecker_factors(
     inner = {layer: values.new_zeros(values.shape[1], values.shape[1]) for layer, values in eigenvalues.items()}
     outer = {layer: values.new_zeros(values.shape[0], values.shape[0]) for layer, values in eigenvalues.items()}
 
+    few = objective.output_rank(examples.take(batches[0])) <= MAX_DIRECTIONS
+
     def directions(i: int) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-        return lambda logits, labels: _few(curvature.output_roots(logits, labels), [seed, i])
+        if few:
+            return curvature.output_roots
+        return lambda logits, labels: curvature.mixed_roots(logits, labels, MAX_DIRECTIONS, [seed, i, 0])
 
     with tqdm(total=2 * len(own), desc="EK-FAC", disable=not show_progress, leave=False) as bar:
         for i, rows in own:
@@ -197,18 +201,6 @@ def _add_eigenvalues(
         total[outputs] += rotated.matrices(outputs).square_().sum(dim=(0, 1)) / count
 
 
-def _few(roots: torch.Tensor, seed: list[int]) -> torch.Tensor:
-    """Mixes many directions (r, B, C) into a few random ones with the same expected sum of squares."""
-    if len(roots) <= MAX_DIRECTIONS:
-        return roots
-    signs = _signs((MAX_DIRECTIONS, *roots.shape[:2]), [*seed, 0], roots)
-    return torch.einsum("krb,rbc->kbc", signs, roots) / MAX_DIRECTIONS**0.5
-
-
-def _signs(shape: tuple[int, ...], seed: list[int], like: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).choice([-1.0, 1.0], shape)).to(like)
-
-
 def _add_diagonal(
     diagonal: dict[str, torch.Tensor],
     curvature: GaussNewton,
@@ -219,15 +211,14 @@ def _add_diagonal(
     objective = curvature.objective
     with torch.enable_grad():
         logits = objective.logits(objective.theta, batch)
-        roots = curvature.output_roots(logits.detach(), batch["labels"])
-        signs = _signs((MAX_DIRECTIONS, *roots.shape[:2]), [*seed, 1], roots)
+        labels = objective.labels(batch)
         pieces = torch.autograd.grad(
             logits,
             [objective.theta[name] for name in diagonal],
-            torch.einsum("krb,rbc->kbc", signs, roots),
+            curvature.mixed_roots(logits.detach(), labels, MAX_DIRECTIONS, [*seed, 1]),
             is_grads_batched=True,
             allow_unused=True,
         )
     for values, piece in zip(diagonal.values(), pieces, strict=True):
         if piece is not None:
-            values += piece.square().mean(dim=0) / count
+            values += piece.square().sum(dim=0) / count

@@ -93,9 +93,11 @@ def captured_layers(objective: Objective, batch: Batch, embeddings: bool = False
         embeddings (`bool`, *optional*, defaults to `False`): Whether embeddings count; their gradients are products
             with vectors only, never rows, since a row would be as long as the vocabulary.
     """
+    if objective.own_step is not None:  # its losses are not those of a batch's outputs
+        return []
     candidates = _candidates(objective, embeddings)
     for probe in (batch, {name: torch.cat([values, values[:1]]) for name, values in batch.items()}):
-        size = len(probe["labels"])
+        size = len(objective.labels(probe))
         with torch.no_grad(), recorded(objective.model, candidates, size) as calls:
             objective.logits(objective.theta, probe)
         candidates = [layer for layer in candidates if calls[layer] and all(c.fits(layer, size) for c in calls[layer])]

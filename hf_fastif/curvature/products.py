@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
-from torch.func import hessian, jvp, vmap
+from torch.func import jvp, vmap
 from torch.nn import functional as F
 
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.curvature.captures import captures
 from hf_fastif.curvature.layers import Layer, captured_layers, covered_names
+from hf_fastif.heads import IGNORED
 from hf_fastif.objective import Batch, Objective
 
 
@@ -57,7 +59,7 @@ class GaussNewton:
 
     def product(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
         """C V, shapes (Q, P)."""
-        size = len(batch["labels"])
+        size = len(self.objective.labels(batch))
         return self.weighted_product(batch, vectors, vectors.new_full((1, size), 1 / size))
 
     def weighted_product(self, batch: Batch, vectors: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -73,14 +75,14 @@ class GaussNewton:
         """For any model: one forward pass, and a forward tangent and a backward pass for each vector."""
         with torch.enable_grad():
             logits, tangents = self._outputs_along(batch, vectors)
-            roots = self.output_roots(logits.detach(), batch["labels"])
-            cotangents = torch.einsum("rbc,rbd,qbd->qbc", roots, roots, tangents.detach()) * weights[..., None]
-            return self._pull_back(logits, cotangents)
+            curved = self.output_product(logits, self.objective.labels(batch), tangents.detach())
+            weights = weights.reshape(*weights.shape, *[1] * (logits.ndim - 1))
+            return self._pull_back(logits, curved * weights)
 
     def product_by_rows(self, batch: Batch, vectors: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """From the rows of G themselves: after one forward and r backward passes a vector is a matrix product."""
         total = torch.zeros_like(vectors)
-        rank = self.objective.output_rank(batch["labels"])
+        rank = self.objective.output_rank(batch)
         for part, rows in self._rows(batch):
             self.add_combined(total, self.along(rows, vectors) * weights[:, part].repeat(1, rank), rows)
         return total
@@ -88,12 +90,12 @@ class GaussNewton:
     def jacobian_product(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
         """G V, (Q, B, r), with G_i = R_i^T J_i, so that C is the mean of G_i^T G_i over the examples."""
         if self._rows_pay(batch, len(vectors)):
-            rank = self.objective.output_rank(batch["labels"])
+            rank = self.objective.output_rank(batch)
             parts = [self.along(rows, vectors).unflatten(1, (rank, -1)) for _, rows in self._rows(batch)]
             return torch.cat(parts, dim=2).mT
         with torch.no_grad():
             logits, tangents = self._outputs_along(batch, vectors)
-            return torch.einsum("rbc,qbc->qbr", self.output_roots(logits, batch["labels"]), tangents)
+            return torch.einsum("rbc,qbc->qbr", self.output_roots(logits, self.objective.labels(batch)), tangents)
 
     def jacobian_transpose_product(self, batch: Batch, coefficients: torch.Tensor) -> torch.Tensor:
         """G^T A, (Q, P), for coefficients (Q, B, r): the sum over the examples of the batch."""
@@ -104,7 +106,7 @@ class GaussNewton:
             return total
         with torch.enable_grad():
             logits = self.objective.logits(self.objective.theta, batch)
-            roots = self.output_roots(logits.detach(), batch["labels"])
+            roots = self.output_roots(logits.detach(), self.objective.labels(batch))
             return self._pull_back(logits, torch.einsum("rbc,qbr->qbc", roots, coefficients))
 
     def jacobian_rows(self, batch: Batch) -> dict[str, torch.Tensor]:
@@ -117,8 +119,12 @@ class GaussNewton:
         """How many examples' rows fit into `ROW_MEMORY`; 0 if some parameter has no rows."""
         if len(covered_names(self._captured_layers(batch))) < len(self.objective.theta):
             return 0
-        row = self.objective.output_rank(batch["labels"]) * sum(p.nbytes for p in self.objective.theta.values())
-        return ROW_MEMORY // row
+        row = self.objective.output_rank(batch) * sum(p.nbytes for p in self.objective.theta.values())
+        return int(ROW_MEMORY / row)
+
+    def has_rows(self, batch: Batch) -> bool:
+        """Whether an example has few enough outputs for the Jacobians of all to be looked at one by one."""
+        return math.isfinite(self.objective.output_rank(batch))
 
     def holds_rows(self, batch: Batch) -> bool:
         """Whether the rows of enough examples fit for passes over them to be worth it."""
@@ -127,7 +133,7 @@ class GaussNewton:
     def _rows(self, batch: Batch) -> Iterator[tuple[slice, dict[str, torch.Tensor]]]:
         """G as (r n, size) for each parameter, for n examples at a time."""
         step = self.num_rows_held(batch)
-        for start in range(0, len(batch["labels"]), step):
+        for start in range(0, len(self.objective.labels(batch)), step):
             part = slice(start, start + step)
             rows = self.jacobian_rows({name: values[part] for name, values in batch.items()})
             yield part, {name: values.flatten(0, 1) for name, values in rows.items()}
@@ -146,7 +152,7 @@ class GaussNewton:
 
     def _rows_pay(self, batch: Batch, num_vectors: int) -> bool:
         # r backward passes and r sets of rows, against a tangent and a backward pass for each vector.
-        cheaper = self.objective.output_rank(batch["labels"]) <= 2 * num_vectors
+        cheaper = self.objective.output_rank(batch) <= 2 * num_vectors
         return cheaper and self.holds_rows(batch)
 
     def _captured_layers(self, batch: Batch) -> list[Layer]:
@@ -154,32 +160,68 @@ class GaussNewton:
             self._layers = captured_layers(self.objective, batch)
         return self._layers
 
+    def output_product(self, logits: torch.Tensor, labels: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+        """(d2 L_i / d f_i^2) u for directions u (Q, B, ..., C) of the outputs (B, ..., C), exactly, for every loss.
+
+        Raises:
+            ValueError: If the answer is NaN.
+        """
+        with torch.enable_grad():
+            outputs = logits.detach().requires_grad_()
+            loss = self.objective.losses_of_logits(outputs, labels).sum()
+            (gradient,) = torch.autograd.grad(loss, outputs, create_graph=True)
+            (found,) = torch.autograd.grad(gradient, outputs, directions, is_grads_batched=True)
+        return _finite(found)
+
     def output_roots(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """R_i with R_i R_i^T = d2 L_i / d f_i^2, as (r, B, C): the r columns are directions of the outputs.
 
         The cross entropy does not see a shift of all outputs, so its r is C - 1. R is a smooth function of the
         outputs, as eigenvectors with their arbitrary signs are not: in two passes over an example the outputs differ
-        by rounding, and the directions still have to be the same.
+        by rounding, and the directions still have to be the same. Of a loss of the user's R is the symmetric root;
+        what is concave in it is left out.
 
         Raises:
             ValueError: If an output is NaN.
         """
-        loss = self.objective.losses_of_logits
+        units = torch.eye(logits.shape[1]).to(logits)
+        if self.objective.own_loss is not None:
+            curved = self.output_product(logits, labels, units[:, None].expand(-1, len(logits), -1))
+            values, vectors = torch.linalg.eigh(curved.transpose(0, 1))
+            roots = (vectors * values.clamp_min(0).sqrt()[:, None]) @ vectors.mT
+            return roots.transpose(0, 1)
+        if self.objective.problem_type(labels) == "single_label_classification":
+            return _finite(_softmax_roots(logits) * (labels.view(-1, 1) != IGNORED))
+        # Each output has a loss of its own.
+        diagonal = self.output_product(logits, labels, torch.ones_like(logits)[None])[0]
+        return diagonal.clamp_min(0).sqrt().diag_embed().transpose(0, 1)
 
-        def of_one(z, label):
-            return hessian(lambda outputs: loss(outputs[None], label[None]).sum())(z)
+    def mixed_roots(self, logits: torch.Tensor, labels: torch.Tensor, count: int, seed: list[int]) -> torch.Tensor:
+        """Random directions u_k (count, B, ..., C) of the outputs with E[sum_k u_k u_k^T] = d2 L / d f^2.
 
-        if self.objective.output_rank(labels) < logits.shape[1]:
-            roots = _softmax_roots(logits) * (labels.view(-1, 1) != -100)
-        else:  # each output has a loss of its own
-            curvatures = vmap(of_one)(logits, labels).diagonal(dim1=1, dim2=2)
-            roots = curvatures.clamp_min(0).sqrt().diag_embed().transpose(0, 1)
-        if not torch.isfinite(roots).all():
-            raise ValueError(NOT_FINITE)
-        return roots
+        They mix the columns of R with random signs, so that those of different examples and places are independent.
+        Where an example has outputs at many places, R is sqrt(w) (diag(q) - p q^T) at each, with q = sqrt(p) and w
+        what its loss counts: R R^T = w (diag(p) - p p^T), since q^T q = 1, and R itself is never formed.
+
+        Raises:
+            ValueError: If the loss is one of the user's and an example has several places.
+        """
+        if not self.objective.head.several:
+            roots = self.output_roots(logits, labels)
+            signs = _signs((count, *roots.shape[:2]), seed, roots)
+            return torch.einsum("krb,rbc->kbc", signs, roots) / count**0.5
+        if self.objective.own_loss is not None:
+            raise ValueError(
+                "compute_loss_func: EK-FAC takes a square root of what its Hessian in the outputs is at every token, "
+                "which is known of the losses of transformers' own heads; give solver='lissa' or 'cg' without a "
+                "preconditioner, and index_features='pooled'."
+            )
+        p, weights = logits.softmax(dim=-1), self.objective.head.weights(labels, logits.dtype)
+        steps = p.sqrt() * _signs((count, *logits.shape), seed, logits)
+        return _finite((weights / count).sqrt()[..., None] * (steps - p * steps.sum(dim=-1, keepdim=True)))
 
     def _outputs_along(self, batch: Batch, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The outputs (B, C), and their derivatives (Q, B, C) along the vectors."""
+        """The outputs (B, ..., C), and their derivatives (Q, B, ..., C) along the vectors."""
         objective = self.objective
 
         def along(tangent):
@@ -193,6 +235,16 @@ class GaussNewton:
             logits, list(space.parameters.values()), cotangents, is_grads_batched=True, allow_unused=True
         )
         return space.join(pieces, lead=(len(cotangents),))
+
+
+def _finite(values: torch.Tensor) -> torch.Tensor:
+    if not torch.isfinite(values).all():
+        raise ValueError(NOT_FINITE)
+    return values
+
+
+def _signs(shape: tuple[int, ...], seed: list[int], like: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).choice([-1.0, 1.0], shape)).to(like)
 
 
 def _softmax_roots(logits: torch.Tensor) -> torch.Tensor:

@@ -69,7 +69,7 @@ class CurvatureSample:
     def jacobian_product(self, vectors: torch.Tensor) -> torch.Tensor:
         """G V, (Q, N, r), for the examples in the order of `batches`; the curvature must be Gauss-Newton."""
         first = self.examples.take(self.batches[0][:1])
-        rank = self.curvature.objective.output_rank(first["labels"])
+        rank = self.curvature.objective.output_rank(first)
         found = vectors.new_zeros(len(vectors), self.num_examples, rank)
         for place, rows in self._own_places():
             found[:, place] = self.curvature.jacobian_product(self.examples.take(rows), vectors)
@@ -99,18 +99,19 @@ class CurvatureSample:
         """The eigenvalues of the Gauss-Newton matrix; of the Hessian the two ends, to about 1 % (Lanczos).
 
         The Gauss-Newton matrix of n examples has as many eigenvalues as their Jacobians have rows, and the Gram
-        matrix of these gives all of them for the price of a few products.
+        matrix of these gives all of them for the price of a few products. Where examples have outputs at many places,
+        such as tokens, the rows are too many, and only the largest eigenvalue is found, to about 1 %.
 
         Raises:
             ValueError: If the curvature holds NaN, which a NaN loss of a training example brings.
         """
-        if isinstance(self.curvature, GaussNewton):
+        if isinstance(self.curvature, GaussNewton) and self.curvature.has_rows(self.examples.take([0])):
             gram = jacobian_gram(self.curvature, self.examples, self.batches, self.accelerator) / self.num_examples
             return Spectrum(torch.linalg.eigvalsh(gram.double()).flip(0).clamp_min(0).cpu().numpy())
-        return Spectrum(self._ends())
+        return Spectrum(self._ends(), whole=False)
 
     def _ends(self) -> np.ndarray:
-        """The largest and the smallest eigenvalue."""
+        """The largest and the smallest eigenvalue; the latter is 0 of a Gauss-Newton matrix."""
         parameter = next(iter(self.curvature.objective.theta.values()))
         size = self.curvature.objective.space.size
 
@@ -126,7 +127,10 @@ class CurvatureSample:
             return np.linalg.eigvalsh((matrix + matrix.T) / 2)[[-1, 0]]
         operator = LinearOperator((size, size), matvec=matvec, dtype=np.float64)
         start = np.random.default_rng(self.seed).standard_normal(size)
-        return eigsh(operator, k=2, which="BE", ncv=8, tol=1e-2, v0=start, return_eigenvectors=False)[::-1]
+        settings = {"ncv": 8, "tol": 1e-2, "v0": start, "return_eigenvectors": False}
+        if isinstance(self.curvature, GaussNewton):
+            return np.append(eigsh(operator, k=1, which="LA", **settings), 0.0)
+        return eigsh(operator, k=2, which="BE", **settings)[::-1]
 
 
 def squared_residual(one: torch.Tensor, two: torch.Tensor, share: float) -> torch.Tensor:

@@ -16,10 +16,12 @@ class Spectrum:
 
     Attributes:
         eigenvalues (`np.ndarray`): In descending order: all of the Gauss-Newton matrix that are not zero by
-            construction, or the largest and the smallest of the Hessian.
+            construction, or the largest and the smallest.
+        whole (`bool`): Whether it is all of them.
     """
 
     eigenvalues: np.ndarray
+    whole: bool = True
 
     @property
     def largest(self) -> float:

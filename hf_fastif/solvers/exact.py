@@ -54,12 +54,13 @@ def decompose(curvature: Curvature, whole: CurvatureSample, show_progress: bool 
         units = torch.eye(objective.space.size, dtype=parameter.dtype, device=parameter.device)
         matrix = torch.cat([whole.product(part) for part in units.split(64)]).double()
         return _decomposed((matrix + matrix.T) / 2, whole, primal=True)
-    rows = whole.num_examples * objective.output_rank(whole.examples.take([0])["labels"])
+    rows = whole.num_examples * objective.output_rank(whole.examples.take([0]))
     if not isinstance(curvature, GaussNewton) or rows > MAX_DUAL:
         raise ValueError(
             f"solver='exact': with {objective.space.size:,} parameters (more than {MAX_PRIMAL:,}) it needs "
             f"curvature='gauss_newton' and at most {MAX_DUAL:,} rows of Jacobians (here {rows:,}, outputs that matter "
-            "times training examples); take fewer training examples, or another solver."
+            "times training examples; inf where an example has outputs at many places, as language models have); take "
+            "fewer training examples, or another solver."
         )
     gram = jacobian_gram(curvature, whole.examples, whole.batches, whole.accelerator, show_progress)
     return _decomposed(gram.double() / whole.num_examples, whole, primal=False)

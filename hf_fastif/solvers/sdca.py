@@ -72,7 +72,7 @@ class DualAscent(Repeated):
 
     def _run(self, v: torch.Tensor, repeat: int) -> Run:
         first = self.examples.take([0])
-        rank = self.curvature.objective.output_rank(first["labels"])
+        rank = self.curvature.objective.output_rank(first)
         size = max(1, min(self.batch_size, self.curvature.num_rows_held(first)))
         u = torch.zeros_like(v)  # G^T b, so that x = v / lambda + u
         b = v.new_zeros(len(v), rank, len(self.examples))

@@ -1,0 +1,125 @@
+"""Losses that the user computes, for single examples: `compute_loss_func`, or a `compute_loss` that is overridden."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from transformers.modeling_outputs import ModelOutput
+
+from hf_fastif.heads import IGNORED, Batch
+
+
+@dataclass(frozen=True)
+class Items:
+    """What the loss of a batch is a mean over.
+
+    Attributes:
+        shift (`bool`): Whether the first token of an example is no item, as in causal language models.
+        summed (`bool`): Whether the loss of an example is its mean over its items times their number.
+    """
+
+    shift: bool
+    summed: bool = False
+
+    def count(self, labels: torch.Tensor) -> torch.Tensor:
+        """How many labelled places (B,) each example has."""
+        labels = labels[:, 1:] if self.shift else labels
+        return (labels != IGNORED).reshape(len(labels), -1).sum(dim=1)
+
+    def scaled(self, means: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The losses (B,) of examples, given those that are means over their items."""
+        return means * self.count(labels) if self.summed else means
+
+
+@dataclass(frozen=True)
+class OwnLoss:
+    """`compute_loss_func`, for single examples, as a function of their outputs.
+
+    The loss of an example is what the function gives for it alone, with `num_items_in_batch` its labelled places.
+
+    Attributes:
+        function (`Callable`): `compute_loss_func(outputs, labels, num_items_in_batch=...)`.
+        items (`Items`): What it is a mean over.
+    """
+
+    function: Callable[..., torch.Tensor]
+    items: Items
+
+    def of_batch(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The loss of a batch, given its outputs (B, ..., C)."""
+        count = self.items.count(labels).sum()
+        return self.function(ModelOutput(logits=logits), labels, num_items_in_batch=count)
+
+    def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The loss (B,) of each example, given its outputs (B, ..., C)."""
+        singles = zip(logits.split(1), labels.split(1), strict=True)
+        means = torch.stack([self.of_batch(z, label).reshape(()) for z, label in singles])
+        return self.items.scaled(means, labels)
+
+
+class OwnStep(nn.Module):
+    """A `compute_loss` that is overridden, for single examples, as a function of the parameters alone.
+
+    What the loss makes of the model's outputs is not known, so there is no Gauss-Newton matrix.
+
+    Args:
+        model (`torch.nn.Module`): The model.
+        compute_loss (`Callable`): The trainer's.
+        items (`Items`): What its loss is a mean over.
+    """
+
+    def __init__(self, model: nn.Module, compute_loss: Callable[[nn.Module, Batch], torch.Tensor], items: Items):
+        super().__init__()
+        self.model = model
+        self.compute_loss = compute_loss
+        self.items = items
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """The loss of a batch."""
+        return self.compute_loss(self.model, dict(batch))
+
+    def losses(self, theta: Mapping[str, torch.Tensor], batch: Batch) -> torch.Tensor:
+        """The loss (B,) of each example of a batch, which is computed alone."""
+        parameters = {f"model.{name}": values for name, values in theta.items()}
+        size = len(next(iter(batch.values())))
+        singles = [{name: values[i : i + 1] for name, values in batch.items()} for i in range(size)]
+        means = torch.stack([functional_call(self, parameters, (single,)).reshape(()) for single in singles])
+        return self.items.scaled(means, batch["labels"]) if self.items.summed else means
+
+
+def check_mean(name: str, items: Items, whole: torch.Tensor, singles: torch.Tensor, labels: torch.Tensor) -> Items:
+    """How the loss of a batch is a mean of those of its examples: over labelled tokens, or over examples.
+
+    Args:
+        name (`str`): Of the loss.
+        items (`Items`): Counts labelled tokens; `summed` says whether an example's loss may be their sum.
+        whole (`torch.Tensor`): The loss of a batch.
+        singles (`torch.Tensor` of shape `(B,)`): The loss of each of its examples alone.
+        labels (`torch.Tensor`): Their labels.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    counts = items.count(labels).to(singles.dtype)
+    if close(whole, (singles * counts).sum() / counts.sum()):
+        return items
+    if close(whole, singles.mean()):
+        return replace(items, summed=False)
+    raise ValueError(
+        f"{name}: the loss of a batch of {len(singles)} is {float(whole):.6g}, and those of its examples alone are "
+        f"{', '.join(f'{loss:.6g}' for loss in singles.tolist())}, whose mean is another. Influence needs the loss of "
+        "single examples: sum over examples (or labelled tokens) and divide by their number, as in compute_loss_func="
+        "lambda outputs, labels, num_items_in_batch: F.cross_entropy(outputs.logits, labels, weight=weights, "
+        "reduction='sum') / num_items_in_batch."
+    )
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether losses are the same."""
+    # Padding moves the last bits.
+    rough = torch.finfo(expected.dtype).eps > 1e-3
+    return torch.allclose(found, expected, rtol=5e-2 if rough else 1e-3, atol=1e-5, equal_nan=True)

@@ -1,0 +1,84 @@
+"""The loss that training minimises, whoever computes it: found out on a few examples, and refused if it is none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from transformers import Trainer
+
+from hf_fastif.batches import ExampleBatches
+from hf_fastif.heads import TokenHead
+from hf_fastif.objective import Batch, Objective
+from hf_fastif.own_loss import Items, OwnLoss, OwnStep, check_mean, close
+
+
+PROBED = 3  # examples
+
+
+def trained_loss(trainer: Trainer, objective: Objective, examples: ExampleBatches) -> OwnLoss | OwnStep | None:
+    """What computes the loss of single examples: None if it is that of the model's head.
+
+    A `compute_loss` that is overridden, as trl's are, counts as the head's if it gives the same losses.
+
+    Args:
+        trainer (`Trainer`): With `compute_loss_func` or `compute_loss`.
+        objective (`Objective`): The head's loss.
+        examples (`ExampleBatches`): Some examples.
+
+    Raises:
+        ValueError: If the loss of a batch is no mean of losses of its examples, or the Gauss-Newton matrix is asked
+            for and there is none, or the model's own loss is not that of its head.
+    """
+    rows = range(min(PROBED, len(examples)))
+    batch, alone = examples.take(rows), [examples.take([row]) for row in rows]
+    head = objective.head
+    shift = isinstance(head, TokenHead) and head.shift
+    items = Items(shift, summed=isinstance(head, TokenHead) and head.reduction == "sum")
+    with torch.no_grad():
+        if trainer.compute_loss_func is not None:
+            return _own_loss(trainer, objective, items, batch, alone)
+        losses = torch.stack([trainer.compute_loss(objective.model, dict(one)).float() for one in alone])
+        expected = torch.cat([_mean_loss(objective, items, one) for one in alone])
+        if close(losses, expected.to(losses)):
+            return None
+        name = type(trainer).__name__
+        if type(trainer).compute_loss is Trainer.compute_loss:
+            raise ValueError(
+                f"model: for single examples {type(objective.model).__name__} gives the losses "
+                f"{losses.tolist()}, and its head should give {expected.tolist()}; influence does not know this loss. "
+                "Give it as compute_loss_func(outputs, labels, num_items_in_batch)."
+            )
+        if trainer.args.curvature == "gauss_newton" and trainer.args.solver != "identity":
+            raise ValueError(
+                f"{name}.compute_loss is overridden and gives another loss than the model's head. The Gauss-Newton "
+                "matrix takes a loss that is a function of outputs: give it as compute_loss_func(outputs, labels, "
+                "num_items_in_batch) instead of overriding, or ask for curvature='hessian' or solver='identity'."
+            )
+        whole, labels = trainer.compute_loss(objective.model, dict(batch)).float(), batch["labels"]
+        items = check_mean(f"{name}.compute_loss", items, whole, losses, labels)
+    return OwnStep(objective.model, trainer.compute_loss, items)
+
+
+def _own_loss(
+    trainer: Trainer, objective: Objective, items: Items, batch: Batch, alone: list[Batch]
+) -> OwnLoss | None:
+    if objective.head.label_names != ("labels",):
+        raise ValueError(
+            "compute_loss_func: Trainer gives it no labels for this head, so that it cannot say what the loss is; "
+            "leave it out."
+        )
+    found = OwnLoss(trainer.compute_loss_func, replace(items, summed=False))
+    raw = Objective(objective.model, bf16=objective.bf16)
+    raw.use_loss(found)
+    losses = torch.cat([raw.losses(raw.theta, one) for one in alone])
+    if close(losses, torch.cat([_mean_loss(objective, items, one) for one in alone])):
+        return None
+    whole = found.of_batch(raw.logits(raw.theta, batch), raw.labels(batch))
+    return replace(found, items=check_mean("compute_loss_func", items, whole, losses, batch["labels"]))
+
+
+def _mean_loss(objective: Objective, items: Items, one: Batch) -> torch.Tensor:
+    """The loss (1,) of an example, the mean over its items, as `Trainer` gives it for a batch of one."""
+    loss = objective.losses_of_logits(objective.logits(objective.theta, one), objective.labels(one))
+    return loss / items.count(one["labels"]).clamp_min(1) if items.summed else loss
