@@ -12,14 +12,23 @@ if TYPE_CHECKING:
     from hf_fastif.parameters import freeze
     from hf_fastif.results import InfluenceResult
     from hf_fastif.solvers import Solution
-    from hf_fastif.trainer import InfluenceTrainer
+    from hf_fastif.trainer import InfluenceMixin, InfluenceTrainer
 
 __version__ = "0.1.0"
-__all__ = ["InfluenceConfig", "InfluenceIndex", "InfluenceResult", "InfluenceTrainer", "Solution", "freeze"]
+__all__ = [
+    "InfluenceConfig",
+    "InfluenceIndex",
+    "InfluenceMixin",
+    "InfluenceResult",
+    "InfluenceTrainer",
+    "Solution",
+    "freeze",
+]
 
 _HOMES = {
     "InfluenceConfig": "hf_fastif.config",
     "InfluenceIndex": "hf_fastif.index",
+    "InfluenceMixin": "hf_fastif.trainer",
     "InfluenceResult": "hf_fastif.results",
     "InfluenceTrainer": "hf_fastif.trainer",
     "Solution": "hf_fastif.solvers",

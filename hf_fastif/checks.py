@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
 import torch
 from datasets import ClassLabel, Dataset, Value
@@ -15,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.heads import TokenHead
 from hf_fastif.index import InfluenceIndex
-from hf_fastif.objective import Batch, Objective
+from hf_fastif.objective import Objective
 from hf_fastif.parameters import without_adapters
 from hf_fastif.solvers import Solution
 
@@ -43,7 +44,9 @@ def check_inputs(name: str, examples: ExampleBatches, model_input: str | None, o
             "tokenize it "
             f"first, as in {name}.map(lambda rows: tokenizer(rows['text'], truncation=True), batched=True)."
         )
-    batch = examples.collate(examples.dataset.__getitems__(list(range(min(2, len(examples))))))
+    _check_rows(name, examples.dataset, objective)
+    rows = list(range(min(2, len(examples))))
+    batch = examples.collate(examples.dataset.__getitems__(rows))
     missing = [label for label in objective.head.label_names if label not in batch]
     if missing:
         raise ValueError(
@@ -52,19 +55,14 @@ def check_inputs(name: str, examples: ExampleBatches, model_input: str | None, o
             "there is no loss; for question answering 'start_positions' and 'end_positions'). For a prediction whose "
             "true label is not known, put the predicted one."
         )
-    if isinstance(objective.head, TokenHead) and batch["labels"].ndim != 2:
-        raise ValueError(
-            f"{name}: labels have the shape {tuple(batch['labels'].shape)} in a batch, and "
-            f"{type(without_adapters(objective.model)).__name__} has one for each token; give them as lists, -100 "
-            "where there is no loss."
-        )
-    again = examples.collate(examples.dataset.__getitems__(list(range(min(2, len(examples))))))
+    again = examples.collate(examples.dataset.__getitems__(rows))
     if any(isinstance(values, torch.Tensor) and not torch.equal(values, again[key]) for key, values in batch.items()):
         raise ValueError(
             "data_collator: it gives another batch of the same rows each time (as masking for language models does), "
             "and influence needs examples that stay as they are; mask once, with dataset.map."
         )
-    _check_one_row_an_example(name, examples, batch)
+    if any(isinstance(values, torch.Tensor) and values.ndim and len(values) != len(rows) for values in batch.values()):
+        raise ValueError(_packed(name, "batches are flat"))
     num_labels = without_adapters(objective.model).config.num_labels
     for column in () if objective.head.several or objective.head.choices else ("label", "labels"):
         feature = examples.dataset.features.get(column)
@@ -72,19 +70,30 @@ def check_inputs(name: str, examples: ExampleBatches, model_input: str | None, o
             _check_label_range(name, examples.dataset, column, num_labels)
 
 
-def _check_one_row_an_example(name: str, examples: ExampleBatches, batch: Batch) -> None:
-    """A row must be one example: of several in a row (packing) nobody can tell the losses apart."""
-    packed = [column for column in PACKED if column in batch or column in examples.dataset.column_names]
-    positions = batch.get("position_ids")
-    restarts = positions is not None and bool(((positions[:, 1:] == 0) & (positions[:, :-1] != 0)).any())
-    sizes = {len(values) for values in batch.values() if isinstance(values, torch.Tensor) and values.ndim}
-    if packed or restarts or sizes - {min(2, len(examples))}:
-        why = f"it has {', '.join(packed)}" if packed else "position_ids restart" if restarts else "batches are flat"
+def _check_rows(name: str, dataset: Dataset, objective: Objective) -> None:
+    """Token models take a label a token, and a row must be one example: losses of several cannot be told apart."""
+    packed = [column for column in PACKED if column in dataset.column_names]
+    if packed:
+        raise ValueError(_packed(name, f"it has {', '.join(packed)}"))
+    if "position_ids" in dataset.column_names:
+        positions = np.asarray(dataset[0]["position_ids"])
+        if ((positions[1:] == 0) & (positions[:-1] != 0)).any():
+            raise ValueError(_packed(name, "position_ids restart"))
+    feature = dataset.features.get("labels")
+    if isinstance(objective.head, TokenHead) and isinstance(feature, Value | ClassLabel):
         raise ValueError(
-            f"{name} holds several examples in a row ({why}), and influence is that of single examples; keep one in a "
-            "row: SFTConfig(packing=False, padding_free=False) in trl, a collator that pads instead of "
-            "DataCollatorWithFlattening in transformers."
+            f"{name}: column 'labels' holds one {feature.dtype} a row, and a "
+            f"{type(without_adapters(objective.model)).__name__} has a label for each token; give lists, -100 where "
+            "there is no loss."
         )
+
+
+def _packed(name: str, why: str) -> str:
+    return (
+        f"{name} holds several examples in a row ({why}), and influence is that of single examples; keep one in a "
+        "row: SFTConfig(packing=False, padding_free=False) in trl, a collator that pads instead of "
+        "DataCollatorWithFlattening in transformers."
+    )
 
 
 def _check_label_range(name: str, dataset: Dataset, column: str, num_labels: int) -> None:
@@ -116,6 +125,16 @@ def check_whole(model: nn.Module) -> None:
             "stage3_gather_16bit_weights_on_model_save for DeepSpeed), and load it with from_pretrained in a run that "
             "is launched without sharding. hf_fastif.freeze makes that run smaller: only parameters with "
             "requires_grad have vectors."
+        )
+
+
+def check_adapters(model: nn.Module) -> None:
+    """Adapters of PEFT must not be merged into the weights: they are no longer used then, and have no gradient."""
+    merged = [name for name, module in model.named_modules() if getattr(module, "merged", False)]
+    if merged:
+        raise ValueError(
+            f"model: its adapters are merged into the weights ({merged[0]} and {len(merged) - 1} more), so that they "
+            "take no part in the loss; call model.unmerge_adapter() first."
         )
 
 

@@ -18,7 +18,7 @@ else:  # HfArgumentParser takes one type for a flag; __post_init__ turns the oth
     Weights = list[str]
 
 Reduction = Literal["sum", "mean"]
-FeatureName = Literal["pooled", "last_layer_gradient", "gradient_sketch"]
+FeatureName = Literal["pooled", "mean_pooled", "last_layer_gradient", "gradient_sketch"]
 ScoringName = Literal["auto", "forward_mode", "gradients"]
 SolverName = Literal["auto", "sdca", "lissa", "cg", "ekfac", "identity", "exact"]
 POSITIVE = (
@@ -76,10 +76,11 @@ class InfluenceConfig(TrainingArguments):
             scores every candidate, which needs no index, costs about two forward passes over them, and misses
             nothing.
         index_features (`str`, *optional*, defaults to `"gradient_sketch"`):
-            What `build_index()` keeps of an example. `"pooled"`: the pooled state, compared by L2 distance (the
-            paper's). `"last_layer_gradient"`: the gradient of the output layer. `"gradient_sketch"`: the entries of
-            the gradient that carry most curvature in EK-FAC's eigenbasis, over all linear layers. The latter two are
-            compared by inner product with s_test, at both ends.
+            What `build_index()` keeps of an example. `"pooled"`: the pooled state, of a language model the last state
+            of the last token, compared by L2 distance (the paper's). `"mean_pooled"`: the mean of the states of all
+            tokens in its place. `"last_layer_gradient"`: the gradient of the output layer. `"gradient_sketch"`: the
+            entries of the gradient that carry most curvature in EK-FAC's eigenbasis, over all linear layers. The
+            latter two are compared by inner product with s_test, at both ends.
         index_size (`int`, *optional*, defaults to 4096):
             Numbers an example in `"gradient_sketch"`.
         index_factory (`str`, *optional*, defaults to `"Flat"`):

@@ -17,7 +17,7 @@ from transformers import Trainer
 from hf_fastif.attribution import Attribution
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.checkpoints import Checkpoint, CheckpointSet, find_checkpoints, holds, kept_checkpoints, weights_of
-from hf_fastif.checks import check_dataset, check_inputs, check_whole
+from hf_fastif.checks import check_adapters, check_dataset, check_inputs, check_whole
 from hf_fastif.config import InfluenceConfig
 from hf_fastif.frozen import FrozenStates, find_frozen_states
 from hf_fastif.index import InfluenceIndex
@@ -224,6 +224,7 @@ def context_of(trainer: Trainer, kept: Kept) -> Iterator[Context]:
     args = trainer.args
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     check_whole(model)
+    check_adapters(model)
     if not kept.prepared:
         _prepare_folder(args, trainer.accelerator)
         kept.prepared = True

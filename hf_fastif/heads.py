@@ -82,6 +82,7 @@ class TokenHead:
 
     label_names = ("labels",)
     several = True
+    choices = False
 
     def inputs(self, inputs: Batch, batch: Batch) -> Batch:
         """What the model takes: position numbers start at an example's first token, wherever its padding is."""
@@ -133,6 +134,7 @@ class SpanHead:
 
     label_names = ("start_positions", "end_positions")
     several = True
+    choices = False
 
     def inputs(self, inputs: Batch, _batch: Batch) -> Batch:
         """What the model takes, of a batch without its labels."""

@@ -34,21 +34,22 @@ def index_features(setup: SolverSetup, num_checkpoints: int) -> Features:
     Several checkpoints share the numbers of a sketch.
     """
     args, objective = setup.args, setup.objective
-    if args.index_features == "pooled":
-        return PooledFeatures(objective)
+    if args.index_features in ("pooled", "mean_pooled"):
+        return PooledFeatures(objective, args.index_features == "mean_pooled")
     if args.index_features == "gradient_sketch":
         size = min(max(1, args.index_size // num_checkpoints), objective.space.size)
         made_index(size * num_checkpoints, args.index_factory, True, args.index_search)  # refused before the fit
         return GradientFeatures(objective, leading_parts(setup.factors(), size))
     modules = {id(module): name for name, module in objective.model.named_modules()}
     layers = captured_layers(objective, setup.examples.take([0]))
-    return GradientFeatures(objective, last_layer_parts(objective, layers, modules[id(output_layer(objective.model))]))
+    return GradientFeatures(objective, last_layer_parts(objective, layers, modules[id(output_layer(objective))]))
 
 
 def features_of(index: InfluenceIndex, objective: Objective) -> list[Features]:
     """The features that an index was made of, at each checkpoint."""
     if index.parts is None:
-        return [PooledFeatures(objective)] * (index.faiss_index.d // PooledFeatures(objective).size)
+        features = PooledFeatures(objective, index.name == "mean_pooled")
+        return [features] * (index.faiss_index.d // features.size)
     device = objective.model.device
     return [GradientFeatures(objective, [part.to(device) for part in own]) for own in index.parts]
 
@@ -98,8 +99,8 @@ def searching(
 
         return lambda _rows, vectors: search(lambda: of_vectors(vectors))
     own = query_features
-    if index.name == "pooled":
-        own = _pooled(checkpoints, queries, passes)
+    if index.name in ("pooled", "mean_pooled"):
+        own = _pooled(index, checkpoints, queries, passes)
     if own is None or len(own) != len(queries):
         raise ValueError(
             "query_features: the index is of features of your own; give those of the examples, an array of shape "
@@ -109,9 +110,9 @@ def searching(
     return lambda rows, _vectors: search(lambda: own[rows.start : rows.stop])
 
 
-def _pooled(checkpoints: CheckpointSet, queries: ExampleBatches, passes: Passes) -> np.ndarray:
+def _pooled(index: InfluenceIndex, checkpoints: CheckpointSet, queries: ExampleBatches, passes: Passes) -> np.ndarray:
     found = []
-    for number in range(len(checkpoints)):
+    for number, features in enumerate(features_of(index, checkpoints.objective)):
         with checkpoints.at(number):
-            found.append(PooledFeatures(checkpoints.objective).of_queries(queries, passes))
+            found.append(features.of_queries(queries, passes))
     return np.concatenate(found, axis=1)

@@ -21,6 +21,7 @@ from hf_fastif.curvature import (
     KroneckerFactors,
     Spectrum,
     fit_kronecker_factors,
+    share_of,
 )
 from hf_fastif.files import write_whole
 from hf_fastif.objective import Objective
@@ -41,6 +42,7 @@ from hf_fastif.solvers import (
 
 
 logger = logging.get_logger(__name__)
+FEW = 0.5  # of the parameters in Kronecker blocks: less is worth a warning
 
 
 class SolverSetup:
@@ -176,8 +178,8 @@ class SolverSetup:
         if not self._rows_fit():
             raise ValueError(
                 "solver='sdca': it holds the Jacobian rows of several examples, which takes trained parameters that "
-                "are few enough and all in linear layers and norms (freeze embeddings with hf_fastif.freeze); give "
-                "solver='lissa' or 'cg'."
+                "are few enough and all in linear layers and norms (freeze embeddings with hf_fastif.freeze), and one "
+                "prediction an example, not one a token; give solver='lissa' or 'cg'."
             )
         return DualAscent(
             curvature=self.curvature,
@@ -267,6 +269,11 @@ class SolverSetup:
         show = not args.disable_tqdm
         factors = fit_kronecker_factors(
             GaussNewton(self.objective), self.examples, sample.batches, args.seed, self.accelerator, show
+        )
+        share = share_of([block.layer for block in factors.blocks], self.objective)
+        (logger.info if share > FEW else logger.warning)(
+            f"EK-FAC holds {share:.1%} of the trained parameters in Kronecker blocks of linear layers, and of the "
+            "others a diagonal."
         )
         if self.accelerator.is_main_process:
             factors.save(path, manifest)

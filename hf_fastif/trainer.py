@@ -27,27 +27,23 @@ from hf_fastif.scoring import choose_scoring
 from hf_fastif.solvers import Solution
 
 
-class InfluenceTrainer(HubMixin, Trainer):
-    """A `Trainer` with `build_index`, `compute_s_test`, `find_influential` and `compute_influence`.
+class InfluenceMixin(HubMixin):
+    """What [`InfluenceTrainer`] can do, for any subclass of `Trainer`, such as trl's `SFTTrainer`.
 
-    Influence never calls `train()`: it takes the model as it is, trained here or loaded. Indices in results are
-    positions in `train_dataset`. Under `accelerate launch` every process must make the same calls; the work is dealt
-    out and every process gets the same answer.
+    Its arguments must hold the settings of influence:
 
-    Args:
-        model (`PreTrainedModel`): A model with a sequence-classification head. Its parameters with `requires_grad`
-            are trained and attributed ([`freeze`] leaves the last layers).
-        args ([`InfluenceConfig`] or `TrainingArguments`, *optional*): Plain `TrainingArguments` are completed with
-            the default settings of influence.
-        *other, **named: The other arguments of `Trainer`. `train_dataset` must be a `datasets.Dataset`.
+    ```python
+    @dataclass
+    class InfluenceSFTConfig(InfluenceConfig, SFTConfig): ...
+
+    class InfluenceSFTTrainer(InfluenceMixin, SFTTrainer): ...
+    ```
+
+    Queries are rows of the kind that the trainer makes of its datasets, such as `trainer.eval_dataset.select([0])`.
     """
 
     def __init__(self, model: nn.Module, args: TrainingArguments | None = None, *other: Any, **named: Any):
-        if args is None:
-            args = InfluenceConfig()
-        elif not isinstance(args, InfluenceConfig):
-            args = InfluenceConfig(**{f.name: getattr(args, f.name) for f in fields(args) if f.init})
-        super().__init__(model, args, *other, **named)
+        super().__init__(model, _with_influence(args), *other, **named)
         self._kept = Kept()
         self.add_callback(KeepCheckpoints(self._train_digest))
 
@@ -334,3 +330,39 @@ class InfluenceTrainer(HubMixin, Trainer):
         if isinstance(dataset, Dataset):
             dataset = without_indexes(dataset)
         return super()._remove_unused_columns(dataset, description)
+
+
+class InfluenceTrainer(InfluenceMixin, Trainer):
+    """A `Trainer` with `build_index`, `compute_s_test`, `find_influential` and `compute_influence`.
+
+    Influence never calls `train()`: it takes the model as it is, trained here or loaded. Indices in results are
+    positions in `train_dataset`. Under `accelerate launch` every process must make the same calls; the work is dealt
+    out and every process gets the same answer.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): A model with one of the heads in the table of `docs/heads.md`. Its
+            parameters with `requires_grad` are trained and attributed ([`freeze`] leaves the last layers; of a
+            `PeftModel` they are the adapters).
+        args ([`InfluenceConfig`] or `TrainingArguments`, *optional*): Plain `TrainingArguments` are completed with
+            the default settings of influence.
+        *other, **named: The other arguments of `Trainer`. `train_dataset` must be a `datasets.Dataset`.
+    """
+
+
+def _with_influence(args: TrainingArguments | None) -> InfluenceConfig:
+    """The arguments of a trainer with those of influence.
+
+    Raises:
+        ValueError: If they are those of another trainer, without the settings of influence.
+    """
+    if args is None:
+        return InfluenceConfig()
+    if isinstance(args, InfluenceConfig):
+        return args
+    kind = type(args).__name__
+    if type(args) is not TrainingArguments:
+        raise ValueError(
+            f"args is a {kind}, which has no settings of influence; give one that has both, of a class such as "
+            f"`@dataclass class Influence{kind}(InfluenceConfig, {kind}): ...`."
+        )
+    return InfluenceConfig(**{f.name: getattr(args, f.name) for f in fields(args) if f.init})

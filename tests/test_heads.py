@@ -7,6 +7,8 @@ import pytest
 import torch
 from tiny_heads import CASES, gradients_and_curvature
 
+from hf_fastif.scoring import covering_layers
+
 
 DAMPING = 0.3
 
@@ -37,3 +39,12 @@ def test_s_test_and_scores_are_those_of_the_exact_inverse(name, tmp_path):
 
     torch.testing.assert_close(s_test.vectors, expected, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(scores, -(expected @ gradients.T).detach(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_which_heads_tell_gradients_in_one_pass(name, tmp_path):
+    case = CASES[name]
+    trainer = case.trainer(tmp_path, case.data(3))
+    with trainer._context() as context:
+        layers = covering_layers(context.objective, context.examples("examples", trainer.train_dataset), tied=True)
+    assert (layers is None) == (name in ("multiple-choice", "seq2seq-bart", "seq2seq-t5"))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, concatenate_datasets
-from tiny import batches, tiny_data, tiny_model, tiny_trainer
+from tiny import batches, tiny_data, tiny_model, tiny_tokenizer, tiny_trainer
 from transformers import Trainer, TrainingArguments
 
 from hf_fastif import InfluenceConfig, InfluenceTrainer
@@ -303,7 +303,10 @@ def test_other_losses(tmp_path):
             return 2 * Trainer.compute_loss(self, model, inputs, *args, **kwargs)
 
     weighted = Weighted(
-        tiny_model(), InfluenceConfig(str(tmp_path), use_cpu=True, report_to="none"), train_dataset=TRAIN
+        tiny_model(),
+        InfluenceConfig(str(tmp_path), use_cpu=True, report_to="none"),
+        train_dataset=TRAIN,
+        processing_class=tiny_tokenizer(),
     )
     with pytest.raises(ValueError, match="Weighted.compute_loss is overridden"):
         weighted.compute_s_test(QUERIES)

@@ -3,7 +3,7 @@
 from hf_fastif.curvature.captures import Capture
 from hf_fastif.curvature.gram import jacobian_gram
 from hf_fastif.curvature.kronecker import KroneckerFactors, fit_kronecker_factors
-from hf_fastif.curvature.layers import Layer, captured_layers, covered_names
+from hf_fastif.curvature.layers import Layer, captured_layers, covered_names, share_of
 from hf_fastif.curvature.products import Curvature, GaussNewton, Hessian, mean_product
 from hf_fastif.curvature.sample import CurvatureSample
 from hf_fastif.curvature.spectrum import Spectrum
@@ -23,4 +23,5 @@ __all__ = [
     "fit_kronecker_factors",
     "jacobian_gram",
     "mean_product",
+    "share_of",
 ]

@@ -80,33 +80,44 @@ class Call:
         return self.inputs.is_floating_point() and (layer.kind == "other" or self.inputs.ndim in (2, 3))
 
 
-def captured_layers(objective: Objective, batch: Batch, embeddings: bool = False) -> list[Layer]:
+def captured_layers(objective: Objective, batch: Batch, embeddings: bool = False, tied: bool = False) -> list[Layer]:
     """The layers with trained parameters whose gradients of single examples a capture can tell.
 
-    Left out are parameters that are used in several places (tied) and those that belong to no layer that is called
-    on a batch of examples. The layers are called on two sizes of batch, since with one the tokens of a layer that
-    takes (tokens, examples) may happen to be as many.
+    Left out are parameters that belong to no layer that is called on a batch of examples, and, unless asked for,
+    those that several layers share (tied). The layers are called on two sizes of batch, since with one the tokens of
+    a layer that takes (tokens, examples) may happen to be as many.
 
     Args:
         objective (`Objective`): The model.
         batch (`dict`): Some examples.
         embeddings (`bool`, *optional*, defaults to `False`): Whether embeddings count; their gradients are products
             with vectors only, never rows, since a row would be as long as the vocabulary.
+        tied (`bool`, *optional*, defaults to `False`): Whether parameters count that several layers share, if all of
+            these can be captured. Each layer then tells its own part of their gradients: parts of products with
+            vectors add up, and squares do not.
     """
     if objective.own_step is not None:  # its losses are not those of a batch's outputs
         return []
-    candidates = _candidates(objective, embeddings)
+    candidates = _candidates(objective, embeddings, tied)
     for probe in (batch, {name: torch.cat([values, values[:1]]) for name, values in batch.items()}):
         size = len(objective.labels(probe))
         with torch.no_grad(), recorded(objective.model, candidates, size) as calls:
             objective.logits(objective.theta, probe)
         candidates = [layer for layer in candidates if calls[layer] and all(c.fits(layer, size) for c in calls[layer])]
-    return candidates
+    found = Counter(name for layer in candidates for name in layer.names)
+    holders = _holders(objective.model)
+    whole = {name for name, p in objective.theta.items() if found[name] == holders[id(p)]}
+    return [layer for layer in candidates if whole.issuperset(layer.names)]
 
 
 def covered_names(layers: list[Layer]) -> set[str]:
     """The names of all parameters that some layers hold."""
     return {name for layer in layers for name in layer.names}
+
+
+def share_of(layers: list[Layer], objective: Objective) -> float:
+    """The share of the trained parameters that some layers hold."""
+    return sum(objective.theta[name].numel() for name in covered_names(layers)) / objective.space.size
 
 
 @contextmanager
@@ -136,17 +147,21 @@ def recorded(model: nn.Module, layers: list[Layer], size: int) -> Iterator[dict[
             handle.remove()
 
 
-def _candidates(objective: Objective, embeddings: bool) -> list[Layer]:
-    model, theta = objective.model, objective.theta
-    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+def _holders(model: nn.Module) -> Counter[int]:
+    """How many modules hold each parameter, by its id."""
+    return Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+
+
+def _candidates(objective: Objective, embeddings: bool, tied: bool) -> list[Layer]:
+    model, holders = objective.model, _holders(objective.model)
+    names = {id(p): name for name, p in objective.theta.items()}  # of a tied one the first of its names
     found = []
     for name, module in model.named_modules():
-        own = dict(module.named_parameters(prefix=name, recurse=False))
-        trained = tuple(full for full in own if full in theta)
-        kind = _kind(module)
-        if not trained or any(module.children()) or any(uses[id(own[full])] > 1 for full in trained):
+        own = {short: p for short, p in module.named_parameters(recurse=False) if id(p) in names}
+        trained, kind = tuple(names[id(p)] for p in own.values()), _kind(module)
+        if not trained or any(module.children()) or not (tied or all(holders[id(p)] == 1 for p in own.values())):
             continue
-        if kind == "linear" and trained[0] != f"{name}.weight":  # the bias alone
+        if kind == "linear" and "weight" not in own:  # the bias alone
             continue
         if kind != "embedding" or (embeddings and module.max_norm is None and not module.scale_grad_by_freq):
             found.append(Layer(name, trained, kind, isinstance(module, Conv1D)))
@@ -154,6 +169,8 @@ def _candidates(objective: Objective, embeddings: bool) -> list[Layer]:
 
 
 def _kind(module: nn.Module) -> Literal["linear", "embedding", "other"]:
-    if isinstance(module, nn.Linear | Conv1D):
+    # What overrides forward, as embeddings that scale what they look up, is another function.
+    forward = type(module).forward
+    if forward in (nn.Linear.forward, Conv1D.forward):
         return "linear"
-    return "embedding" if isinstance(module, nn.Embedding) else "other"
+    return "embedding" if forward is nn.Embedding.forward else "other"

@@ -21,6 +21,7 @@ LIBRARY = "hf_fastif"
 TAGS = [LIBRARY, "influence-functions", "training-data-attribution"]
 FEATURES = {
     "pooled": "the model's pooled state",
+    "mean_pooled": "the mean of the model's last states",
     "last_layer_gradient": "the gradient of the loss in the output layer, (softmax − onehot) × [h; 1]",
     "gradient_sketch": "the entries of the loss gradient that carry most curvature, in EK-FAC's eigenbasis",
     "own": "features of the publisher's own",

@@ -50,7 +50,8 @@ class InfluenceIndex:
     """An index over the rows of one dataset, made with one model.
 
     Attributes:
-        name (`str`): Its features: `"pooled"`, `"last_layer_gradient"`, `"gradient_sketch"` or `"own"`.
+        name (`str`): Its features: `"pooled"`, `"mean_pooled"`, `"last_layer_gradient"`, `"gradient_sketch"`
+            or `"own"`.
         faiss_index (`faiss.Index`): The vectors.
         manifest (`dict`): Model and dataset that it belongs to, sizes, settings and files.
         folder (`Path`): Where it lies.

@@ -48,20 +48,23 @@ def choose_scoring(name: ScoringName, objective: Objective, examples: ExampleBat
     """
     if name == "forward_mode" or (name == "auto" and num_queries == 1):
         return Scoring(None, f"forward mode, {num_queries} tangents on one forward pass")
-    layers = covering_layers(objective, examples)
+    layers = covering_layers(objective, examples, tied=True)
     if layers is not None:
         return Scoring(layers, f"gradients of single examples, layer by layer, shared by {num_queries} queries")
     if name == "gradients":
         raise ValueError(
-            "scoring='gradients': some trained parameters are tied, in no layer of their own, or part of every loss "
-            "(loss_weight_decay); give scoring='forward_mode' or 'auto'."
+            "scoring='gradients': some trained parameters are in no layer that tells the gradients of single "
+            "examples, or part of every loss (loss_weight_decay); give scoring='forward_mode' or 'auto'."
         )
     return Scoring(None, f"forward mode, {num_queries} tangents: some parameters are in no layer that can be captured")
 
 
-def covering_layers(objective: Objective, examples: ExampleBatches) -> list[Layer] | None:
-    """Layers that hold all trained parameters between them, or None if some are elsewhere or in every loss."""
-    layers = captured_layers(objective, examples.take(range(min(2, len(examples)))), embeddings=True)
+def covering_layers(objective: Objective, examples: ExampleBatches, tied: bool = False) -> list[Layer] | None:
+    """Layers that hold all trained parameters between them, or None if some are elsewhere or in every loss.
+
+    Parameters that are `tied` count as held for products with vectors, and not for squares.
+    """
+    layers = captured_layers(objective, examples.take(range(min(2, len(examples)))), embeddings=True, tied=tied)
     return layers if len(covered_names(layers)) == len(objective.theta) and not objective.weight_decay else None
 
 

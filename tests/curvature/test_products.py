@@ -25,7 +25,7 @@ def examples():
 
 def keep_three_rows(monkeypatch, curvature, batch):
     """Cuts a batch into examples of three, and takes rows all the same."""
-    bytes_of_one = 8 * curvature.objective.output_rank(batch["labels"]) * curvature.objective.space.size
+    bytes_of_one = 8 * curvature.objective.output_rank(batch) * curvature.objective.space.size
     monkeypatch.setattr(products, "ROW_MEMORY", 3 * bytes_of_one)
     monkeypatch.setattr(products, "MIN_ROWS", 3)
     assert curvature.num_rows_held(batch) == 3
@@ -139,7 +139,7 @@ def test_output_roots_square_to_the_second_derivative_of_the_loss(loss, labels, 
 
     expected = torch.stack([hessian(loss)(z, label) for z, label in zip(logits, labels, strict=True)])
     expected[labels.view(4, -1)[:, 0] == -100] = 0  # an example that the loss ignores
-    assert roots.shape == (objective.output_rank(labels), *logits.shape)
+    assert roots.shape == (objective.output_rank({"labels": labels}), *logits.shape)
     torch.testing.assert_close(torch.einsum("rbc,rbd->bcd", roots, roots), expected)
 
 

@@ -52,11 +52,11 @@ def test_outputs_are_the_output_layer_of_the_features():
     batch = examples.take(range(len(DATA)))
     with torch.no_grad():
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        torch.testing.assert_close(output_layer(model)(features), logits, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(output_layer(Objective(model))(features), logits, rtol=1e-4, atol=1e-5)
 
 
 def test_no_output_layer_is_an_error():
     model = tiny_model()
     model.config.num_labels = 5
     with pytest.raises(ValueError, match="no linear layer with 5 outputs"):
-        output_layer(model)
+        output_layer(Objective(model))
