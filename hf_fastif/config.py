@@ -326,3 +326,22 @@ class InfluenceConfig(TrainingArguments):
             why = " C + damping I has no inverse otherwise, or none that a solver finds." if name == "damping" else ""
             raise ValueError(f"{name}={value!r}: give a number above 0, or 'auto'.{why}")
         return number
+
+
+def with_influence(args: TrainingArguments | None) -> InfluenceConfig:
+    """The arguments of a trainer with those of influence.
+
+    Raises:
+        ValueError: If they are those of another trainer, without the settings of influence.
+    """
+    if args is None:
+        return InfluenceConfig()
+    if isinstance(args, InfluenceConfig):
+        return args
+    kind = type(args).__name__
+    if type(args) is not TrainingArguments:
+        raise ValueError(
+            f"args is a {kind}, which has no settings of influence; give one that has both, of a class such as "
+            f"`@dataclass class Influence{kind}(InfluenceConfig, {kind}): ...`."
+        )
+    return InfluenceConfig(**{f.name: getattr(args, f.name) for f in fields(args) if f.init})

@@ -97,7 +97,11 @@ class Context:
         model_input = trainer.model.main_input_name if self.args.remove_unused_columns else None
         check_inputs(name, examples, model_input, self.objective)
         if not self._loss_known:
-            self._find_loss(examples)
+            train = trainer.train_dataset
+            if name != "train_dataset" and isinstance(train, Dataset) and len(train):
+                self.examples("train_dataset", train)  # what is told apart by many examples
+            else:
+                self._find_loss(examples)
         return examples
 
     def _find_loss(self, examples: ExampleBatches) -> None:

@@ -54,9 +54,9 @@ class ExampleHead:
         """The labels of a batch."""
         return batch["labels"]
 
-    def total(self, losses: torch.Tensor, _labels: torch.Tensor) -> torch.Tensor:
-        """The loss (B,) of each example, of those of its places."""
-        return losses
+    def rows(self, batch: Batch) -> int:
+        """How many rows layers see of a batch: one for each choice of each example."""
+        return len(batch["labels"]) * (batch["input_ids"].shape[1] if self.choices else 1)
 
 
 @dataclass(frozen=True)
@@ -105,14 +105,20 @@ class TokenHead:
         """The labels (B, L), -100 where an example has fewer than L."""
         return batch["labels"] if self.whole else self._shifted(batch).gather(1, self._places(batch))
 
-    def total(self, losses: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The loss (B,) of each example, of those (B, L) of its places."""
-        return (losses * self.weights(labels, losses.dtype)).sum(dim=1)
-
     def weights(self, labels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """What the loss of each place (B, L) counts."""
         labelled = (labels != IGNORED).to(dtype)
         return labelled if self.reduction == "sum" else labelled / labelled.sum(dim=1, keepdim=True).clamp_min(1)
+
+    def rows(self, batch: Batch) -> int:
+        """How many rows layers see of a batch: one for each example."""
+        return len(batch["labels"])
+
+    def predicted(self, batch: Batch) -> torch.Tensor:
+        """Which token of its example each place (B, L) predicts; T where there is none."""
+        places = self._places(batch)
+        labelled = self._shifted(batch).gather(1, places) != IGNORED
+        return (places + self.shift).masked_fill(~labelled, batch["labels"].shape[1])
 
     def _shifted(self, batch: Batch) -> torch.Tensor:
         labels = batch["labels"]
@@ -151,9 +157,9 @@ class SpanHead:
         labels = torch.stack([batch[name].view(-1) for name in self.label_names], dim=1).clamp(0, size)
         return labels.masked_fill(labels == size, IGNORED)
 
-    def total(self, losses: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The loss (B,) of each example, of those (B, 2) of its places."""
-        return (losses * self.weights(labels, losses.dtype)).sum(dim=1)
+    def rows(self, batch: Batch) -> int:
+        """How many rows layers see of a batch: one for each example."""
+        return len(batch["input_ids"])
 
     def weights(self, labels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """What the loss of each place (B, 2) counts."""

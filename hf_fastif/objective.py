@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
@@ -23,6 +23,7 @@ from hf_fastif.parameters import ParameterSpace, without_adapters
 
 logger = logging.get_logger(__name__)
 
+GRADIENT_HOOK = "make_inputs_require_grad"
 STATES = "frozen_states"  # the entry of a batch (B, T, hidden) that a model goes on from
 
 
@@ -132,13 +133,19 @@ class Objective:
             return self.own_loss(logits, labels)
         kind = self.problem_type(labels)
         if kind == "single_label_classification":
-            outputs, targets = logits.flatten(0, -2), labels.flatten()
-            losses = F.cross_entropy(outputs, targets, reduction="none", label_smoothing=self.label_smoothing)
-            return self.head.total(losses.view(logits.shape[:-1]), labels)
+            losses = self.losses_of_places(logits, labels)
+            return losses.sum(dim=1) if self.head.several else losses
         labels = labels.to(logits.dtype).view_as(logits)
         if kind == "regression":
             return F.mse_loss(logits, labels, reduction="none").mean(-1)
         return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1)
+
+    def losses_of_places(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The cross entropy (B, ...) at each place, times what it counts in the loss of its example."""
+        outputs, targets = logits.flatten(0, -2), labels.flatten()
+        losses = F.cross_entropy(outputs, targets, reduction="none", label_smoothing=self.label_smoothing)
+        losses = losses.view(logits.shape[:-1])
+        return losses * self.head.weights(labels, losses.dtype) if self.head.several else losses
 
     def losses(self, theta: Mapping[str, torch.Tensor], batch: Batch) -> torch.Tensor:
         """The loss (B,) of each example of a batch."""
@@ -193,11 +200,9 @@ def differentiable(model: nn.Module) -> Iterator[None]:
     """
     training = [module for module in model.modules() if module.training]
     plain, patched_forward = without_adapters(model), model.__dict__.get("forward")
-    attention, hooked = _switch_to_eager(plain), getattr(plain, "_require_grads_hook", None) is not None
+    attention, hooks = _switch_to_eager(plain), _without_gradient_hooks(model)
     if "_original_forward" in model.__dict__:  # what Accelerate has wrapped
         model.forward = model._original_forward
-    if hooked:
-        plain.disable_input_require_grads()
     model.eval()
     try:
         with sdpa_kernel(SDPBackend.MATH):  # for modules that call torch's attention by themselves
@@ -209,8 +214,24 @@ def differentiable(model: nn.Module) -> Iterator[None]:
             plain.set_attn_implementation(attention)
         if patched_forward is not None:
             model.forward = patched_forward
-        if hooked:
-            plain.enable_input_require_grads()
+        for module, own in hooks:
+            module._forward_hooks.update(own)
+
+
+def _without_gradient_hooks(model: nn.Module) -> list[tuple[nn.Module, dict[int, Callable]]]:
+    """Takes off the hooks of transformers and PEFT that make what embeddings return require gradients."""
+    found = []
+    for module in model.modules():
+        own = {
+            i: hook
+            for i, hook in module._forward_hooks.items()
+            if getattr(hook, "__name__", "").startswith(GRADIENT_HOOK)
+        }
+        for i in own:
+            del module._forward_hooks[i]
+        if own:
+            found.append((module, own))
+    return found
 
 
 def _switch_to_eager(model: nn.Module) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from transformers import Trainer
 
@@ -13,7 +14,7 @@ from hf_fastif.objective import Batch, Objective
 from hf_fastif.own_loss import Items, OwnLoss, OwnStep, check_mean, close
 
 
-PROBED = 3  # examples
+PROBED = 8  # examples, from all over the dataset, which may be sorted
 
 
 def trained_loss(trainer: Trainer, objective: Objective, examples: ExampleBatches) -> OwnLoss | OwnStep | None:
@@ -30,7 +31,7 @@ def trained_loss(trainer: Trainer, objective: Objective, examples: ExampleBatche
         ValueError: If the loss of a batch is no mean of losses of its examples, or the Gauss-Newton matrix is asked
             for and there is none, or the model's own loss is not that of its head.
     """
-    rows = range(min(PROBED, len(examples)))
+    rows = np.unique(np.linspace(0, len(examples) - 1, PROBED).astype(int))
     batch, alone = examples.take(rows), [examples.take([row]) for row in rows]
     head = objective.head
     shift = isinstance(head, TokenHead) and head.shift

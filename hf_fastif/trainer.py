@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import fields
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,8 +13,8 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from hf_fastif.checkpoints import KeepCheckpoints
-from hf_fastif.checks import check_dataset, check_index, check_num_neighbors, check_s_test
-from hf_fastif.config import InfluenceConfig
+from hf_fastif.checks import check_dataset, check_index, check_num_neighbors, check_rows, check_s_test
+from hf_fastif.config import with_influence
 from hf_fastif.context import Context, Kept, context_of, rows_digest
 from hf_fastif.diagnosis import Diagnosis, diagnose
 from hf_fastif.hub.mixin import HubMixin
@@ -23,7 +24,7 @@ from hf_fastif.outcomes import build_result
 from hf_fastif.provenance import model_name, sources
 from hf_fastif.queries import dealt_gradients
 from hf_fastif.results import InfluenceResult
-from hf_fastif.scoring import choose_scoring
+from hf_fastif.scoring import choose_scoring, token_scores
 from hf_fastif.solvers import Solution
 
 
@@ -43,7 +44,7 @@ class InfluenceMixin(HubMixin):
     """
 
     def __init__(self, model: nn.Module, args: TrainingArguments | None = None, *other: Any, **named: Any):
-        super().__init__(model, _with_influence(args), *other, **named)
+        super().__init__(model, with_influence(args), *other, **named)
         self._kept = Kept()
         self.add_callback(KeepCheckpoints(self._train_digest))
 
@@ -191,6 +192,45 @@ class InfluenceMixin(HubMixin):
             on = (examples, candidates, s_test)
             with context.attribution("compute_influence", *on, as_one=as_one) as attribution:
                 return np.stack([outcome.scores for outcome in attribution.outcomes(queries, pool, None, s_test)])
+
+    def token_influence(
+        self,
+        examples: Dataset,
+        rows: Sequence[int],
+        candidates: Dataset | None = None,
+        s_test: Solution | None = None,
+    ) -> list[list[np.ndarray]]:
+        """Which tokens of some training examples carry their influence, for heads with a label for each token.
+
+        Args:
+            examples (`datasets.Dataset`): Q queries.
+            rows (`Sequence[int]`): Candidates, such as `result.helpful(0)["train_index"]`.
+            candidates (`datasets.Dataset`, *optional*): `trainer.train_dataset` unless given.
+            s_test ([`Solution`], *optional*): What `compute_s_test(examples)` returned, if it was called before.
+
+        Returns:
+            `list` over queries of `list` over rows of `np.ndarray` of shape `(T,)`, float32: the influence of
+            predicting each token, 0 where it has no label (a prompt). They add up to the influence of the row.
+
+        Raises:
+            ValueError: If an example has one label, or a row is not among the candidates.
+        """
+        name, candidates = self._named(candidates, "candidates")
+        check_dataset(name, candidates)
+        check_rows("rows", rows, len(candidates))
+        solution = self.compute_s_test(examples) if s_test is None else s_test
+        with self._context() as context:
+            check_s_test(solution, len(examples), context.checkpoints.size)
+            pool, found = context.examples(name, candidates), []
+            for row in rows:
+                batch = pool.take([row])
+                parts = solution.vectors.split(context.objective.space.size, dim=1)
+                total = 0
+                for number, vectors in enumerate(parts):
+                    with context.checkpoints.at(number):  # the weights are in the vectors
+                        total = total + token_scores(context.objective, batch, vectors)[:, 0]
+                found.append(total.float().cpu().numpy())
+        return [[scores[query] for scores in found] for query in range(len(solution))]
 
     def self_influence(self, examples: Dataset | None = None) -> np.ndarray:
         """How much training on an example lowers the loss on itself: grad L^T (C + lambda I)^-1 grad L.
@@ -347,22 +387,3 @@ class InfluenceTrainer(InfluenceMixin, Trainer):
             the default settings of influence.
         *other, **named: The other arguments of `Trainer`. `train_dataset` must be a `datasets.Dataset`.
     """
-
-
-def _with_influence(args: TrainingArguments | None) -> InfluenceConfig:
-    """The arguments of a trainer with those of influence.
-
-    Raises:
-        ValueError: If they are those of another trainer, without the settings of influence.
-    """
-    if args is None:
-        return InfluenceConfig()
-    if isinstance(args, InfluenceConfig):
-        return args
-    kind = type(args).__name__
-    if type(args) is not TrainingArguments:
-        raise ValueError(
-            f"args is a {kind}, which has no settings of influence; give one that has both, of a class such as "
-            f"`@dataclass class Influence{kind}(InfluenceConfig, {kind}): ...`."
-        )
-    return InfluenceConfig(**{f.name: getattr(args, f.name) for f in fields(args) if f.init})

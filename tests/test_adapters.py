@@ -14,6 +14,7 @@ from tiny_heads import CASES, HeadCase, gradients_and_curvature
 peft = pytest.importorskip("peft", reason="adapters need peft")
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")  # peft calls what transformers renames
 CASE = CASES["causal-llama"]
 TRAIN, QUERIES = CASE.data(6), CASE.data(2, seed=1)
 

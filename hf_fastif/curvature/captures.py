@@ -177,7 +177,7 @@ def captures(objective: Objective, batch: Batch, layers: list[Layer], directions
     if not layers:
         return
     labels = objective.labels(batch)
-    with torch.enable_grad(), recorded(model, layers, len(labels)) as calls:
+    with torch.enable_grad(), recorded(model, layers, objective.head.rows(batch)) as calls:
         logits = objective.logits(objective.theta, batch)
         outputs = [call.outputs for layer in layers for call in calls[layer]]
         cotangents = directions(logits.detach(), labels)
@@ -189,7 +189,7 @@ def captures(objective: Objective, batch: Batch, layers: list[Layer], directions
     makers = {"linear": _linear_capture, "embedding": _embedding_capture, "other": _leaf_capture}
     for layer in layers:
         pairs = [(call.inputs.detach(), next(gradients).to(logits)) for call in calls[layer]]
-        yield makers[layer.kind](model, layer, pairs)
+        yield makers[layer.kind](model, layer, pairs, len(labels))
 
 
 def loss_captures(objective: Objective, batch: Batch, layers: list[Layer]) -> Iterator[Capture]:
@@ -205,28 +205,30 @@ def loss_captures(objective: Objective, batch: Batch, layers: list[Layer]) -> It
 Pairs = list[tuple[torch.Tensor, torch.Tensor]]
 
 
-def _linear_capture(_model: nn.Module, layer: Layer, pairs: Pairs) -> LinearCapture:
-    # A layer that is called several times is one that saw more tokens; without tokens it saw one.
-    x = torch.cat([x if x.ndim == 3 else x.unsqueeze(1) for x, _ in pairs], dim=1)
-    g = torch.cat([g if g.ndim == 4 else g.unsqueeze(2) for _, g in pairs], dim=2)
+def _linear_capture(_model: nn.Module, layer: Layer, pairs: Pairs, size: int) -> LinearCapture:
+    # A layer that is called several times, or has several rows an example, saw more tokens; without tokens it saw one.
+    x = torch.cat([x.unflatten(0, (size, -1)).flatten(1, -2) for x, _ in pairs], dim=1)
+    g = torch.cat([g.unflatten(1, (size, -1)).flatten(2, -2) for _, g in pairs], dim=2)
     # Padding gets no gradient, nor does all but the first token above the last attention of an encoder.
     alive = g.abs().amax(dim=(0, 1, 3)) != 0
     return LinearCapture(layer, x[:, alive].to(g), g[:, :, alive])
 
 
-def _embedding_capture(model: nn.Module, layer: Layer, pairs: Pairs) -> EmbeddingCapture:
-    ids, g = torch.cat([ids for ids, _ in pairs], dim=1), torch.cat([g for _, g in pairs], dim=2)
+def _embedding_capture(model: nn.Module, layer: Layer, pairs: Pairs, size: int) -> EmbeddingCapture:
+    ids = torch.cat([ids.unflatten(0, (size, -1)).flatten(1) for ids, _ in pairs], dim=1)
+    g = torch.cat([g.unflatten(1, (size, -1)).flatten(2, -2) for _, g in pairs], dim=2)
     padding = model.get_submodule(layer.module).padding_idx
     return EmbeddingCapture(layer, ids, g if padding is None else g * (ids != padding)[..., None])
 
 
-def _leaf_capture(model: nn.Module, layer: Layer, pairs: Pairs) -> LeafCapture:
+def _leaf_capture(model: nn.Module, layer: Layer, pairs: Pairs, size: int) -> LeafCapture:
     module = model.get_submodule(layer.module)
     parameters = {name.rpartition(".")[2]: model.get_parameter(name).detach() for name in layer.names}
 
     def of_example(x, g):
-        back = vjp(lambda theta: functional_call(module, theta, (x[None],)), parameters)[1]
-        return vmap(lambda direction: back(direction[None])[0])(g)
+        back = vjp(lambda theta: functional_call(module, theta, (x,)), parameters)[1]
+        return vmap(lambda direction: back(direction)[0])(g)
 
-    found = [vmap(of_example, in_dims=(0, 1), out_dims=1)(x.to(g), g) for x, g in pairs]
+    split = [(x.to(g).unflatten(0, (size, -1)), g.unflatten(1, (size, -1))) for x, g in pairs]
+    found = [vmap(of_example, in_dims=(0, 1), out_dims=1)(x, g) for x, g in split]
     return LeafCapture(layer, {name: sum(part[name.rpartition(".")[2]] for part in found) for name in layer.names})

@@ -58,7 +58,7 @@ def layers_from_json(text: str) -> list[Layer]:
 
 @dataclass(frozen=True)
 class Call:
-    """What a layer received and returned, one entry for each example.
+    """What a layer received and returned, one entry for each row of a batch.
 
     Attributes:
         inputs (`torch.Tensor` of shape `(B, ...)`): Its only argument; None if it had others.
@@ -71,7 +71,7 @@ class Call:
     version: int
 
     def fits(self, layer: Layer, size: int) -> bool:
-        """Whether input and output hold one entry for each of `size` examples, and the output was not overwritten."""
+        """Whether input and output hold one entry for each of `size` rows, and the output was not overwritten."""
         tensors = isinstance(self.inputs, torch.Tensor) and isinstance(self.outputs, torch.Tensor)
         if not tensors or not len(self.inputs) == len(self.outputs) == size or self.outputs._version > self.version:
             return False
@@ -100,10 +100,10 @@ def captured_layers(objective: Objective, batch: Batch, embeddings: bool = False
         return []
     candidates = _candidates(objective, embeddings, tied)
     for probe in (batch, {name: torch.cat([values, values[:1]]) for name, values in batch.items()}):
-        size = len(objective.labels(probe))
-        with torch.no_grad(), recorded(objective.model, candidates, size) as calls:
+        rows = objective.head.rows(probe)
+        with torch.no_grad(), recorded(objective.model, candidates, rows) as calls:
             objective.logits(objective.theta, probe)
-        candidates = [layer for layer in candidates if calls[layer] and all(c.fits(layer, size) for c in calls[layer])]
+        candidates = [layer for layer in candidates if calls[layer] and all(c.fits(layer, rows) for c in calls[layer])]
     found = Counter(name for layer in candidates for name in layer.names)
     holders = _holders(objective.model)
     whole = {name for name, p in objective.theta.items() if found[name] == holders[id(p)]}
@@ -122,7 +122,7 @@ def share_of(layers: list[Layer], objective: Objective) -> float:
 
 @contextmanager
 def recorded(model: nn.Module, layers: list[Layer], size: int) -> Iterator[dict[Layer, list[Call]]]:
-    """Keeps the calls of some layers while a batch of `size` examples runs through a model.
+    """Keeps the calls of some layers while a batch of `size` rows runs through a model.
 
     Position embeddings are looked up once for all examples; each example gets a view of its own, so that what comes
     back can be told apart.
@@ -159,7 +159,8 @@ def _candidates(objective: Objective, embeddings: bool, tied: bool) -> list[Laye
     for name, module in model.named_modules():
         own = {short: p for short, p in module.named_parameters(recurse=False) if id(p) in names}
         trained, kind = tuple(names[id(p)] for p in own.values()), _kind(module)
-        if not trained or any(module.children()) or not (tied or all(holders[id(p)] == 1 for p in own.values())):
+        shared = any(holders[id(p)] > 1 for p in own.values())
+        if not trained or any(module.children()) or (shared and (not tied or kind == "other")):
             continue
         if kind == "linear" and "weight" not in own:  # the bias alone
             continue

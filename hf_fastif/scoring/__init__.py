@@ -3,6 +3,7 @@
 from hf_fastif.scoring.forward_mode import forward_mode_scores
 from hf_fastif.scoring.gradients import gradient_scores, self_influence
 from hf_fastif.scoring.scan import Scoring, choose_scoring, covering_layers, influence_scores
+from hf_fastif.scoring.tokens import token_scores
 
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     "gradient_scores",
     "influence_scores",
     "self_influence",
+    "token_scores",
 ]
