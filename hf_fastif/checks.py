@@ -12,6 +12,7 @@ from datasets import ClassLabel, Dataset, Value
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
+from transformers.utils import logging
 
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.heads import TokenHead
@@ -21,6 +22,7 @@ from hf_fastif.parameters import without_adapters
 from hf_fastif.solvers import Solution
 
 
+logger = logging.get_logger(__name__)
 PACKED = ("seq_lengths", "seq_idx", "cu_seqlens", "cu_seq_lens_q", "cu_seq_lens_k")
 
 
@@ -135,6 +137,17 @@ def check_adapters(model: nn.Module) -> None:
         raise ValueError(
             f"model: its adapters are merged into the weights ({merged[0]} and {len(merged) - 1} more), so that they "
             "take no part in the loss; call model.unmerge_adapter() first."
+        )
+
+
+def warn_of_half_precision(objective: Objective) -> None:
+    """Gradients have the precision of the parameters they are of."""
+    half = [name for name, p in objective.theta.items() if p.dtype in (torch.bfloat16, torch.float16)]
+    if half:
+        logger.warning_once(
+            f"{half[0]} and {len(half) - 1} more parameters are {objective.theta[half[0]].dtype}, and so are their "
+            "gradients and s_test, with two or three digits; load the model with dtype=torch.float32 for more "
+            "(influence_bf16=True runs it in bfloat16 nevertheless)."
         )
 
 

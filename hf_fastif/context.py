@@ -17,7 +17,7 @@ from transformers import Trainer
 from hf_fastif.attribution import Attribution
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.checkpoints import Checkpoint, CheckpointSet, find_checkpoints, holds, kept_checkpoints, weights_of
-from hf_fastif.checks import check_adapters, check_dataset, check_inputs, check_whole
+from hf_fastif.checks import check_adapters, check_dataset, check_inputs, check_whole, warn_of_half_precision
 from hf_fastif.config import InfluenceConfig
 from hf_fastif.frozen import FrozenStates, find_frozen_states
 from hf_fastif.index import InfluenceIndex
@@ -193,6 +193,7 @@ class Context:
         folder = folder_of(args) / UNFINISHED / f"{work}-{digest(about)}"
         training = {"seed": args.seed, "label_smoothing_factor": args.label_smoothing_factor}
         manifest = {
+            "loss": self.objective.loss_name,
             "model": self.checkpoints.fingerprint,
             "train_dataset": rows_digest(trainer, kept, train) if isinstance(train, Dataset) else None,
             **{name: str(value) for name, value in (args.influence_settings() | training).items()},
@@ -236,6 +237,7 @@ def context_of(trainer: Trainer, kept: Kept) -> Iterator[Context]:
         decayed = trainer.get_decay_parameter_names(model) if args.loss_weight_decay else ()
         smoothing, weight_decay = args.label_smoothing_factor, args.loss_weight_decay
         objective = Objective(model, smoothing, weight_decay, decayed, args.influence_bf16, args.loss_reduction)
+        warn_of_half_precision(objective)
         yield Context(trainer, objective, kept)
 
 

@@ -104,6 +104,14 @@ class Objective:
         if loss is not None and isinstance(self.head, TokenHead):
             self.head = replace(self.head, whole=True)
 
+    @property
+    def loss_name(self) -> str:
+        """Who computes the loss, for manifests: the name of a function of the user's, or nothing."""
+        if self.own_step is not None:
+            return "compute_loss"
+        own = None if self.own_loss is None else self.own_loss.function
+        return "" if own is None else getattr(own, "__qualname__", type(own).__name__)
+
     def labels(self, batch: Batch) -> torch.Tensor:
         """The labels (B, ...) of a batch, one for each place where its examples have outputs."""
         return self.head.labels(batch)

@@ -123,7 +123,7 @@ def _query_table(
 def label_column(dataset: Dataset) -> str | None:
     """The column of the labels, if there is one."""
     classes = [name for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)]
-    usual = [name for name in ("label", "labels") if name in dataset.column_names]
+    usual = [name for name in ("label", "labels") if isinstance(dataset.features.get(name), Value | ClassLabel)]
     return next(iter(usual + classes), None)
 
 

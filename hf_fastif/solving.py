@@ -234,7 +234,8 @@ class SolverSetup:
             "model": model_fingerprint(self.objective.model),
             "dataset": self.examples.digest,
             "settings": f"samples={args.ekfac_samples} seed={args.seed} bf16={args.influence_bf16}"
-            f"{'' if args.loss_reduction == 'sum' else ' loss=mean'}",
+            f"{'' if args.loss_reduction == 'sum' else ' reduction=mean'}"
+            f"{' loss=' + self.objective.loss_name if self.objective.loss_name else ''}",
         }
 
     def adopt_factors(self, path: Path, found: Mapping[str, Any]) -> KroneckerFactors:
@@ -305,6 +306,7 @@ class SolverSetup:
         args = self.args
         key = (*what, model_fingerprint(self.objective.model), self.fingerprint, args.curvature, args.seed)
         key += (args.influence_bf16, args.label_smoothing_factor, args.loss_weight_decay, args.loss_reduction)
+        key += (self.objective.own_loss, self.objective.own_step)
         if key not in self.kept:
             self.kept[key] = fit()
         return self.kept[key]

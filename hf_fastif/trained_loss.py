@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -31,6 +32,8 @@ def trained_loss(trainer: Trainer, objective: Objective, examples: ExampleBatche
         ValueError: If the loss of a batch is no mean of losses of its examples, or the Gauss-Newton matrix is asked
             for and there is none, or the model's own loss is not that of its head.
     """
+    objective = copy.copy(objective)
+    objective.bf16 = False  # what is compared is formulas, not digits
     rows = np.unique(np.linspace(0, len(examples) - 1, PROBED).astype(int))
     batch, alone = examples.take(rows), [examples.take([row]) for row in rows]
     head = objective.head
@@ -70,7 +73,7 @@ def _own_loss(
             "leave it out."
         )
     found = OwnLoss(trainer.compute_loss_func, replace(items, summed=False))
-    raw = Objective(objective.model, bf16=objective.bf16)
+    raw = Objective(objective.model)
     raw.use_loss(found)
     losses = torch.cat([raw.losses(raw.theta, one) for one in alone])
     if close(losses, torch.cat([_mean_loss(objective, items, one) for one in alone])):

@@ -178,7 +178,7 @@ def test_features_of_the_last_token_and_of_the_mean(tmp_path):
         assert trainer.find_candidates(DATA.select([3]), 1)[0, 0] == 3
 
 
-def test_results_count_the_tokens_that_are_predicted(gpt2):
+def test_results_count_the_tokens_that_are_predicted(gpt2, tmp_path):
     gpt2.args.solver = "identity"
     result = gpt2.find_influential(QUERIES, num_examples=2)
     right = []
@@ -188,6 +188,7 @@ def test_results_count_the_tokens_that_are_predicted(gpt2):
         pairs = [(p, y) for p, y in zip(predicted, labels, strict=True) if y != -100]
         right.append(f"{sum(p == y for p, y in pairs)} of {len(pairs)} right")
     assert result.queries["prediction"][:] == right
+    assert right[0] in result.to_html(tmp_path / "report.html").read_text("utf-8")
 
 
 # ---------------------------------------------------------------------------------------------------- bad input
