@@ -34,34 +34,45 @@ def trained_loss(trainer: Trainer, objective: Objective, examples: ExampleBatche
     """
     objective = copy.copy(objective)
     objective.bf16 = False  # what is compared is formulas, not digits
-    rows = np.unique(np.linspace(0, len(examples) - 1, PROBED).astype(int))
-    batch, alone = examples.take(rows), [examples.take([row]) for row in rows]
-    head = objective.head
+    head, overridden = objective.head, type(trainer).compute_loss is not Trainer.compute_loss
     shift = isinstance(head, TokenHead) and head.shift
     items = Items(shift, summed=isinstance(head, TokenHead) and head.reduction == "sum")
+    tried = {int(row): examples.take([row]) for row in np.linspace(0, len(examples) - 1, PROBED).astype(int)}
+    # An example without any label has no loss at all, or one that is not a number.
+    tried = {row: one for row, one in tried.items() if items.count(one[head.label_names[0]]).all()}
+    if not tried:
+        return None
+    rows, alone = list(tried), list(tried.values())
     with torch.no_grad():
         if trainer.compute_loss_func is not None:
-            return _own_loss(trainer, objective, items, batch, alone)
+            return _own_loss(trainer, objective, items, examples.take(rows), alone)
         losses = torch.stack([trainer.compute_loss(objective.model, dict(one)).float() for one in alone])
         expected = torch.cat([_mean_loss(objective, items, one) for one in alone])
-        if close(losses, expected.to(losses)):
-            return None
-        name = type(trainer).__name__
-        if type(trainer).compute_loss is Trainer.compute_loss:
-            raise ValueError(
-                f"model: for single examples {type(objective.model).__name__} gives the losses "
-                f"{losses.tolist()}, and its head should give {expected.tolist()}; influence does not know this loss. "
-                "Give it as compute_loss_func(outputs, labels, num_items_in_batch)."
-            )
-        if trainer.args.curvature == "gauss_newton" and trainer.args.solver != "identity":
-            raise ValueError(
-                f"{name}.compute_loss is overridden and gives another loss than the model's head. The Gauss-Newton "
-                "matrix takes a loss that is a function of outputs: give it as compute_loss_func(outputs, labels, "
-                "num_items_in_batch) instead of overriding, or ask for curvature='hessian' or solver='identity'."
-            )
-        whole, labels = trainer.compute_loss(objective.model, dict(batch)).float(), batch["labels"]
-        items = check_mean(f"{name}.compute_loss", items, whole, losses, labels)
-    return OwnStep(objective.model, trainer.compute_loss, items)
+        same = close(losses, expected.to(losses))
+        if not same:
+            _check_other_loss(trainer, overridden, losses, expected)
+        if overridden:
+            batch = examples.take(rows)
+            whole = trainer.compute_loss(objective.model, dict(batch)).float()
+            name = f"{type(trainer).__name__}.compute_loss"
+            items = check_mean(name, items, whole, losses, batch[head.label_names[0]])
+    return None if same else OwnStep(objective.model, trainer.compute_loss, items)
+
+
+def _check_other_loss(trainer: Trainer, overridden: bool, losses: torch.Tensor, expected: torch.Tensor) -> None:
+    """A loss that is not the head's must be one that is overridden, and needs a curvature that asks for no outputs."""
+    if not overridden:
+        raise ValueError(
+            f"model: for single examples {type(trainer.model).__name__} gives the losses {losses.tolist()}, and its "
+            f"head should give {expected.tolist()}; influence does not know this loss. Give it as compute_loss_func("
+            "outputs, labels, num_items_in_batch)."
+        )
+    if trainer.args.curvature == "gauss_newton" and trainer.args.solver != "identity":
+        raise ValueError(
+            f"{type(trainer).__name__}.compute_loss is overridden and gives another loss than the model's head. The "
+            "Gauss-Newton matrix takes a loss that is a function of outputs: give it as compute_loss_func(outputs, "
+            "labels, num_items_in_batch) instead of overriding, or ask for curvature='hessian' or solver='identity'."
+        )
 
 
 def _own_loss(
@@ -76,10 +87,10 @@ def _own_loss(
     raw = Objective(objective.model)
     raw.use_loss(found)
     losses = torch.cat([raw.losses(raw.theta, one) for one in alone])
-    if close(losses, torch.cat([_mean_loss(objective, items, one) for one in alone])):
-        return None
     whole = found.of_batch(raw.logits(raw.theta, batch), raw.labels(batch))
-    return replace(found, items=check_mean("compute_loss_func", items, whole, losses, batch["labels"]))
+    items = check_mean("compute_loss_func", items, whole, losses, batch["labels"])
+    same = close(losses, torch.cat([_mean_loss(objective, items, one) for one in alone]))
+    return None if same else replace(found, items=items)
 
 
 def _mean_loss(objective: Objective, items: Items, one: Batch) -> torch.Tensor:

@@ -105,7 +105,7 @@ def test_merged_adapters_are_refused(tmp_path):
 def test_a_head_that_is_saved_with_the_adapters_is_attributed(tmp_path):
     model = tiny_model("llama", frozen=None)
     adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["v_proj"]))
-    trainer = tiny_trainer(tmp_path, adapted, tiny_data(10), solver="sdca", damping=0.5)
+    trainer = tiny_trainer(tmp_path, adapted, tiny_data(10), solver="sdca", damping=0.5, sdca_visits=20)
     s_test = trainer.compute_s_test(tiny_data(2, seed=1))
     names = [name for name, p in adapted.named_parameters() if p.requires_grad]
     assert any("modules_to_save" in name for name in names) and len(names) == 5

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from hf_fastif.curvature.captures import captures
 from hf_fastif.curvature.layers import Layer, captured_layers
 from hf_fastif.objective import Objective
+from hf_fastif.queries import loss_gradients
 
 
 ROWS = list(range(7))
@@ -122,14 +123,22 @@ def test_a_weight_that_stands_in_two_places_is_left_out(examples):
     model = tiny_model()
     model.tied = nn.Linear(8, 3)
     model.tied.weight = model.classifier.weight
-    attention = model.bert.encoder.layer[1].attention.self
-    attention.key = attention.query
     objective = Objective(model)
 
     found = names(captured_layers(objective, examples.take(ROWS)))
 
-    left_out = {"classifier", "tied", "bert.encoder.layer.1.attention.self.query"}
-    assert {name.rpartition(".")[0] for name in set(objective.theta) - found} == left_out
+    assert {name.rpartition(".")[0] for name in set(objective.theta) - found} == {"classifier", "tied"}
+
+
+def test_a_layer_that_stands_in_two_places_sees_the_tokens_of_both(examples):
+    model = tiny_model(double=True)
+    attention = model.bert.encoder.layer[1].attention.self
+    attention.key = attention.query
+    objective = Objective(model)
+
+    assert names(captured_layers(objective, examples.take(ROWS))) == set(objective.theta)
+    found = loss_gradients(objective, examples, ROWS)
+    torch.testing.assert_close(found, oracles.loss_gradients(model, examples, ROWS), rtol=1e-5, atol=1e-9)
 
 
 def test_a_linear_layer_whose_bias_alone_is_trained_is_left_out(examples):
