@@ -148,7 +148,8 @@ def test_lissa_is_chosen_and_damped_by_the_largest_eigenvalue(gpt2):
 
 
 @pytest.mark.parametrize(
-    "solver", [{"solver": "lissa", "lissa_batch_size": 6}, {"solver": "cg", "solver_tolerance": 1e-4}]
+    "solver",
+    [{"solver": "lissa", "lissa_batch_size": 6, "lissa_depth": 100}, {"solver": "cg", "solver_tolerance": 1e-4}],
 )
 def test_iterative_solvers_reach_the_exact_one(solver, tmp_path):
     case = CASES["causal-llama"]

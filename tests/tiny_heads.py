@@ -151,12 +151,12 @@ def of_auto(auto, config):
     return lambda: auto.from_config(config, attn_implementation="eager")
 
 
-GPT2 = {"vocab_size": WORDS, "n_layer": 1, "initializer_range": 0.5}
+GPT2 = {"vocab_size": WORDS, "n_layer": 1, "n_positions": 10, "initializer_range": 0.5}
 T5 = T5Config(
     vocab_size=WORDS, d_model=8, d_kv=4, d_ff=12, num_layers=1, num_heads=2, initializer_factor=1.0, **DECODER
 )
 BART_SIZES = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 12, "decoder_ffn_dim": 12}
-BART_SIZES |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 40}
+BART_SIZES |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 12}
 BART = BartConfig(vocab_size=WORDS, init_std=0.5, forced_eos_token_id=None, **BART_SIZES, **DECODER)
 VIT = ViTConfig(
     image_size=4,

@@ -163,6 +163,7 @@ def test_rows_are_added_without_computing_the_others_again(tmp_path, kind, monke
     first = trainer_of(tmp_path / "first", train.select(range(25)), index_features=name)
     part = first.build_index(features=features(25))
     grown = trainer_of(tmp_path / "first", train, index_features=name)
+    grown.find_misclassified(tiny_data(1))  # looks at the loss of a few rows, once
     seen, take = [], ExampleBatches.take
     monkeypatch.setattr(ExampleBatches, "take", lambda self, rows: seen.extend(rows) or take(self, rows))
     index = grown.build_index(features=features(40), add_to=part)

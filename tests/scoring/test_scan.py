@@ -67,7 +67,8 @@ def test_one_query_goes_forward_and_several_share_gradients():
     assert choose_scoring("auto", objective, examples, 2).layers is not None
     assert "shared by 2 queries" in choose_scoring("auto", objective, examples, 2).why
     model.bert.encoder.layer[1].output.dense.weight = model.bert.encoder.layer[0].output.dense.weight
-    objective = Objective(model)
+    assert choose_scoring("auto", Objective(model), examples, 2).layers is not None  # from both of its places
+    objective = Objective(model, weight_decay=0.1)
     assert choose_scoring("auto", objective, examples, 2).layers is None
     with pytest.raises(ValueError, match="scoring='gradients'.*forward_mode"):
         choose_scoring("gradients", objective, examples, 2)
