@@ -101,6 +101,7 @@ def test_a_model_that_sees_the_padding_is_found_out(monkeypatch):
 @pytest.mark.parametrize("solver", ["sdca", "lissa", "cg"])
 def test_the_trainer_answers_the_same_with_and_without(tmp_path, solver):
     settings = {"solver": solver, "lissa_depth": 5, "damping": 1.0, "sdca_visits": 60, "cg_samples": 20}
+    settings |= {"solver_tolerance": 1e-4, "cg_steps": 60}  # rounding may move the step at which a rough one stops
     queries = tiny_data(2, seed=1)
     found, expected = (
         tiny_trainer(tmp_path, train=DATA, frozen_states_gb=memory, **settings).compute_influence(queries)
