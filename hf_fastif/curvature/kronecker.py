@@ -140,7 +140,8 @@ def fit_kronecker_factors(
         show_progress (`bool`): Whether the main process shows a bar.
     """
     objective = curvature.objective
-    layers = [layer for layer in captured_layers(objective, examples.take(batches[0])) if layer.kind == "linear"]
+    first = examples.take(batches[0])
+    layers = [layer for layer in captured_layers(objective, first) if layer.kind == "linear"]
     covered = covered_names(layers)
     diagonal = {name: torch.zeros_like(p) for name, p in objective.theta.items() if name not in covered}
     count = sum(map(len, batches))
@@ -149,7 +150,7 @@ def fit_kronecker_factors(
     inner = {layer: values.new_zeros(values.shape[1], values.shape[1]) for layer, values in eigenvalues.items()}
     outer = {layer: values.new_zeros(values.shape[0], values.shape[0]) for layer, values in eigenvalues.items()}
 
-    few = objective.output_rank(examples.take(batches[0])) <= MAX_DIRECTIONS
+    few = objective.output_rank(first) <= MAX_DIRECTIONS
 
     def directions(i: int) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         if few:

@@ -105,10 +105,14 @@ class CurvatureSample:
         Raises:
             ValueError: If the curvature holds NaN, which a NaN loss of a training example brings.
         """
-        if isinstance(self.curvature, GaussNewton) and self.curvature.has_rows(self.examples.take([0])):
+        if isinstance(self.curvature, GaussNewton) and self._has_rows():
             gram = jacobian_gram(self.curvature, self.examples, self.batches, self.accelerator) / self.num_examples
             return Spectrum(torch.linalg.eigvalsh(gram.double()).flip(0).clamp_min(0).cpu().numpy())
         return Spectrum(self._ends(), whole=False)
+
+    def _has_rows(self) -> bool:
+        # Asked of a batch that is needed anyway: states of frozen layers are kept as they first came.
+        return self.curvature.has_rows(self.examples.take(self.batches[0]))
 
     def _ends(self) -> np.ndarray:
         """The largest and the smallest eigenvalue; the latter is 0 of a Gauss-Newton matrix."""
