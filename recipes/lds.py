@@ -35,7 +35,10 @@ class RecipeArguments(ModelArguments, ResultArguments):
 
     num_seeds: int = field(default=2, metadata={"help": "Runs; the first is the one whose influence is asked for."})
     num_queries: int = field(default=100, metadata={"help": "Validation examples, drawn at random."})
-    num_subsets: int = field(default=100, metadata={"help": "Models that are trained on half of the training set."})
+    num_subsets: int = field(
+        default=100, metadata={"help": "Random halves of the training set that models are trained on."}
+    )
+    models_per_subset: int = field(default=1, metadata={"help": "With other seeds; their losses are averaged."})
     methods: list[str] = field(
         default_factory=lambda: ["gradient product", "EK-FAC"], metadata={"help": f"Of: {', '.join(METHODS)}."}
     )
@@ -62,9 +65,8 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
         return query_losses(train_again(recipe, data, config, subset, number), queries)
 
     subsets = Path(config.output_dir) / "subsets"
-    truth = retrain_on_subsets(
-        train_on, trainer.train_dataset, subsets, recipe.num_subsets, overwrite=config.overwrite
-    )
+    again = {"overwrite": config.overwrite, "repeats": recipe.models_per_subset}
+    truth = retrain_on_subsets(train_on, trainer.train_dataset, subsets, recipe.num_subsets, **again)
     moments = moments_of([run.output_dir for run in runs])
     chosen = {name: moments[name] for name in moments if recipe.moments is None or name in recipe.moments}
     found = lds_of_methods(trainer, queries, truth, recipe.methods, chosen)

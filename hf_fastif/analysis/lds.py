@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from hf_fastif.trainer import InfluenceTrainer
 
 
+MOST_SUBSETS = 100_000  # models of the second repeat are numbered from here
+
+
 @dataclass(frozen=True)
 class SubsetLosses:
     """Losses of queries under models that were trained on random parts of a training set.
@@ -44,22 +48,28 @@ class SubsetLosses:
     Attributes:
         members (`np.ndarray` of shape `(S, N)`, bool): Which examples each of S models was trained on.
         losses (`np.ndarray` of shape `(S, Q)`): Its loss on each query.
+        ceiling (`float`, *optional*): What a perfect prediction would correlate with these losses, which chance in
+            training has its part in; known where several models were trained on each part.
     """
 
     members: np.ndarray
     losses: np.ndarray
+    ceiling: float | None = None
 
     def save(self, path: str | Path) -> Path:
         """Writes a safetensors file."""
         # safetensors writes the memory behind an array, whatever its strides.
         tensors = {"members": self.members.astype(np.uint8), "losses": np.ascontiguousarray(self.losses)}
+        if self.ceiling is not None:
+            tensors["ceiling"] = np.array(self.ceiling)
         return write_whole(Path(path), lambda file: save_file(tensors, file))
 
     @classmethod
     def load(cls, path: str | Path) -> SubsetLosses:
         """Reads what `save` wrote."""
         tensors = load_file(path)
-        return cls(tensors["members"].astype(bool), tensors["losses"])
+        ceiling = float(tensors["ceiling"]) if "ceiling" in tensors else None
+        return cls(tensors["members"].astype(bool), tensors["losses"], ceiling)
 
     def __len__(self) -> int:
         return len(self.members)
@@ -92,14 +102,15 @@ def retrain_on_subsets(
     share: float = 0.5,
     seed: int = 0,
     overwrite: bool = False,
+    repeats: int = 1,
 ) -> SubsetLosses:
     """Trains a model on each of some random subsets; every finished model is kept, and not trained again.
 
-    The subsets are dealt to the processes, and each trains its own as a single process would, without DDP: batch
+    The models are dealt to the processes, and each trains its own as a single process would, without DDP: batch
     size and answer are those of one process. See `hf_fastif.processes.alone` for what `train_on` must keep to.
 
     Args:
-        train_on (`Callable`): Given a subset and its number (for a seed), trains a model and returns its losses (Q,)
+        train_on (`Callable`): Given a subset and a number (for a seed), trains a model and returns its losses (Q,)
             on the queries.
         train_dataset (`datasets.Dataset`): N examples.
         folder (`str` or `Path`): For the losses of each model, and `subsets.safetensors` of all of them.
@@ -107,40 +118,54 @@ def retrain_on_subsets(
         share (`float`, *optional*, defaults to 0.5): Of the training set, in a subset.
         seed (`int`, *optional*, defaults to 0): Decides the subsets.
         overwrite (`bool`, *optional*, defaults to `False`): Trains again what the folder holds.
+        repeats (`int`, *optional*, defaults to 1): Models of each subset. Their losses are averaged, since the order
+            of the examples and the head that training starts from move a loss as much as the subset does.
 
     Raises:
         ValueError: If the folder holds models of other subsets.
     """
     if not 0 < share < 1:
         raise ValueError(f"share={share}: give a number between 0 and 1, such as 0.5.")
+    if repeats < 1:
+        raise ValueError(f"repeats={repeats}: give at least 1.")
     folder, count, processes = Path(folder), len(train_dataset), PartialState()
-    subsets: list[tuple[Path, np.ndarray]] = []
-    for number in range(num_subsets):
-        members = np.zeros(count, dtype=bool)
-        random = np.random.default_rng((seed, number))
-        members[random.choice(count, round(share * count), replace=False)] = True
-        subsets.append((folder / f"subset-{number:05d}.safetensors", members))
+    members = np.zeros((num_subsets, count), dtype=bool)
+    for number, own in enumerate(members):
+        own[np.random.default_rng((seed, number)).choice(count, round(share * count), replace=False)] = True
+    models = [(number, repeat) for repeat in range(repeats) for number in range(num_subsets)]
 
-    def left() -> list[int]:
+    def path_of(number: int, repeat: int) -> Path:
+        return folder / f"subset-{number:05d}{f'-{repeat}' if repeat else ''}.safetensors"
+
+    def left() -> list[tuple[int, int]]:
         folder.mkdir(parents=True, exist_ok=True)
-        return [i for i, entry in enumerate(subsets) if overwrite or not _is_finished(*entry)]
+        return [model for model in models if overwrite or not _is_finished(path_of(*model), members[model[0]])]
 
-    own = from_main(left, processes)[processes.process_index :: processes.num_processes]
     rows = without_indexes(train_dataset)
-    for number in tqdm(own, desc="Retraining"):
-        path, members = subsets[number]
+    own = from_main(left, processes)[processes.process_index :: processes.num_processes]
+    for number, repeat in tqdm(own, desc="Retraining"):
         with alone():
-            losses = train_on(rows.select(np.flatnonzero(members)), number)
-        SubsetLosses(members[None], np.asarray(losses)[None]).save(path)
+            losses = train_on(rows.select(np.flatnonzero(members[number])), number + repeat * MOST_SUBSETS)
+        SubsetLosses(members[[number]], np.asarray(losses)[None]).save(path_of(number, repeat))
     processes.wait_for_everyone()
 
     def join() -> SubsetLosses:
-        losses = np.concatenate([SubsetLosses.load(path).losses for path, _ in subsets])
-        whole = SubsetLosses(np.stack([members for _, members in subsets]), losses)
+        losses = np.concatenate([SubsetLosses.load(path_of(*model)).losses for model in models])
+        losses = losses.reshape(repeats, num_subsets, -1)
+        whole = SubsetLosses(members, losses.mean(axis=0), _ceiling(losses))
         whole.save(folder / "subsets.safetensors")
         return whole
 
     return from_main(join, processes)
+
+
+def _ceiling(losses: np.ndarray) -> float | None:
+    """The square root of the reliability of the mean of repeats (R, S, Q), by Spearman and Brown's formula."""
+    count = len(losses)
+    if count == 1:
+        return None
+    shared = np.mean([_correlations(one, other) for one, other in combinations(losses, 2)])
+    return float(max(0.0, count * shared / (1 + (count - 1) * shared)) ** 0.5)
 
 
 def _is_finished(path: Path, members: np.ndarray) -> bool:
@@ -211,17 +236,19 @@ class LdsOfMethods(AnalysisResult):
         num_subsets (`int`): S, retrained models.
         num_queries (`int`): Q.
         num_train (`int`): N.
+        ceiling (`float`, *optional*): That of [`SubsetLosses`].
     """
 
     table: list[dict[str, Any]]
     num_subsets: int
     num_queries: int
     num_train: int
+    ceiling: float | None = None
 
     def __str__(self) -> str:
         lines = [
             f"{self.num_queries} queries, {self.num_train:,} training examples, {self.num_subsets} models on random "
-            "parts of them; 95 % intervals"
+            f"parts of them; 95 % intervals{'' if self.ceiling is None else f'; at most {self.ceiling:.2f}'}"
         ]
         for row in self.table:
             score = f"{row['lds']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
@@ -242,6 +269,8 @@ class LdsOfMethods(AnalysisResult):
             errors = np.abs(np.array([[row["low"], row["high"]] for row in own]).T - values)
             axes.errorbar(places, values, errors, fmt="o", capsize=2, label=method)
         axes.axhline(0, color="gray", linewidth=0.8)
+        if self.ceiling is not None:
+            axes.axhline(self.ceiling, color="gray", linewidth=0.8, linestyle="--", label="ceiling")
         axes.set_xticks(range(len(moments)), moments, rotation=25, ha="right")
         axes.set_ylabel("linear datamodeling score")
         axes.grid(axis="y", alpha=0.3)
@@ -282,7 +311,7 @@ def lds_of_methods(
                 score = lds(found["influence"].cpu().numpy(), truth)
                 numbers = {"lds": score.mean, "low": score.low, "high": score.high, "seconds": float(found["seconds"])}
                 table.append({"moment": moment, "method": method} | numbers)
-    return LdsOfMethods(table, len(truth), len(queries), len(trainer.train_dataset))
+    return LdsOfMethods(table, len(truth), len(queries), len(trainer.train_dataset), truth.ceiling)
 
 
 def _timed(method: Method, trainer: InfluenceTrainer, queries: Dataset) -> Tensors:

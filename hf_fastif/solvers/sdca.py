@@ -134,7 +134,7 @@ class DualAscent(Repeated):
         """
         even = torch.arange(len(gram), device=gram.device) % size % 2 == 0
         one, two = along_x * even / -(-size // 2), along_x * ~even / (size // 2)
-        product = self.damping**2 * u.square().sum(dim=1)
+        product = self.damping**2 * torch.linalg.vector_norm(u, dim=1).square()
         product += self.damping * ((one + two) * along_u).sum(dim=1) + ((one @ gram) * two).sum(dim=1)
         apart = one - two
         return product + size / len(self.examples) / 4 * ((apart @ gram) * apart).sum(dim=1)

@@ -73,6 +73,32 @@ def test_subsets_are_trained_once_and_kept(tmp_path):
         retrain_on_subsets(train_on, train, tmp_path, share=1.5)
 
 
+def test_repeats_are_averaged_and_tell_the_ceiling(tmp_path):
+    train, trained, random = tiny_data(30), [], np.random.default_rng(1)
+    signal = 2.0 * INFLUENCE.sum(axis=0)  # of each example; noise of training below has as much variance
+
+    def train_on(subset, number):
+        trained.append(number)
+        own = np.isin(train["text"], subset["text"])
+        return own @ signal * np.ones(400) + random.standard_normal(400) * np.std(MEMBERS @ signal)
+
+    assert len(set(train["text"])) == 30
+    once = retrain_on_subsets(train_on, train, tmp_path, num_subsets=40)
+    assert once.ceiling is None
+    twice = retrain_on_subsets(train_on, train, tmp_path, num_subsets=40, repeats=2)
+    assert trained == [*range(40), *range(100_000, 100_040)]
+    second = SubsetLosses.load(tmp_path / "subset-00007-1.safetensors").losses[0]
+    np.testing.assert_allclose(twice.losses[7], (once.losses[7] + second) / 2)
+    # Half of the variance of a loss is signal, two thirds of that of a mean of two.
+    assert twice.ceiling == pytest.approx((2 / 3) ** 0.5, abs=0.05)
+    perfect = twice.members @ signal
+    found = np.mean([spearmanr(perfect, losses)[0] for losses in twice.losses.T])
+    assert twice.ceiling == pytest.approx(found, abs=0.05)
+    assert SubsetLosses.load(tmp_path / "subsets.safetensors").ceiling == twice.ceiling
+    with pytest.raises(ValueError, match="repeats=0"):
+        retrain_on_subsets(train_on, train, tmp_path, repeats=0)
+
+
 def test_losses_are_those_of_the_model(tmp_path):
     queries = tiny_data(5, seed=1)
     trainer = tiny_trainer(tmp_path)
