@@ -101,7 +101,7 @@ class Attribution:
         if layers is None or direct is None:
             return self._solved_products(pool, number)
         setup = self.setup()
-        factors, damping = (setup.factors(), setup.damping) if direct == "ekfac" else (None, 1.0)
+        factors, damping = (setup.factors(), setup.ekfac_damping) if direct == "ekfac" else (None, 1.0)
 
         def compute(batch: Batch) -> torch.Tensor:
             return self_influence(self.objective, batch, layers, factors, damping)[:, None]

@@ -121,7 +121,8 @@ class InfluenceConfig(TrainingArguments):
             mean, so that long examples count no more than short ones.
         damping (`float` or `"auto"`, *optional*, defaults to `"auto"`):
             lambda, in units of the curvature of the mean training loss. `"auto"` is 1 % of its largest eigenvalue
-            (and enough to outweigh a negative one).
+            (and enough to outweigh a negative one); with `solver="ekfac"` a tenth of the mean eigenvalue of each
+            layer.
         weight_decay_in_damping (`bool`, *optional*, defaults to `False`):
             Whether `weight_decay`, a curvature that training had, is added to lambda.
         loss_weight_decay (`float`, *optional*, defaults to 0):
@@ -197,7 +198,8 @@ class InfluenceConfig(TrainingArguments):
         default="sum", metadata={"help": "Of the losses of an example's labelled tokens: 'sum' or 'mean'."}
     )
     damping: AutoFloat = field(
-        default="auto", metadata={"help": "lambda; 'auto' is 1 %% of the largest eigenvalue of the curvature."}
+        default="auto",
+        metadata={"help": "lambda; 'auto' is 1 %% of the largest eigenvalue (EK-FAC: 10 %% of each layer's mean)."},
     )
     weight_decay_in_damping: bool = field(default=False, metadata={"help": "Add weight_decay to lambda."})
     loss_weight_decay: float = field(

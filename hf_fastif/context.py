@@ -203,7 +203,7 @@ class Context:
     def settings(self, num_neighbors: int | None, num_examples: int | None) -> dict[str, Any]:
         """What a result says about how it was made."""
         setup, largest = self.setup(), []
-        for number in range(0 if setup.name == "identity" else len(self.checkpoints)):
+        for number in range(0 if setup.name == "identity" or setup.damps_by_layer else len(self.checkpoints)):
             with self.checkpoints.at(number):
                 largest.append(self.setup().spectrum.largest)
         return {
@@ -215,6 +215,7 @@ class Context:
             "solver": setup.describe(),
             "curvature": self.args.curvature,
             "largest_eigenvalue": sum(largest) / len(largest) if largest else None,
+            "damping_by_layer": setup.damps_by_layer,
             "seed": self.args.seed,
             "checkpoints": [
                 {"name": member.name, "step": member.step, "epoch": member.epoch, "weight": weight}

@@ -39,6 +39,7 @@ class Diagnosis:
         num_train (`int`): The size of the training set.
         num_parameters (`int`): P.
         damping (`float`): lambda.
+        damps_by_layer (`bool`): Whether the solver takes a lambda for each layer in its place.
         solver (`str`): The solver and its settings.
         num_repeats (`int`): T of the solver.
         solution (`Solution`): s_test of the queries that were tried, without the vectors.
@@ -58,6 +59,7 @@ class Diagnosis:
     num_train: int
     num_parameters: int
     damping: float
+    damps_by_layer: bool
     solver: str
     num_repeats: int
     solution: Solution
@@ -147,6 +149,11 @@ class Diagnosis:
     def _about_damping(self) -> list[str]:
         share = self.damping / self.spectrum.largest
         lines = [f"lambda = {self.damping:.4g}, {share:.2%} of the largest eigenvalue (0.3 % to 3 % is sound)."]
+        if self.damps_by_layer:
+            lines.append(
+                "EK-FAC has a lambda of its own for each layer instead, a tenth of its mean eigenvalue; their mean is "
+                f"{self.solution.damping:.2g}."
+            )
         if self.spectrum.whole:
             below = self.spectrum.eigenvalues[self.spectrum.eigenvalues < self.damping]
             lines.append(
@@ -228,6 +235,7 @@ def diagnose(
         num_train=len(setup.examples),
         num_parameters=setup.objective.space.size,
         damping=damping,
+        damps_by_layer=setup.damps_by_layer,
         solver=setup.describe(),
         num_repeats=args.num_repeats,
         solution=solution.without_vectors(),

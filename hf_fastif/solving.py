@@ -42,6 +42,8 @@ from hf_fastif.solvers import (
 
 
 logger = logging.get_logger(__name__)
+LAYER_DAMPING = 0.1  # of a layer's mean eigenvalue
+LEAST_DAMPING = 1e-3  # of what the mean over all parameters asks for: a layer may have no curvature at all
 FEW = 0.5  # of the parameters in Kronecker blocks: less is worth a warning
 
 
@@ -96,8 +98,32 @@ class SolverSetup:
     @cached_property
     def damping(self) -> float:
         """lambda."""
-        decay = self.args.weight_decay if self.args.weight_decay_in_damping else 0.0
-        return self.spectrum.damping(self.args.damping) + decay
+        return self.spectrum.damping(self.args.damping) + self._decay
+
+    @cached_property
+    def ekfac_damping(self) -> dict[str, float]:
+        """lambda of each parameter where EK-FAC stands for C; "auto" is a tenth of its layer's mean eigenvalue.
+
+        In EK-FAC's basis the curvature lies along far more directions than examples have, and a lambda of 1 % of the
+        largest eigenvalue of C would swamp nearly all of them.
+        """
+        if self.args.damping != "auto":
+            return dict.fromkeys(self.objective.theta, self.damping)
+        means = self.factors().mean_eigenvalues()
+        sizes = dict(zip(self.objective.theta, self.objective.space.sizes, strict=True))
+        least = LEAST_DAMPING * sum(sizes[name] * mean for name, mean in means.items()) / self.objective.space.size
+        if not least:
+            self.spectrum.damping("auto")  # says that there is no curvature
+        return {name: LAYER_DAMPING * max(means[name], least) + self._decay for name in sizes}
+
+    @property
+    def damps_by_layer(self) -> bool:
+        """Whether each layer has a lambda of its own in the answer of the solver."""
+        return self.name == "ekfac" and self.args.damping == "auto"
+
+    @property
+    def _decay(self) -> float:
+        return self.args.weight_decay if self.args.weight_decay_in_damping else 0.0
 
     @property
     def lissa_batch_size(self) -> int:
@@ -139,12 +165,13 @@ class SolverSetup:
         args = self.args
         repeats = f", mean of T = {args.num_repeats} runs" if args.num_repeats > 1 else ""
         preconditioned = ", preconditioned by EK-FAC" if args.preconditioner else ""
+        by_layer = ", each layer damped by a tenth of its mean eigenvalue" if self.damps_by_layer else ""
         return {
             "sdca": f"SDCA, {args.sdca_visits:,} examples visited{repeats}",
             "lissa": f"LiSSA, J = {args.lissa_depth:,} steps, B = {args.lissa_batch_size} examples a step, "
             f"T = {args.num_repeats} repeats{preconditioned}",
             "cg": f"conjugate gradient on {self._count(args.cg_samples):,} examples{preconditioned}",
-            "ekfac": f"EK-FAC fitted to {self._count(args.ekfac_samples):,} examples",
+            "ekfac": f"EK-FAC fitted to {self._count(args.ekfac_samples):,} examples{by_layer}",
             "identity": "none (product of gradients)",
             "exact": f"exact inverse for {len(self.examples):,} examples",
         }[self.name]
@@ -153,7 +180,7 @@ class SolverSetup:
         return Identity()
 
     def _ekfac(self) -> Solver:
-        return Ekfac(self.factors(), self.objective.space, self.sample, self.damping)
+        return Ekfac(self.factors(), self.objective.space, self.sample, self.ekfac_damping)
 
     def _exact(self) -> Solver:
         whole = self._sample(len(self.examples), self.args.seed)

@@ -96,6 +96,33 @@ def test_factors_are_fitted_once_and_kept_on_disk(tmp_path, monkeypatch):
     assert not torch.allclose(changed.vectors, first.vectors, rtol=1e-2)
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_ekfac_damps_each_layer_by_a_tenth_of_its_mean_eigenvalue(tmp_path, decay):
+    model = tiny_model(frozen=1)
+    model.unused = torch.nn.Parameter(torch.ones(3))  # without any curvature
+    settings = {"weight_decay": decay, "weight_decay_in_damping": decay > 0}
+    trainer = tiny_trainer(tmp_path, model, TRAIN, solver="ekfac", **settings)
+    gradients = trainer_of(tmp_path, model, solver="identity").compute_s_test(QUERIES).vectors
+    found = trainer.compute_s_test(QUERIES)
+    with trainer._context() as context:
+        factors, space = context.setup().factors(), context.objective.space
+        wanted = space.split(found.vectors)
+        means = {block.layer.names: block.eigenvalues.mean() for block in factors.blocks}
+        means |= {(name,): values.mean() for name, values in factors.diagonal.items() if name != "unused"}
+        for names, mean in means.items():
+            own = space.split(factors.solve(space, gradients, float(0.1 * mean + decay)))
+            for name in names:
+                torch.testing.assert_close(wanted[name], own[name], rtol=1e-4, atol=1e-6)
+        assert (wanted["unused"] == 0.0).all()
+        sizes = {names: sum(space.parameters[name].numel() for name in names) for names in means}
+    expected = sum(0.1 * float(mean) * sizes[names] for names, mean in means.items()) / sum(sizes.values())
+    assert found.damping == pytest.approx(expected + decay, rel=1e-2)
+    assert torch.isfinite(found.residual).all()
+    summary = trainer.find_influential(QUERIES, num_neighbors=None).summary
+    assert summary["solver"] == "EK-FAC fitted to 40 examples, each layer damped by a tenth of its mean eigenvalue"
+    assert summary["damping_by_layer"] and summary["damping"] == pytest.approx(found.damping)
+
+
 def test_spectrum_is_computed_once_for_a_model(tmp_path, monkeypatch):
     trainer = tiny_trainer(tmp_path, tiny_model(frozen=2), TRAIN, sdca_visits=8)
     trainer.compute_s_test(QUERIES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from hf_fastif.manifests import reading
 from hf_fastif.parameters import ParameterSpace
 
 
+Damping = float | Mapping[str, float]  # lambda, or one for each parameter, by name
 MAX_DIRECTIONS = 4  # of the outputs of an example; more are mixed into that many random ones
 
 
@@ -60,21 +61,29 @@ class KroneckerFactors:
     blocks: list[KroneckerBlock]
     diagonal: dict[str, torch.Tensor]
 
-    def solve(self, space: ParameterSpace, vectors: torch.Tensor, damping: float) -> torch.Tensor:
+    def solve(self, space: ParameterSpace, vectors: torch.Tensor, damping: Damping) -> torch.Tensor:
         """(C + lambda I)^-1 V for a stack of vectors (Q, P), C being this approximation."""
         pieces = space.split(vectors)
-        solved = {name: pieces[name] / (values + damping) for name, values in self.diagonal.items()}
+        solved = {name: pieces[name] / (values + _at(damping, name)) for name, values in self.diagonal.items()}
         for block in self.blocks:
-            solved |= block.layer.from_matrix(block.solve(block.layer.to_matrix(pieces), damping))
+            own = _at(damping, block.layer.names[0])
+            solved |= block.layer.from_matrix(block.solve(block.layer.to_matrix(pieces), own))
         return space.join([solved[name] for name in pieces], lead=(len(vectors),))
 
-    def quadratic_form(self, capture: Capture, damping: float) -> torch.Tensor:
+    def quadratic_form(self, capture: Capture, damping: Damping) -> torch.Tensor:
         """g^T (C + lambda I)^-1 g (r, B) for the gradients g of single examples in one layer."""
         block = next((block for block in self.blocks if block.layer == capture.layer), None)
         if block is None:
-            return capture.squares({name: 1 / (self.diagonal[name] + damping) for name in capture.layer.names})
+            return capture.squares({n: 1 / (self.diagonal[n] + _at(damping, n)) for n in capture.layer.names})
         rotated = capture.with_bias().rotated(block.output_basis, block.input_basis)
-        return rotated.squares(1 / (block.eigenvalues + damping))
+        return rotated.squares(1 / (block.eigenvalues + _at(damping, block.layer.names[0])))
+
+    def mean_eigenvalues(self) -> dict[str, float]:
+        """Of the block that holds each parameter, by the name of the parameter."""
+        means = {name: float(values.mean()) for name, values in self.diagonal.items()}
+        for block in self.blocks:
+            means |= dict.fromkeys(block.layer.names, float(block.eigenvalues.mean()))
+        return means
 
     def save(self, path: Path, manifest: dict[str, str]) -> None:
         """Writes one safetensors file, with a manifest of what the factors were fitted on."""
@@ -114,6 +123,10 @@ class KroneckerFactors:
 
         path, _ = fetch_factors(repo_id_or_path, revision, token)
         return cls.load(path, {}, torch.device("cpu"))
+
+
+def _at(damping: Damping, name: str) -> float:
+    return damping[name] if isinstance(damping, Mapping) else damping
 
 
 def fit_kronecker_factors(

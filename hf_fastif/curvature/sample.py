@@ -48,8 +48,10 @@ class CurvatureSample:
         """C V for a stack of vectors (Q, P)."""
         return self._mean_product(self.batches, vectors)
 
-    def residual(self, vectors: torch.Tensor, solutions: torch.Tensor, damping: float) -> torch.Tensor:
+    def residual(self, vectors: torch.Tensor, solutions: torch.Tensor, damping: float | torch.Tensor) -> torch.Tensor:
         """||v - (C + lambda I) x|| / ||v|| for each of Q right-hand sides; 0 is a perfect solution.
+
+        lambda is a number, or a diagonal (P,).
 
         C is meant to be that of the whole training set. Where only a sample of it is taken, the residual on the
         sample would hold the sampling error too; see `squared_residual`.

@@ -171,6 +171,10 @@ def model_card(
 
 def about_damping(summary: dict[str, Any]) -> str:
     """Where lambda lies in the spectrum, and what that means."""
+    if summary.get("damping_by_layer"):
+        return (
+            f"Each layer has a λ of its own, a tenth of its mean eigenvalue; their mean is {summary['damping']:.2g}."
+        )
     if not summary["largest_eigenvalue"]:
         return "No curvature was used: influence is a product of two gradients."
     share = summary["damping"] / summary["largest_eigenvalue"]

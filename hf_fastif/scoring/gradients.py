@@ -6,6 +6,7 @@ import torch
 
 from hf_fastif.curvature import Capture, KroneckerFactors, Layer
 from hf_fastif.curvature.captures import loss_captures
+from hf_fastif.curvature.kronecker import Damping
 from hf_fastif.objective import Batch, Objective
 
 
@@ -29,7 +30,7 @@ def gradient_scores(objective: Objective, batch: Batch, s_test: torch.Tensor, la
 
 
 def self_influence(
-    objective: Objective, batch: Batch, layers: list[Layer], factors: KroneckerFactors | None, damping: float
+    objective: Objective, batch: Batch, layers: list[Layer], factors: KroneckerFactors | None, damping: Damping
 ) -> torch.Tensor:
     """grad L(z)^T (C + lambda I)^-1 grad L(z) for the B examples z of a batch, with C as EK-FAC has it.
 
@@ -38,7 +39,7 @@ def self_influence(
         batch (`dict`): B examples.
         layers (`list[Layer]`): Layers that hold all trained parameters (`covering_layers`).
         factors (`KroneckerFactors`, *optional*): C. Without it the answer is ||grad L(z)||^2.
-        damping (`float`): lambda.
+        damping (`float` or `Mapping[str, float]`): lambda, or one for each parameter, by name.
 
     Returns:
         `torch.Tensor` of shape `(B,)`, not negative.
@@ -46,7 +47,7 @@ def self_influence(
     return sum(_quadratic_form(capture, factors, damping)[0] for capture in loss_captures(objective, batch, layers))
 
 
-def _quadratic_form(capture: Capture, factors: KroneckerFactors | None, damping: float) -> torch.Tensor:
+def _quadratic_form(capture: Capture, factors: KroneckerFactors | None, damping: Damping) -> torch.Tensor:
     if factors is not None:
         return factors.quadratic_form(capture, damping)
     return (capture.with_bias() if capture.layer.kind == "linear" else capture).squares()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -29,15 +30,16 @@ class Ekfac:
         factors (`KroneckerFactors`): C~.
         space (`ParameterSpace`): The trainable parameters.
         sample (`CurvatureSample`): For the residual, against the curvature that C~ stands for.
-        damping (`float`): lambda.
+        damping (`Mapping[str, float]`): lambda of each parameter, by its name. The answer tells their mean.
     """
 
     factors: KroneckerFactors
     space: ParameterSpace
     sample: CurvatureSample
-    damping: float
+    damping: Mapping[str, float]
 
     def solve(self, vectors: torch.Tensor) -> Solution:
         """Solves for Q right-hand sides, shape (Q, P)."""
         x = self.factors.solve(self.space, vectors, self.damping)
-        return Solution.direct(x, self.sample.residual(vectors, x, self.damping), self.damping)
+        spread = self.space.join([torch.full_like(p, self.damping[name]) for name, p in self.space.parameters.items()])
+        return Solution.direct(x, self.sample.residual(vectors, x, spread), float(spread.double().mean()))

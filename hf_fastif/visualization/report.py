@@ -137,6 +137,8 @@ def settings_table(result: InfluenceResult) -> list[tuple[str, str]]:
     """Names and values of what was run with, without those that are not known."""
     summary, damping, largest = result.summary, result.summary["damping"], result.summary["largest_eigenvalue"]
     share = f", {damping / largest:.2%} of the largest eigenvalue {largest:.4g}" if largest else ""
+    if summary.get("damping_by_layer"):
+        share = ", mean of the layers, a tenth of whose mean eigenvalue it is"
     total, k = f"{summary['num_candidates']:,}", summary["num_neighbors"]
     scale = "" if summary["scale"] is None else f", scale {summary['scale']:.4g}"
     settings = {

@@ -86,6 +86,7 @@ def test_the_card_of_a_result(hub, capsys):
         ({"damping": 5.0}, "λ = 5 is 50.00% of the largest eigenvalue of C: so much that"),
         ({"damping": 0.001}, "λ = 0.001 is 0.01% of the largest eigenvalue of C: so little that"),
         ({"largest_eigenvalue": None}, "No curvature was used"),
+        ({"largest_eigenvalue": None, "damping_by_layer": True}, "Each layer has a λ of its own"),
         ({"num_neighbors": None}, "Every candidate was scored, so nothing was missed (recall 1)."),
         ({"model": "a|b"}, "| Model | a\\|b |"),
     ],

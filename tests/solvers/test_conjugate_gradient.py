@@ -109,7 +109,8 @@ def test_ekfac_changes_the_way_of_lissa_and_not_its_answer(problem):
 
 def test_ekfac_alone_is_better_than_no_curvature(problem):
     factors = fit_kronecker_factors(problem.curvature, problem.examples, problem.row_batches, 0, accelerator())
-    solution = Ekfac(factors, problem.space, problem.sample(), problem.damping).solve(problem.vectors)
+    damping = dict.fromkeys(problem.space.parameters, problem.damping)
+    solution = Ekfac(factors, problem.space, problem.sample(), damping).solve(problem.vectors)
     plain = problem.vectors / problem.damping
     assert ((solution.vectors - problem.exact()).norm(dim=1) < 0.85 * (plain - problem.exact()).norm(dim=1)).all()
     x = solution.vectors
