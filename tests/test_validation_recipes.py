@@ -104,7 +104,7 @@ def result(outputs, made, path: str):
 def test_recall(outputs):
     found = result(outputs, RecallOfFeatures, "recall/recall")
     assert {row["recall"] for row in found.table if row["k"] == 40} == {1.0}
-    kinds = ["pooled", "last_layer_gradient", "gradient_sketch"]
+    kinds = ["pooled", "mean_pooled", "last_layer_gradient", "gradient_sketch"]
     assert list(dict.fromkeys(row["features"] for row in found.table)) == kinds
     for group, count in (("all", 4), ("predicted wrong", 2), ("predicted right", 2)):
         rows = [row for row in found.table if (row["group"], row["k"]) == (group, 5)]

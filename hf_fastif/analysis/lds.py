@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +22,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from scipy.stats import rankdata
 
-from hf_fastif.analysis.methods import METHODS, Method, check_methods
+from hf_fastif.analysis.methods import METHODS, at_checkpoint, check_methods, members_of
 from hf_fastif.analysis.result import AnalysisResult
-from hf_fastif.analysis.work import changed, influence_manifest, kept_parts
+from hf_fastif.analysis.work import influence_manifest, kept_parts
+from hf_fastif.checkpoints import Checkpoint
 from hf_fastif.files import write_whole
 from hf_fastif.index import without_indexes
 from hf_fastif.pieces import Tensors
@@ -295,8 +295,8 @@ def lds_of_methods(
         moments (`Mapping`): By their names: the checkpoints, as in `InfluenceConfig.checkpoints`.
 
     Returns:
-        [`LdsOfMethods`]: The influences are kept in `output_dir/methods`, so that more retrained models cost nothing
-            here.
+        [`LdsOfMethods`]: The influences at each checkpoint are kept in `output_dir/methods`, so that more moments or
+            more retrained models repeat none of it.
 
     Raises:
         ValueError: If a method is not known.
@@ -304,17 +304,25 @@ def lds_of_methods(
     check_methods(methods)
     table = []
     for moment, checkpoints in moments.items():
-        with changed(trainer, checkpoints=list(checkpoints)):
-            parts = kept_parts(trainer, "methods", influence_manifest(trainer, queries=queries))
-            for method in methods:
-                found = parts.get(method.replace(" ", "-"), partial(_timed, METHODS[method], trainer, queries))
-                score = lds(found["influence"].cpu().numpy(), truth)
-                numbers = {"lds": score.mean, "low": score.low, "high": score.high, "seconds": float(found["seconds"])}
-                table.append({"moment": moment, "method": method} | numbers)
+        members, weights = members_of(trainer, checkpoints)
+        for method in methods:
+            parts = [_kept_influence(trainer, queries, method, member) for member in members]
+            influence = sum(weight * part["influence"] for weight, part in zip(weights, parts, strict=True))
+            score = lds(influence.cpu().numpy(), truth)
+            seconds = float(sum(part["seconds"] for part in parts))
+            numbers = {"lds": score.mean, "low": score.low, "high": score.high, "seconds": seconds}
+            table.append({"moment": moment, "method": method} | numbers)
     return LdsOfMethods(table, len(truth), len(queries), len(trainer.train_dataset), truth.ceiling)
 
 
-def _timed(method: Method, trainer: InfluenceTrainer, queries: Dataset) -> Tensors:
-    start = time.perf_counter()
-    influence = torch.from_numpy(method(trainer, queries))
-    return {"influence": influence, "seconds": torch.tensor(time.perf_counter() - start)}
+def _kept_influence(trainer: InfluenceTrainer, queries: Dataset, method: str, member: Checkpoint) -> Tensors:
+    """What a method says at one checkpoint; influence at several is a sum over them, which moments share."""
+
+    def timed() -> Tensors:
+        start = time.perf_counter()
+        influence = torch.from_numpy(METHODS[method](trainer, queries))
+        return {"influence": influence, "seconds": torch.tensor(time.perf_counter() - start)}
+
+    with at_checkpoint(trainer, member):
+        parts = kept_parts(trainer, "methods", influence_manifest(trainer, queries=queries))
+        return parts.get(method.replace(" ", "-"), timed)

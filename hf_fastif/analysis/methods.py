@@ -6,6 +6,7 @@ All of them answer like `trainer.compute_influence(queries)`: (Q, N) numbers, ne
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import numpy as np
 from datasets import Dataset
 
 from hf_fastif.analysis.work import changed
+from hf_fastif.checkpoints import Checkpoint
 from hf_fastif.index import PooledFeatures
 
 
@@ -22,18 +24,26 @@ if TYPE_CHECKING:
 Method = Callable[["InfluenceTrainer", Dataset], np.ndarray]
 
 
+def members_of(trainer: InfluenceTrainer, checkpoints: Sequence[str]) -> tuple[Sequence[Checkpoint], Sequence[float]]:
+    """The checkpoints that `InfluenceConfig.checkpoints` names, and their weights, which sum to 1."""
+    with changed(trainer, checkpoints=list(checkpoints)), trainer._context() as context:
+        return context.checkpoints.members, context.checkpoints.weights
+
+
+def at_checkpoint(trainer: InfluenceTrainer, member: Checkpoint) -> AbstractContextManager[None]:
+    """Takes influence at a single checkpoint within the block."""
+    name = "final" if member.path is None else str(member.path)
+    return changed(trainer, checkpoints=[name], checkpoint_weights=["uniform"])
+
+
 def gradient_cosine(trainer: InfluenceTrainer, queries: Dataset) -> np.ndarray:
     """- cos(grad L(z'), grad L(z)): the gradient product, to which every example is as loud as any other.
 
     A mean over `trainer.args.checkpoints`. Hanawa et al. (2021) compare it with other similarities.
     """
-    with trainer._context() as context:
-        members, weights = context.checkpoints.members, context.checkpoints.weights
     found = np.zeros((len(queries), len(trainer.train_dataset)), dtype=np.float32)
-    for member, weight in zip(members, weights, strict=True):
-        moment = ["final" if member.path is None else str(member.path)]
-        plain = {"solver": "identity", "preconditioner": None}
-        with changed(trainer, checkpoints=moment, checkpoint_weights=["uniform"], **plain):
+    for member, weight in zip(*members_of(trainer, trainer.args.checkpoints), strict=True):
+        with at_checkpoint(trainer, member), changed(trainer, solver="identity", preconditioner=None):
             gradients = trainer.compute_s_test(queries)
             products = trainer.compute_influence(queries, s_test=gradients)
             sizes = np.outer(gradients.vectors.norm(dim=1).cpu().numpy(), np.sqrt(trainer.self_influence()))

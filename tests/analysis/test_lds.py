@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
-from tiny import tiny_data, tiny_trainer
+from tiny import tiny_data, tiny_model, tiny_trainer
 
 from hf_fastif.analysis import (
     LdsOfMethods,
@@ -71,6 +71,33 @@ def test_subsets_are_trained_once_and_kept(tmp_path):
         retrain_on_subsets(train_on, train, tmp_path, num_subsets=2, seed=1)
     with pytest.raises(ValueError, match="share=1.5"):
         retrain_on_subsets(train_on, train, tmp_path, share=1.5)
+
+
+def test_moments_share_what_their_checkpoints_say(tmp_path, monkeypatch):
+    both = [str(tmp_path / "one"), str(tmp_path / "other")]
+    for shift, path in zip((0.3, -0.3), both, strict=True):
+        member = tiny_model()
+        member.classifier.weight.data += shift
+        member.save_pretrained(path)
+    trainer = tiny_trainer(tmp_path, tiny_model(), tiny_data(30), damping=0.5)
+    queries, truth = tiny_data(6, seed=1), SubsetLosses(MEMBERS, losses(1.0))
+    asked = []
+    with changed(trainer, solver="identity", checkpoints=both):
+        expected = lds(trainer.compute_influence(queries), truth)
+    compute = trainer.compute_influence
+
+    def counted(queries):
+        asked.append(trainer.args.checkpoints)
+        return compute(queries)
+
+    monkeypatch.setattr(trainer, "compute_influence", counted)
+    moments = {"one": both[:1], "both": both, "other": both[1:]}
+    rows = {row["moment"]: row for row in lds_of_methods(trainer, queries, truth, ["gradient product"], moments).table}
+    assert [rows["both"][name] for name in ("lds", "low", "high")] == pytest.approx(
+        [expected.mean, expected.low, expected.high]
+    )
+    assert asked == [both[:1], both[1:]]
+    assert rows["both"]["seconds"] == pytest.approx(rows["one"]["seconds"] + rows["other"]["seconds"])
 
 
 def test_repeats_are_averaged_and_tell_the_ceiling(tmp_path):
