@@ -110,12 +110,14 @@ class Corrections(AnalysisResult):
             f"candidates at learning rate {settings['learning_rate']:g}, with 95 % intervals over the repeats"
         ]
         rows = {(r["slice"], r["system"], r["examples"], r["measure"]): r for r in self.summary()}
-        for name in [*self.slices, "mean"]:
+        names = [*self.slices, "mean"]
+        width = max(map(len, names))
+        for name in names:
             for system in self.systems:
                 accuracy, loss = (rows[name, system, TEST, measure] for measure in MEASURES)
                 guard = rows[name, system, GUARD, "accuracy"]
                 lines.append(
-                    f"  {name:18} {system:9} accuracy {_said(accuracy, 100)} points, loss {_said(loss)}; "
+                    f"  {name:{width}} {system:9} accuracy {_said(accuracy, 100)} points, loss {_said(loss)}; "
                     f"guard {_said(guard, 100)} points"
                 )
         for first in (name for name in ("helpful", "balanced") if name in self.systems):
