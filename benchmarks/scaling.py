@@ -5,8 +5,8 @@
         --use_cpu --output_dir out/scaling
 
 Every round starts one process and then two, with one thread and a core of its own each. Everything is done from the
-beginning, and then once more, which is what counts; the medians over the rounds are compared. Prints a table and writes
-`scaling.json`.
+beginning, and then once more, which is what counts; the medians over the rounds are compared. Prints a table
+and writes `scaling.json`.
 """
 
 from __future__ import annotations
