@@ -1,5 +1,7 @@
 """kronfluence's EK-FAC on the ground truth that recipes/lds.py left, at the final model and at one checkpoint.
 
+With its default damping of 1e-8, and with a tenth of each layer's mean eigenvalue.
+
     python benchmarks/lds_kronfluence.py --config recipes/configs/lds-mnli-small.yaml --epochs 1
 
 Takes the flags of that recipe, and adds its rows to lds.json.
@@ -43,12 +45,14 @@ def main(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceCo
     found = LdsOfMethods.load(folder / "lds.json")
     for moment in ["final", *(f"epoch {epoch}" for epoch in benchmark.epochs)]:
         trainer.args.checkpoints = moments[moment]
-        with trainer._context() as context, context.checkpoints.at(0):
-            scores, _, fitting, scoring = kronfluence_scores(context, queries, trainer.train_dataset, "ekfac")
-        score = lds(-scores, truth)
-        numbers = {"lds": score.mean, "low": score.low, "high": score.high, "seconds": round(fitting + scoring, 1)}
-        found.table.append({"moment": moment, "method": "kronfluence EK-FAC"} | numbers)
-        print(f"{moment:24} kronfluence EK-FAC LDS {score}   {fitting:.0f} + {scoring:.0f} s", flush=True)
+        for damping in (1e-8, None):
+            with trainer._context() as context, context.checkpoints.at(0):
+                asked = context, queries, trainer.train_dataset, "ekfac", damping
+                scores, _, fitting, scoring = kronfluence_scores(*asked)
+            score, method = lds(-scores, truth), f"kronfluence EK-FAC, damping {damping or 'by layer'}"
+            numbers = {"lds": score.mean, "low": score.low, "high": score.high, "seconds": round(fitting + scoring, 1)}
+            found.table.append({"moment": moment, "method": method} | numbers)
+            print(f"{moment:24} {method} LDS {score}   {fitting:.0f} + {scoring:.0f} s", flush=True)
     found.write(folder, "lds")
 
 

@@ -14,11 +14,16 @@ from hf_fastif.context import Context
 
 
 def kronfluence_scores(
-    context: Context, queries: Dataset, pool: Dataset, strategy: Literal["identity", "ekfac"]
+    context: Context,
+    queries: Dataset,
+    pool: Dataset,
+    strategy: Literal["identity", "ekfac"],
+    damping: float | None = 1e-8,
 ) -> tuple[np.ndarray, list[str], float, float]:
-    """Products of gradients, with or without EK-FAC's inverse at kronfluence's own damping, for the linear layers.
+    """Products of gradients, with or without EK-FAC's inverse, for the linear layers.
 
-    It gets a copy of the model, of which it tracks the trained linear layers, and batches of similar length.
+    It gets a copy of the model, of which it tracks the trained linear layers, and batches of similar length. 1e-8 is
+    its default damping, and None a tenth of each layer's mean eigenvalue.
 
     Returns:
         The scores (Q, N) with a positive sign for helpful examples, the layers, and the seconds for factors and for
@@ -73,7 +78,7 @@ def kronfluence_scores(
         train_dataset=candidates,
         per_device_query_batch_size=len(queries),
         per_device_train_batch_size=size,
-        score_args=ScoreArguments(),
+        score_args=ScoreArguments(damping_factor=damping),
         overwrite_output_dir=True,
     )
     seconds = time.perf_counter() - fitted
