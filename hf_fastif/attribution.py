@@ -15,7 +15,7 @@ from hf_fastif.batches import ExampleBatches
 from hf_fastif.checkpoints import CheckpointSet
 from hf_fastif.config import InfluenceConfig
 from hf_fastif.objective import Batch, Objective
-from hf_fastif.outcomes import QueryOutcome
+from hf_fastif.outcomes import QueryOutcome, strongest
 from hf_fastif.passes import Passes
 from hf_fastif.pieces import Pieces, Tensors
 from hf_fastif.processes import Alone
@@ -23,6 +23,7 @@ from hf_fastif.queries import dealt_gradients, loss_gradients
 from hf_fastif.scoring import covering_layers, influence_scores, self_influence
 from hf_fastif.solvers import Repeated, Solution, Solver
 from hf_fastif.solving import SolverSetup
+from hf_fastif.tokens import influence_of_tokens
 
 
 Search = Callable[[range, torch.Tensor], np.ndarray]
@@ -61,7 +62,12 @@ class Attribution:
         return Solution.stack([self._solution(queries, i) for i, _ in self._groups(queries)])
 
     def outcomes(
-        self, queries: ExampleBatches, pool: ExampleBatches, search: Search | None, s_test: Solution | None
+        self,
+        queries: ExampleBatches,
+        pool: ExampleBatches,
+        search: Search | None,
+        s_test: Solution | None,
+        num_shown: int | None = None,
     ) -> Iterator[QueryOutcome]:
         """The scores of each query in turn.
 
@@ -71,6 +77,7 @@ class Attribution:
             search (`Search`, *optional*): Finds the candidates (n, k) of n queries, given their numbers and their
                 s_test; None scores the whole pool for all queries in one pass.
             s_test ([`Solution`], *optional*): Of the queries, if it is known.
+            num_shown (`int`, *optional*): Of how many candidates of each direction the tokens are scored too.
         """
         for i, rows in self._groups(queries):
 
@@ -79,14 +86,19 @@ class Attribution:
                 candidates = None if search is None else search(rows, solution.vectors)
                 scores = self._scores(pool, solution.vectors, candidates, f"queries-{i}.scores")
                 found = {"scores": torch.from_numpy(scores), **solution.without_vectors().to_tensors()}
-                return found if candidates is None else found | {"candidates": torch.from_numpy(candidates)}
+                if candidates is not None:
+                    found["candidates"] = torch.from_numpy(candidates)
+                if num_shown is not None:
+                    found |= self._tokens(pool, solution.vectors, candidates, scores, num_shown)
+                return found
 
             found = self.pieces.get(f"queries-{i}", work)
             solution, scores = Solution.from_tensors(found), found["scores"].cpu().numpy()
             everything = np.arange(len(pool))
             for q in range(len(scores)):
                 scored = everything if search is None else found["candidates"][q].cpu().numpy()
-                yield QueryOutcome(scored, scores[q], solution[q : q + 1].quality())
+                tokens = _unpacked(found, q) if num_shown is not None else None
+                yield QueryOutcome(scored, scores[q], solution[q : q + 1].quality(), tokens)
 
     def self_influence(self, pool: ExampleBatches) -> np.ndarray:
         """grad L^T (C + lambda I)^-1 grad L (N,) of every example of a pool, summed over the checkpoints."""
@@ -203,6 +215,26 @@ class Attribution:
         pairs = zip(vectors.split(1), candidates, strict=True)
         return np.concatenate([score(vector, rows, f"{name}-{q}") for q, (vector, rows) in enumerate(pairs)])
 
+    def _tokens(
+        self,
+        pool: ExampleBatches,
+        vectors: torch.Tensor,
+        candidates: np.ndarray | None,
+        scores: np.ndarray,
+        num_shown: int,
+    ) -> Tensors:
+        """The influence of the tokens of the candidates that each query will be shown, for `_unpacked`."""
+        found, size, everything = {}, self.args.influence_batch_size, np.arange(len(pool))
+        for q in range(len(scores)):
+            scored = everything if candidates is None else candidates[q]
+            rows = scored[np.concatenate(list(strongest(scored, scores[q], num_shown).values()))]
+            parts = influence_of_tokens(self.objective, self.checkpoints, pool, vectors[q : q + 1], rows, size)
+            values = np.concatenate([np.zeros(0, dtype=np.float32), *(part[0] for part in parts)])
+            lengths = np.array([part.shape[1] for part in parts], dtype=np.int64)
+            named = {"rows": rows.astype(np.int64), "lengths": lengths, "values": values}
+            found |= {f"token_{name}_{q}": torch.from_numpy(own) for name, own in named.items()}
+        return found
+
     def _solver(self, number: int) -> Solver:
         """The solver of the checkpoint that is in the model."""
         if number not in self._solvers:
@@ -214,3 +246,9 @@ class Attribution:
             return [(0, range(1))]
         size, count = self.args.query_batch_size, len(examples)
         return [(i, range(start, min(start + size, count))) for i, start in enumerate(range(0, count, size))]
+
+
+def _unpacked(found: Tensors, query: int) -> dict[int, np.ndarray]:
+    """The influence of the tokens of each candidate that a query will be shown, by the candidate's row."""
+    rows, lengths, values = (found[f"token_{name}_{query}"].cpu().numpy() for name in ("rows", "lengths", "values"))
+    return dict(zip(rows.tolist(), np.split(values, np.cumsum(lengths)[:-1]), strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from hf_fastif.columns import plain_columns, prefixed, text_columns
 from hf_fastif.provenance import versions
 from hf_fastif.queries import Predictions
-from hf_fastif.results import SIGN, InfluenceResult
+from hf_fastif.results import SIGN, TOKEN_COLUMNS, InfluenceResult
 
 
 INFLUENCE_COLUMNS = Features(
@@ -34,11 +34,22 @@ class QueryOutcome:
         rows (`np.ndarray` of shape `(k,)`): The candidates that were scored.
         scores (`np.ndarray` of shape `(k,)`): Their influence.
         quality (`dict`): `residual`, `std_err`, `damping` and `scale` of its s_test.
+        tokens (`dict`, *optional*): By the rows of the strongest candidates the influence (T,) of their tokens.
     """
 
     rows: np.ndarray
     scores: np.ndarray
     quality: dict[str, float]
+    tokens: Mapping[int, np.ndarray] | None = None
+
+
+def strongest(rows: np.ndarray, scores: np.ndarray, count: int | None) -> dict[str, np.ndarray]:
+    """The places of the `count` strongest scores (k,) of some rows (k,) in each direction (None: of all)."""
+    found = {}
+    for direction, chosen in (("helpful", scores < 0), ("harmful", scores > 0)):
+        places = np.flatnonzero(chosen)
+        found[direction] = places[np.lexsort((rows[places], -np.abs(scores[places])))][:count]  # ties: smaller first
+    return found
 
 
 def build_result(
@@ -49,10 +60,12 @@ def build_result(
     num_examples: int | None,
     label_names: dict[int, str],
     settings: dict[str, Any],
+    token_texts: Mapping[int, list[str]] | None = None,
 ) -> InfluenceResult:
     """Joins scores, texts and predictions; keeps the `num_examples` strongest of each direction (None: all).
 
     There is one outcome for each query, or a single one for all of them together, which are anchors then.
+    `token_texts` are what the tokens of candidates read, where outcomes know the influence of tokens.
     """
     label = label_column(candidates)
     names = _label_names(candidates.features[label] if label else None, label_names)
@@ -68,7 +81,7 @@ def build_result(
         "versions": versions(),
     }
     return InfluenceResult(
-        influences=_influence_table(queries, candidates, outcomes, num_examples, label, names),
+        influences=_influence_table(queries, candidates, outcomes, num_examples, label, names, token_texts),
         queries=_query_table(queries, predictions, outcomes, label, names),
         summary=summary,
     )
@@ -81,22 +94,35 @@ def _influence_table(
     num_examples: int | None,
     label: str | None,
     names: list[str],
+    token_texts: Mapping[int, list[str]] | None,
 ) -> Dataset:
     columns: dict[str, list[np.ndarray]] = {name: [] for name in INFLUENCE_COLUMNS}
     for query, outcome in enumerate(outcomes):
-        for direction, chosen in (("helpful", outcome.scores < 0), ("harmful", outcome.scores > 0)):
-            rows, scores = outcome.rows[chosen], outcome.scores[chosen]
-            order = np.lexsort((rows, -np.abs(scores)))[:num_examples]  # ties: the smaller index first
+        for direction, order in strongest(outcome.rows, outcome.scores, num_examples).items():
             columns["query_index"].append(np.full(len(order), query))
-            columns["train_index"].append(rows[order])
-            columns["influence"].append(scores[order])
+            columns["train_index"].append(outcome.rows[order])
+            columns["influence"].append(outcome.scores[order])
             columns["direction"].append(np.full(len(order), direction, dtype=object))
             columns["rank"].append(np.arange(1, len(order) + 1))
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}
     tables = [prefixed(_readable_rows(candidates, joined["train_index"], label, names), "train_")]
+    if token_texts is not None:
+        tables.insert(0, _token_table(joined["query_index"], joined["train_index"], outcomes, token_texts))
     if len(outcomes) == len(queries):
         tables.insert(0, prefixed(_readable_rows(queries, joined["query_index"], label, names), "query_"))
     return _side_by_side(Dataset.from_dict(joined, features=INFLUENCE_COLUMNS), *tables)
+
+
+def _token_table(
+    queries: np.ndarray, rows: np.ndarray, outcomes: Sequence[QueryOutcome], texts: Mapping[int, list[str]]
+) -> Dataset:
+    """What the tokens of each listed candidate read, and their influence."""
+    pairs = list(zip(queries.tolist(), rows.tolist(), strict=True))
+    values = {
+        "tokens": [texts[row] for _, row in pairs],
+        "token_influence": [outcomes[query].tokens[row] for query, row in pairs],
+    }
+    return Dataset.from_dict(values, features=Features(TOKEN_COLUMNS))
 
 
 def _query_table(

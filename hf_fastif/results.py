@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import pyarrow.parquet as pq
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, Features, List, Value
 
 from hf_fastif.columns import with_label_names
 from hf_fastif.files import write_whole
@@ -36,6 +36,8 @@ NUMBERS = {  # what is computed; every other column is of the queries and candid
     "influences.parquet": ("query_index", "train_index", "influence", "direction", "rank"),
     "queries.parquet": ("query_index", "prediction", "probability", "loss", "residual", "std_err"),
 }
+# Of heads with a label for each token; the only columns that hold lists.
+TOKEN_COLUMNS = {"tokens": List(Value("string")), "token_influence": List(Value("float32"))}
 SUMMARY_TYPES = {
     "model": str,
     "num_queries": int,
@@ -54,7 +56,9 @@ class InfluenceResult:
         influences (`datasets.Dataset`): One row for each (query, candidate): `query_index` (position among the
             queries), `train_index` (position among the candidates, which are `trainer.train_dataset` unless others
             were given), `influence`, `direction` ("helpful" or "harmful"), `rank` (1 is the strongest of its
-            direction), and the plain columns (texts, labels, numbers) of both, named `query_*` and `train_*`.
+            direction), and the plain columns (texts, labels, numbers) of both, named `query_*` and `train_*`. Where
+            an example has a label for each token (language models), `tokens` are what the candidate's tokens read,
+            and `token_influence` is the influence of predicting each: they add up to `influence`.
         queries (`datasets.Dataset`): One row for each query: its plain columns, `prediction`, `probability` of the
             prediction (NaN unless one label is predicted), `loss`, and `residual` and `std_err` of its s_test. Of
             anchors, which are asked about as one, all rows have the `query_index` 0.
@@ -265,7 +269,8 @@ class InfluenceResult:
         if not self.summary["text_columns"] and self.summary["label_column"] is None:
             return "(no text)"
         text = " | ".join(str(row[name]) for name in self.summary["text_columns"])
-        return f"{text[:100]!r} [{row.get(self.summary['label_column'])}]"
+        label = self.summary["label_column"]
+        return f"{text[:100]!r}" if label is None else f"{text[:100]!r} [{row.get(label)}]"
 
     def _training_examples(self, query: int, direction: str) -> Dataset:
         count = self.summary["num_queries"]
@@ -286,7 +291,11 @@ def _read_table(path: Path, num_rows: int | None) -> Dataset:
     with reading(path):
         found = pq.read_metadata(path)
         features = Features.from_arrow_schema(found.schema.to_arrow_schema())
-    strange = [name for name, feature in features.items() if not isinstance(feature, Value | ClassLabel)]
+    strange = [
+        name
+        for name, feature in features.items()
+        if not isinstance(feature, Value | ClassLabel) and feature != TOKEN_COLUMNS.get(name)
+    ]
     missing = [name for name in NUMBERS[path.name] if name not in features]
     if strange or missing or found.num_rows != num_rows:
         raise ValueError(

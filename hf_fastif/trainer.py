@@ -23,8 +23,9 @@ from hf_fastif.outcomes import build_result
 from hf_fastif.provenance import model_name, sources
 from hf_fastif.queries import dealt_gradients
 from hf_fastif.results import InfluenceResult
-from hf_fastif.scoring import choose_scoring, token_scores
+from hf_fastif.scoring import choose_scoring, has_token_losses
 from hf_fastif.solvers import Solution
+from hf_fastif.tokens import influence_of_tokens, texts_of_tokens
 
 
 class InfluenceMixin(HubMixin):
@@ -220,15 +221,9 @@ class InfluenceMixin(HubMixin):
         solution = self.compute_s_test(examples) if s_test is None else s_test
         with self._context() as context:
             check_s_test(solution, len(examples), context.checkpoints.size)
-            pool, found = context.examples(name, candidates), []
-            for row in rows:
-                batch = pool.take([row])
-                parts = solution.vectors.split(context.objective.space.size, dim=1)
-                total = 0
-                for number, vectors in enumerate(parts):
-                    with context.checkpoints.at(number):  # the weights are in the vectors
-                        total = total + token_scores(context.objective, batch, vectors)[:, 0]
-                found.append(total.float().cpu().numpy())
+            pool, places, size = context.examples(name, candidates), np.array(rows), self.args.influence_batch_size
+            vectors, checkpoints = solution.vectors, context.checkpoints
+            found = influence_of_tokens(context.objective, checkpoints, pool, vectors, places, size)
         return [[scores[query] for scores in found] for query in range(len(solution))]
 
     def self_influence(self, examples: Dataset | None = None) -> np.ndarray:
@@ -264,6 +259,9 @@ class InfluenceMixin(HubMixin):
         as_one: bool = False,
     ) -> InfluenceResult:
         """Finds the training examples that helped and harmed the loss on each of some examples the most.
+
+        Of language models, and other heads with a label for each token, the result also tells which tokens of these
+        training examples carry their influence, unless `num_examples` is None.
 
         Args:
             examples (`datasets.Dataset`): The queries, tokenized as the training set is, with labels.
@@ -302,8 +300,12 @@ class InfluenceMixin(HubMixin):
                 index = check_index(name, candidates, self._kept.indexes, checkpoints.fingerprint)
                 search = searching(index, checkpoints, queries, query_features, num_neighbors, context.passes, as_one)
                 on += (index.identity,)
+            shown = num_examples if has_token_losses(context.objective) else None
+            on += () if shown is None else (shown,)
             with context.attribution("find_influential", *on, as_one=as_one) as attribution:
-                outcomes = list(attribution.outcomes(queries, pool, search, s_test))
+                outcomes = list(attribution.outcomes(queries, pool, search, s_test, shown))
+            listed = {row for outcome in outcomes for row in outcome.tokens or ()}
+            texts = texts_of_tokens(context.objective, pool, listed, self.processing_class)
             together = 1 if num_neighbors else min(len(outcomes), self.args.query_batch_size)
             settings = context.settings(num_neighbors, num_examples)
             settings["scoring"] = choose_scoring(self.args.scoring, context.objective, pool, together).why
@@ -315,6 +317,7 @@ class InfluenceMixin(HubMixin):
             num_examples,
             self.model.config.id2label,
             settings,
+            None if shown is None else texts,
         )
 
     def diagnose(self, examples: Dataset | None = None, s_test: Solution | None = None) -> Diagnosis:

@@ -1,10 +1,12 @@
 """Explains predictions by the training examples behind them.
 
-Trains a classifier (`--do_train`) or loads one, builds the index, takes misclassified (or chosen) validation examples,
-and writes `influences.parquet`, `queries.parquet`, `summary.json` and `report.html` into `OUTPUT_DIR/influence`, with
-`--diagnose` also `diagnosis.txt` and `diagnosis.png`.
+Trains a classifier or, with `--completion_column`, a causal language model (`--do_train`), or loads one, builds the
+index, takes some validation examples (misclassified ones, of a language model any, or chosen ones), and writes
+`influences.parquet`, `queries.parquet`, `summary.json` and `report.html` into `OUTPUT_DIR/influence`, with
+`--diagnose` also `diagnosis.txt` and `diagnosis.png`, with `--fact_column` also `retrieval.json` and its figure.
 
     python recipes/find_influential.py --config recipes/configs/find_influential-demo.yaml
+    python recipes/find_influential.py --config recipes/configs/find_influential-facts.yaml
     accelerate launch recipes/find_influential.py --config recipes/configs/find_influential-mnli.yaml --num_queries 20
 """
 
@@ -21,21 +23,26 @@ from datasets import Dataset
 from transformers import set_seed
 
 from hf_fastif import InfluenceConfig, InfluenceResult
+from hf_fastif.analysis import Retrieval, retrieval
 from hf_fastif.checks import check_num_neighbors, check_rows
 from hf_fastif.cli import check_processes, parse_arguments
 from hf_fastif.data import DataArguments, planted_share
 from hf_fastif.diagnosis import Diagnosis
 from hf_fastif.files import write_whole
-from hf_fastif.finetuning import ModelArguments, make_trainer
+from hf_fastif.finetuning import make_trainer
+from hf_fastif.language import LanguageArguments, make_language_trainer
 
 
 @dataclass
-class RecipeArguments(ModelArguments):
+class RecipeArguments(LanguageArguments):
     """What this recipe needs beside the settings of data, training and influence."""
 
-    num_queries: int = field(default=10, metadata={"help": "How many misclassified examples to explain."})
+    num_queries: int = field(
+        default=10,
+        metadata={"help": "How many examples to explain: misclassified ones, of a language model any completions."},
+    )
     query_indices: list[int] | None = field(
-        default=None, metadata={"help": "Explain these validation examples instead of misclassified ones."}
+        default=None, metadata={"help": "Explain these validation examples instead."}
     )
     num_examples: int = field(default=10, metadata={"help": "Training examples to show in each direction."})
     diagnose: bool = field(
@@ -46,7 +53,8 @@ class RecipeArguments(ModelArguments):
 def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) -> None:
     check_processes(config.world_size)
     set_seed(config.seed)
-    trainer, examples = make_trainer(recipe, data, config)
+    is_language_model = recipe.completion_column is not None
+    trainer, examples = (make_language_trainer if is_language_model else make_trainer)(recipe, data, config)
     check_num_neighbors(config.num_neighbors, len(examples["train"]))
     check_rows("query_indices", recipe.query_indices or [], len(examples["validation"]))
     seconds: dict[str, float] = {}
@@ -58,26 +66,38 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
     with timed(seconds, "predict"):
         wrong = trainer.find_misclassified(examples["validation"])
     accuracy = 1 - len(wrong) / len(examples["validation"])
-    if recipe.query_indices is None and not len(wrong):
-        raise ValueError("The model predicts every validation example right; choose some with --query_indices.")
-    errors = np.sort(np.random.default_rng(config.seed).permutation(wrong)[: recipe.num_queries])
-    chosen = errors if recipe.query_indices is None else np.asarray(recipe.query_indices)
+    chosen = choose(recipe, wrong if not is_language_model else np.arange(len(examples["validation"])), config.seed)
     queries = examples["validation"].select(chosen)
 
     with timed(seconds, "build_index"):
         trainer.build_index()
-    s_test = None
-    if recipe.diagnose:  # it looks at the same solutions; else they are kept with the scores if this is interrupted
+    s_test, facts = None, recipe.fact_column
+    if recipe.diagnose or facts:  # the same solutions; else they are kept with the scores if this is interrupted
         with timed(seconds, "compute_s_test"):
             s_test = trainer.compute_s_test(queries)
     with timed(seconds, "find_influential"):
         result = trainer.find_influential(queries, num_examples=recipe.num_examples, s_test=s_test)
     result.summary |= {"accuracy": accuracy, "seconds": seconds, "query_rows": chosen.tolist()}
-    if data.text_columns is not None:
-        result.summary["text_columns"] = data.text_columns
+    if recipe.columns or data.text_columns:
+        result.summary["text_columns"] = recipe.columns or data.text_columns
+    found = None
+    if facts:
+        with timed(seconds, "retrieval"):
+            k = min(10, recipe.num_examples)
+            found = retrieval(trainer, queries, recipe.columns, result, s_test, k, facts)
+        result.summary["retrieval"] = found.table
     diagnosis = trainer.diagnose(queries, s_test) if recipe.diagnose else None
     if trainer.is_world_process_zero():
-        write(result, diagnosis, Path(config.output_dir) / "influence", trainer.train_dataset)
+        write(result, diagnosis, found, Path(config.output_dir) / "influence", trainer.train_dataset)
+
+
+def choose(recipe: RecipeArguments, rows: np.ndarray, seed: int) -> np.ndarray:
+    """Which validation examples are explained: those that were named, else some of these."""
+    if recipe.query_indices is not None:
+        return np.asarray(recipe.query_indices)
+    if not len(rows):
+        raise ValueError("The model predicts every validation example right; choose some with --query_indices.")
+    return np.sort(np.random.default_rng(seed).permutation(rows)[: recipe.num_queries])
 
 
 @contextmanager
@@ -87,7 +107,9 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     seconds[stage] = round(time.perf_counter() - start, 1)
 
 
-def write(result: InfluenceResult, diagnosis: Diagnosis | None, folder: Path, train: Dataset) -> None:
+def write(
+    result: InfluenceResult, diagnosis: Diagnosis | None, found: Retrieval | None, folder: Path, train: Dataset
+) -> None:
     result.save_to_disk(folder)
     report = result.to_html(folder / "report.html", diagnosis=diagnosis)
     print(result)
@@ -99,6 +121,9 @@ def write(result: InfluenceResult, diagnosis: Diagnosis | None, folder: Path, tr
     print("Seconds: " + ", ".join(f"{stage} {time:.0f}" for stage, time in result.summary["seconds"].items()))
     if "planted" in train.column_names:
         print(planted_share(result, train))
+    if found is not None:
+        print(found)
+        found.write(folder, "retrieval")
     print(f"Report: {report}")
 
 

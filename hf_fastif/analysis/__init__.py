@@ -1,5 +1,6 @@
 """What can be asked of a trainer beyond influence itself: functions from a trainer to a result."""
 
+from hf_fastif.analysis.bm25 import bm25_scores
 from hf_fastif.analysis.correcting import Correction, correct
 from hf_fastif.analysis.corrections import Corrections, corrections
 from hf_fastif.analysis.correlation import Correlation, correlation, correlations
@@ -18,6 +19,7 @@ from hf_fastif.analysis.mislabels import Mislabels, mislabels
 from hf_fastif.analysis.recall import Recall, RecallOfFeatures, recall, recall_of_features
 from hf_fastif.analysis.result import AnalysisResult
 from hf_fastif.analysis.retraining import Retraining, retraining
+from hf_fastif.analysis.retrieval import Retrieval, retrieval
 from hf_fastif.analysis.runtime import Runtime, runtime
 from hf_fastif.analysis.simulatability import Simulatability, as_predicted, simulatability
 from hf_fastif.analysis.work import balanced_queries
@@ -36,11 +38,13 @@ __all__ = [
     "Recall",
     "RecallOfFeatures",
     "Retraining",
+    "Retrieval",
     "Runtime",
     "Simulatability",
     "SubsetLosses",
     "as_predicted",
     "balanced_queries",
+    "bm25_scores",
     "correct",
     "corrections",
     "check_methods",
@@ -57,6 +61,7 @@ __all__ = [
     "representation_similarity",
     "retrain_on_subsets",
     "retraining",
+    "retrieval",
     "runtime",
     "simulatability",
 ]

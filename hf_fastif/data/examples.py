@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,18 +67,8 @@ def load_examples(args: DataArguments, model_labels: dict[int, str], new_head: b
         ValueError: If only one file is given, a column does not exist, or the labels of the splits or of the model
             differ.
     """
-    splits = _read(args)
-    for name, conditions in (("train", args.train_where), ("validation", args.validation_where)):
-        splits[name] = rows_where(splits[name], conditions or [], f"{name}_where")
-    if args.max_train_examples is not None:
-        splits["train"] = splits["train"].select(range(min(args.max_train_examples, len(splits["train"]))))
-    for name, split in splits.items():
-        for column in [args.label_column, *(args.text_columns or [])]:
-            if column not in split.column_names:
-                raise ValueError(
-                    f"column {column!r} is not in the {name} examples, which have: {', '.join(split.column_names)}; "
-                    "set --label_column and --text_columns."
-                )
+    columns = [args.label_column, *(args.text_columns or [])]
+    splits = read_splits(args, columns, "--label_column and --text_columns", generate_nli)
     mapping = json.loads(args.label_mapping or "{}")
     values = {name: _label_values(split, args.label_column, mapping) for name, split in splits.items()}
     names = _label_order(values["train"], [model_labels[label] for label in sorted(model_labels)], new_head)
@@ -93,6 +83,35 @@ def load_examples(args: DataArguments, model_labels: dict[int, str], new_head: b
         kept = split.remove_columns(list({args.label_column, "label"} & set(split.column_names)))
         labels = [numbers[value] for value in values[name]]
         splits[name] = kept.add_column("label", labels).cast_column("label", ClassLabel(names=names))
+    return splits
+
+
+def read_splits(
+    args: DataArguments, columns: Sequence[str], flags: str, embedded: Callable[[], DatasetDict]
+) -> DatasetDict:
+    """Reads the splits `train` and `validation`: the rows that are wanted of them, as they are.
+
+    Args:
+        args ([`DataArguments`]): What to read.
+        columns (`Sequence[str]`): Columns that both must have.
+        flags (`str`): The flags that name them, for errors.
+        embedded (`Callable`): Makes the data set that is read where none is named.
+
+    Raises:
+        ValueError: If only one file is given, or a column does not exist.
+    """
+    splits = _read(args, embedded)
+    for name, conditions in (("train", args.train_where), ("validation", args.validation_where)):
+        splits[name] = rows_where(splits[name], conditions or [], f"{name}_where")
+    if args.max_train_examples is not None:
+        splits["train"] = splits["train"].select(range(min(args.max_train_examples, len(splits["train"]))))
+    for name, split in splits.items():
+        for column in columns:
+            if column not in split.column_names:
+                raise ValueError(
+                    f"column {column!r} is not in the {name} examples, which have: {', '.join(split.column_names)}; "
+                    f"set {flags}."
+                )
     return splits
 
 
@@ -125,7 +144,7 @@ def shuffled(examples: Dataset, seed: int, count: int | None = None) -> Dataset:
     return examples.select(np.random.default_rng(seed).permutation(len(examples))[:count])
 
 
-def _read(args: DataArguments) -> DatasetDict:
+def _read(args: DataArguments, embedded: Callable[[], DatasetDict]) -> DatasetDict:
     if (args.train_file is None) != (args.validation_file is None):
         raise ValueError(
             f"train_file={args.train_file!r}, validation_file={args.validation_file!r}: give both, or neither for a "
@@ -142,12 +161,10 @@ def _read(args: DataArguments) -> DatasetDict:
         return DatasetDict(
             {name: load_dataset(args.dataset_name, args.dataset_config, split=split) for name, split in names.items()}
         )
-    embedded = generate_nli()
-    if args.dataset_test_split not in embedded:
-        raise ValueError(
-            f"dataset_test_split={args.dataset_test_split!r}: the embedded data has {', '.join(embedded)}."
-        )
-    return DatasetDict({"train": embedded["train"], "validation": embedded[args.dataset_test_split]})
+    made = embedded()
+    if args.dataset_test_split not in made:
+        raise ValueError(f"dataset_test_split={args.dataset_test_split!r}: the embedded data has {', '.join(made)}.")
+    return DatasetDict({"train": made["train"], "validation": made[args.dataset_test_split]})
 
 
 def _read_file(path: str) -> Dataset:

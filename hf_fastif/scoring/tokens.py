@@ -9,6 +9,11 @@ from hf_fastif.heads import TokenHead
 from hf_fastif.objective import Batch, Objective
 
 
+def has_token_losses(objective: Objective) -> bool:
+    """Whether the loss of an example is a sum over its tokens."""
+    return isinstance(objective.head, TokenHead) and objective.own_loss is None and objective.own_step is None
+
+
 def token_scores(objective: Objective, batch: Batch, s_test: torch.Tensor) -> torch.Tensor:
     """- s_test(z') . grad L_t(z) for Q queries, the B examples z of a batch, and their labelled tokens t.
 
@@ -27,7 +32,7 @@ def token_scores(objective: Objective, batch: Batch, s_test: torch.Tensor) -> to
         ValueError: If examples have one label each, or the loss is one of the user's.
     """
     head = objective.head
-    if not isinstance(head, TokenHead) or objective.own_loss is not None or objective.own_step is not None:
+    if not has_token_losses(objective):
         raise ValueError(
             f"model: {type(objective.model).__name__} with this loss has no losses of single tokens; language models, "
             "sequence to sequence and token classification have, with transformers' own loss."

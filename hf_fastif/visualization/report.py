@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hf_fastif.visualization.graph import InfluenceGraph, influence_graph
 from hf_fastif.visualization.page_data import graph_section
-from hf_fastif.visualization.rows import plain_row, query_rows, signed, span, training_rows
+from hf_fastif.visualization.rows import plain_row, query_rows, signed, span, token_row, training_rows
 
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def render_report(
         num_candidates=f"{result.summary['num_candidates']:,}",
         cards=_cards(result),
         shared=_shared(result, graph) if graph else [],
+        has_tokens="tokens" in result.influences.column_names,
         graph=graph_section(result, graph) if graph else None,
         diagnosis=diagnosis,
         diagnosis_figure=_figure(diagnosis) if diagnosis else None,
@@ -92,7 +93,7 @@ def _directions(result: InfluenceResult) -> dict[tuple[int, str], dict[str, Any]
         for i, name in enumerate(DIRECTIONS)
     }
     for row in training_rows(result, rows[np.argsort(ranks[rows], kind="stable")]):
-        example = plain_row(row, result.summary) | {
+        example = _with_tokens(plain_row(row, result.summary), row) | {
             "index": row["train_index"],
             "rank": row["rank"],
             "influence": signed(row["influence"]),
@@ -100,6 +101,17 @@ def _directions(result: InfluenceResult) -> dict[tuple[int, str], dict[str, Any]
         }
         found[row["query_index"], row["direction"]]["examples"].append(example)
     return found
+
+
+def _with_tokens(example: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """An example with its marked tokens, in place of the texts that they repeat."""
+    tokens = token_row(row)
+    if tokens is None:
+        return example | {"tokens": None}
+    return example | {
+        "tokens": tokens,
+        "texts": [text for text in example["texts"] if text["text"].strip() not in tokens["text"]],
+    }
 
 
 def _shared(result: InfluenceResult, graph: InfluenceGraph) -> list[dict[str, Any]]:

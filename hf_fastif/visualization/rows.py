@@ -10,6 +10,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset
 
 from hf_fastif.columns import with_label_names
+from hf_fastif.results import TOKEN_COLUMNS
 
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 NUM_CHARACTERS = 600  # of a text, before the rest of it is folded away
 MINUS = "\N{MINUS SIGN}"
 COMPUTED = "query_index prediction probability loss residual std_err train_index influence direction rank".split()
+COMPUTED += TOKEN_COLUMNS
+FAINT = 0.01  # of the strongest token, below which a token is not marked
+NUM_NAMED = 3  # tokens whose influence is said in words
 
 
 def query_rows(result: InfluenceResult) -> list[dict[str, Any]]:
@@ -60,6 +64,31 @@ def plain_row(row: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
         "label": _plain(row.get(summary["label_column"])),
         "tags": [(name, _plain(value)) for name, value in row.items() if name not in apart and _plain(value)],
     }
+
+
+def token_row(row: dict[str, Any]) -> dict[str, Any] | None:
+    """The tokens of a training example in runs, marked where they carry influence; None where it has none.
+
+    A run is a text, and of a token that is marked its `influence` in words, its `direction` and its `share` of the
+    strongest one in percent.
+    """
+    if not row.get("tokens"):
+        return None
+    texts, values = row["tokens"], row["token_influence"]
+    largest = max(map(abs, values)) or 1.0
+    runs: list[dict[str, Any]] = []
+    for text, value in zip(texts, values, strict=True):
+        if abs(value) >= FAINT * largest:
+            direction = "helpful" if value < 0 else "harmful"
+            share = round(100 * abs(value) / largest)
+            runs.append({"text": text, "influence": signed(value), "direction": direction, "share": share})
+        elif runs and runs[-1]["influence"] is None:
+            runs[-1]["text"] += text
+        else:
+            runs.append({"text": text, "influence": None})
+    marked = sorted((run for run in runs if run["influence"]), key=lambda run: -run["share"])
+    named = [(run["text"].strip() or "\N{OPEN BOX}", run["influence"]) for run in marked[:NUM_NAMED]]
+    return {"runs": runs, "named": named, "text": "".join(texts)}
 
 
 def signed(value: float) -> str:

@@ -1,0 +1,85 @@
+"""The tokens of training examples: which of them carry an influence, and what they read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from hf_fastif.batches import ExampleBatches
+from hf_fastif.checkpoints import CheckpointSet
+from hf_fastif.heads import TokenHead
+from hf_fastif.objective import Objective
+from hf_fastif.scoring import token_scores
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+
+def influence_of_tokens(
+    objective: Objective,
+    checkpoints: CheckpointSet,
+    pool: ExampleBatches,
+    vectors: torch.Tensor,
+    rows: np.ndarray,
+    batch_size: int,
+) -> list[np.ndarray]:
+    """The influence of predicting each token of some candidates, summed over the checkpoints.
+
+    Args:
+        objective (`Objective`): Of a head with a label for each token.
+        checkpoints ([`CheckpointSet`]): The moments of training that are summed over.
+        pool (`ExampleBatches`): The candidates.
+        vectors (`torch.Tensor` of shape `(Q, P)`): s_test of Q queries; of several checkpoints one behind the other.
+        rows (`np.ndarray` of shape `(k,)`): Which candidates.
+        batch_size (`int`): Candidates in one pass.
+
+    Returns:
+        `list` over rows of `np.ndarray` of shape `(Q, T)`, float32, T being the length of the row's own labels.
+    """
+    own = [pool.take([row])["labels"][0] for row in rows]
+    found = [np.zeros((len(vectors), len(labels)), dtype=np.float32) for labels in own]
+    for number, part in enumerate(vectors.split(objective.space.size, dim=1)):
+        with checkpoints.at(number):  # the weights are in the vectors
+            for places in pool.places_by_length(rows, batch_size):
+                batch = pool.take(rows[places])
+                scores = token_scores(objective, batch, part).float().cpu().numpy()
+                for i, place in enumerate(places):
+                    labels, size = own[place], len(own[place])
+                    padded_behind = torch.equal(batch["labels"][i, :size], labels)  # else in front
+                    found[place] += scores[:, i, :size] if padded_behind else scores[:, i, -size:]
+    return found
+
+
+def texts_of_tokens(
+    objective: Objective,
+    pool: ExampleBatches,
+    rows: Iterable[int],
+    processor: PreTrainedTokenizerBase | ProcessorMixin | None,
+) -> dict[int, list[str]]:
+    """What each token of some examples reads, with the space before it; its number where there is no tokenizer.
+
+    The tokens are those that have labels, or none: the ones that are read, or those of a sequence-to-sequence answer.
+    """
+    head = objective.head
+    name = "labels" if isinstance(head, TokenHead) and head.prepare is not None else "input_ids"
+    tokenizer = getattr(processor, "tokenizer", processor)
+    return {row: _texts(pool.take([row])[name][0].tolist(), tokenizer) for row in rows}
+
+
+def _texts(ids: list[int], tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
+    if tokenizer is None:
+        return [str(number) for number in ids]
+
+    def decoded(numbers: list[int]) -> str:
+        return tokenizer.decode([i for i in numbers if i >= 0], clean_up_tokenization_spaces=False)
+
+    texts = []
+    for place in range(len(ids)):
+        before, both = decoded(ids[max(0, place - 1) : place]), decoded(ids[max(0, place - 1) : place + 1])
+        # A token by itself may lack the space or the joint that it has behind another.
+        texts.append(both.removeprefix(before) if both.startswith(before) else decoded(ids[place : place + 1]))
+    return texts
