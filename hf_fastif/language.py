@@ -49,9 +49,7 @@ class LanguageArguments(ModelArguments):
     )
     fact_column: str | None = field(
         default=None,
-        metadata={
-            "help": "Column with the number of the fact that an example states, to see whether it is found."
-        },
+        metadata={"help": "Column with the number of the fact that an example states, to see whether it is found."},
     )
     lora_rank: int | None = field(
         default=None, metadata={"help": "Train LoRA adapters of this rank on all linear layers, and nothing else."}
@@ -85,7 +83,8 @@ def make_language_trainer(
         language_model = _loaded(model)
     else:
         made = AutoConfig.for_model(model.model_type, vocab_size=VOCABULARY)
-        made.update_from_string(model.config_overrides or "")
+        if model.config_overrides:
+            made.update_from_string(model.config_overrides)
         tokenizer = train_tokenizer(examples["train"].select_columns(model.columns), made.vocab_size)
         made.bos_token_id = made.eos_token_id = tokenizer.eos_token_id
         made.pad_token_id = tokenizer.pad_token_id

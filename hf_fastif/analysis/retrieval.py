@@ -46,7 +46,7 @@ class Retrieval(AnalysisResult):
     def __str__(self) -> str:
         lines = [
             f"{self.num_queries} queries, {self.num_relevant:.3g} of {self.num_candidates:,} training examples state "
-            f"the fact of each; by chance recall@{self.k} would be {self.k / self.num_candidates:.3f}"
+            f"the fact of each; by chance recall@{self.k} would be {self.k / self.num_candidates:.2g}"
         ]
         lines += [
             f"  {row['method']}: recall@{self.k} {row['recall']:.2f} ± {row['std_err']:.2f}" for row in self.table
@@ -137,4 +137,7 @@ def _relevant(train: Dataset, queries: Dataset, column: str) -> np.ndarray:
 
 def _listed(result: InfluenceResult, k: int) -> list[np.ndarray]:
     """The k most helpful rows that a result lists for each query, fewer where fewer help."""
-    return [np.asarray(result.helpful(query)["train_index"])[:k] for query in range(result.summary["num_queries"])]
+    return [
+        np.array(result.helpful(query)["train_index"][:k], dtype=np.int64)
+        for query in range(result.summary["num_queries"])
+    ]
