@@ -117,7 +117,11 @@ def write(
         print(diagnosis)
         write_whole(folder / "diagnosis.txt", lambda file: file.write_text(f"{diagnosis}\n", "utf-8"))
         diagnosis.plot(folder / "diagnosis.png")
-    print(f"Accuracy on the validation examples: {result.summary['accuracy']:.1%}")
+    of_tokens = "tokens" in result.influences.column_names
+    measured = (
+        "Validation examples of which every token is predicted" if of_tokens else "Accuracy on the validation examples"
+    )
+    print(f"{measured}: {result.summary['accuracy']:.1%}")
     print("Seconds: " + ", ".join(f"{stage} {time:.0f}" for stage, time in result.summary["seconds"].items()))
     if "planted" in train.column_names:
         print(planted_share(result, train))

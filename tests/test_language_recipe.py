@@ -56,7 +56,10 @@ def test_facts_are_learned_and_looked_for(recipe, tmp_path, capsys):
         "representation similarity",
         "BM25",
     ]
-    assert f"{found['num_queries']} queries, " in printed and "Accuracy on the validation examples" in printed
+    assert (
+        f"{found['num_queries']} queries, " in printed
+        and "Validation examples of which every token is predicted: " in printed
+    )
     assert (folder / "retrieval.png").is_file() and 'class="tokens"' in (folder / "report.html").read_text("utf-8")
 
     again = {"model_name_or_path": tmp_path, "output_dir": tmp_path / "again", "query_indices": 3}
