@@ -12,7 +12,7 @@ from hf_fastif.batches import ExampleBatches
 from hf_fastif.checkpoints import CheckpointSet
 from hf_fastif.heads import TokenHead
 from hf_fastif.objective import Objective
-from hf_fastif.scoring import token_scores
+from hf_fastif.scoring import check_token_losses, token_scores
 
 
 if TYPE_CHECKING:
@@ -39,7 +39,11 @@ def influence_of_tokens(
 
     Returns:
         `list` over rows of `np.ndarray` of shape `(Q, T)`, float32, T being the length of the row's own labels.
+
+    Raises:
+        ValueError: If examples have one label each, or the loss is one of the user's.
     """
+    check_token_losses(objective)
     own = [pool.take([row])["labels"][0] for row in rows]
     found = [np.zeros((len(vectors), len(labels)), dtype=np.float32) for labels in own]
     for number, part in enumerate(vectors.split(objective.space.size, dim=1)):

@@ -54,6 +54,8 @@ def gradient_cosine(trainer: InfluenceTrainer, queries: Dataset) -> np.ndarray:
 def representation_similarity(trainer: InfluenceTrainer, queries: Dataset) -> np.ndarray:
     """- cos(h(z'), h(z)) of the pooled states h that the output layer sees, whatever the labels are.
 
+    Of heads that score every token (language models) h is the mean over an example's tokens, of which the last one
+    often is the same in all of them.
     A mean over `trainer.args.checkpoints`. Hanawa et al. (2021) compare it with other similarities.
     """
     with trainer._context() as context:
@@ -61,7 +63,7 @@ def representation_similarity(trainer: InfluenceTrainer, queries: Dataset) -> np
         found = np.zeros((len(asked), len(train)), dtype=np.float32)
         for number in range(len(context.checkpoints)):
             with context.checkpoints.at(number) as weight:
-                features = PooledFeatures(context.objective)
+                features = PooledFeatures(context.objective, mean=context.objective.head.several)
                 a, b = (features.of_queries(examples, context.passes) for examples in (asked, train))
                 lengths = np.outer(np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1))
                 found -= weight * (a @ b.T) / lengths

@@ -14,6 +14,19 @@ def has_token_losses(objective: Objective) -> bool:
     return isinstance(objective.head, TokenHead) and objective.own_loss is None and objective.own_step is None
 
 
+def check_token_losses(objective: Objective) -> None:
+    """Refuses examples that have one label each, and losses of the user's.
+
+    Raises:
+        ValueError: Saying which heads have losses of single tokens.
+    """
+    if not has_token_losses(objective):
+        raise ValueError(
+            f"model: {type(objective.model).__name__} with this loss has no losses of single tokens; language models, "
+            "sequence to sequence and token classification have, with transformers' own loss."
+        )
+
+
 def token_scores(objective: Objective, batch: Batch, s_test: torch.Tensor) -> torch.Tensor:
     """- s_test(z') . grad L_t(z) for Q queries, the B examples z of a batch, and their labelled tokens t.
 
@@ -31,12 +44,8 @@ def token_scores(objective: Objective, batch: Batch, s_test: torch.Tensor) -> to
     Raises:
         ValueError: If examples have one label each, or the loss is one of the user's.
     """
+    check_token_losses(objective)
     head = objective.head
-    if not has_token_losses(objective):
-        raise ValueError(
-            f"model: {type(objective.model).__name__} with this loss has no losses of single tokens; language models, "
-            "sequence to sequence and token classification have, with transformers' own loss."
-        )
     labels, places = objective.labels(batch), head.predicted(batch)
 
     def losses(theta):

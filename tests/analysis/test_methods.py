@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import batches, tiny_data, tiny_model, tiny_trainer
+from tiny_heads import CASES
 
 from hf_fastif.analysis import gradient_cosine, representation_similarity
 
@@ -60,3 +61,15 @@ def test_cosines_of_single_examples(trainer, method, of_one, tmp_path):
     tiny_model().save_pretrained(tmp_path / "same")
     trainer.args.checkpoints = [str(tmp_path / "other"), str(tmp_path / "same")]
     np.testing.assert_allclose(method(trainer, QUERIES), sum(expected) / 2, atol=1e-4)
+
+
+def test_language_models_are_compared_by_the_mean_of_their_states(tmp_path):
+    case = CASES["causal-llama"]
+    train, queries = case.data(5), case.data(2, seed=1)
+    found = representation_similarity(case.trainer(tmp_path, train), queries)
+
+    def means(data):
+        outputs = [case.model(torch.tensor([row["input_ids"]]), output_hidden_states=True) for row in data]
+        return [output.hidden_states[-1][0].mean(dim=0).detach() for output in outputs]
+
+    np.testing.assert_allclose(found, -cosines(means(queries), means(train)), atol=1e-4)
