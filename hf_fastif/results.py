@@ -268,7 +268,7 @@ class InfluenceResult:
     def _describe(self, row: dict[str, Any]) -> str:
         if not self.summary["text_columns"] and self.summary["label_column"] is None:
             return "(no text)"
-        text = " | ".join(str(row[name]) for name in self.summary["text_columns"])
+        text = " | ".join(str(row[name]).strip() for name in self.summary["text_columns"])
         label = self.summary["label_column"]
         return f"{text[:100]!r}" if label is None else f"{text[:100]!r} [{row.get(label)}]"
 
