@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +12,7 @@ from hf_fastif.batches import ExampleBatches
 from hf_fastif.checkpoints import CheckpointSet
 from hf_fastif.heads import TokenHead
 from hf_fastif.objective import Objective
+from hf_fastif.outcomes import QueryOutcome
 from hf_fastif.scoring import check_token_losses, token_scores
 
 
@@ -61,16 +62,20 @@ def influence_of_tokens(
 def texts_of_tokens(
     objective: Objective,
     pool: ExampleBatches,
-    rows: Iterable[int],
+    outcomes: Sequence[QueryOutcome],
     processor: PreTrainedTokenizerBase | ProcessorMixin | None,
-) -> dict[int, list[str]]:
-    """What each token of some examples reads, with the space before it; its number where there is no tokenizer.
+) -> dict[int, list[str]] | None:
+    """What each token reads of the candidates whose tokens were scored, by their rows; None if none were.
 
-    The tokens are those that have labels, or none: the ones that are read, or those of a sequence-to-sequence answer.
+    A text has the space before it, and where there is no tokenizer it is a number. The tokens are those that are read,
+    or of sequence to sequence those of the answer.
     """
+    if any(outcome.tokens is None for outcome in outcomes):
+        return None
     head = objective.head
     name = "labels" if isinstance(head, TokenHead) and head.prepare is not None else "input_ids"
     tokenizer = getattr(processor, "tokenizer", processor)
+    rows = sorted({row for outcome in outcomes for row in outcome.tokens})
     return {row: _texts(pool.take([row])[name][0].tolist(), tokenizer) for row in rows}
 
 

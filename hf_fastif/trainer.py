@@ -304,8 +304,7 @@ class InfluenceMixin(HubMixin):
             on += () if shown is None else (shown,)
             with context.attribution("find_influential", *on, as_one=as_one) as attribution:
                 outcomes = list(attribution.outcomes(queries, pool, search, s_test, shown))
-            listed = {row for outcome in outcomes for row in outcome.tokens or ()}
-            texts = texts_of_tokens(context.objective, pool, listed, self.processing_class)
+            texts = texts_of_tokens(context.objective, pool, outcomes, self.processing_class)
             together = 1 if num_neighbors else min(len(outcomes), self.args.query_batch_size)
             settings = context.settings(num_neighbors, num_examples)
             settings["scoring"] = choose_scoring(self.args.scoring, context.objective, pool, together).why
@@ -317,7 +316,7 @@ class InfluenceMixin(HubMixin):
             num_examples,
             self.model.config.id2label,
             settings,
-            None if shown is None else texts,
+            texts,
         )
 
     def diagnose(self, examples: Dataset | None = None, s_test: Solution | None = None) -> Diagnosis:

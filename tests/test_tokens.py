@@ -113,7 +113,8 @@ def test_tokens_read_as_the_text_does():
     ids = tokenizer(text)["input_ids"]
     pool = SimpleNamespace(take=lambda rows: {"input_ids": np.array([ids])})
     objective = SimpleNamespace(head=None)
-    texts = texts_of_tokens(objective, pool, [4], SimpleNamespace(tokenizer=tokenizer))[4]
+    outcome = SimpleNamespace(tokens={4: np.zeros(len(ids))})
+    texts = texts_of_tokens(objective, pool, [outcome], SimpleNamespace(tokenizer=tokenizer))[4]
     assert len(texts) == len(ids) and " the" in texts
     assert "".join(texts).startswith("Where is the book? In the caf")
 
