@@ -15,9 +15,8 @@ from torch.distributed.tensor import DTensor
 from transformers.utils import logging
 
 from hf_fastif.batches import ExampleBatches
-from hf_fastif.heads import TokenHead
 from hf_fastif.index import InfluenceIndex
-from hf_fastif.objective import Objective
+from hf_fastif.objective import Objective, TokenHead
 from hf_fastif.parameters import without_adapters
 from hf_fastif.solvers import Solution
 

@@ -21,8 +21,7 @@ from hf_fastif.checks import check_adapters, check_dataset, check_inputs, check_
 from hf_fastif.config import InfluenceConfig
 from hf_fastif.frozen import FrozenStates, find_frozen_states
 from hf_fastif.index import InfluenceIndex
-from hf_fastif.objective import Objective, differentiable
-from hf_fastif.own_loss import OwnLoss, OwnStep
+from hf_fastif.objective import Objective, OwnLoss, OwnStep, differentiable, trained_loss
 from hf_fastif.parameters import model_fingerprint
 from hf_fastif.passes import Passes
 from hf_fastif.pieces import Pieces, digest, pieces_of
@@ -32,7 +31,6 @@ from hf_fastif.queries import Predictions, predict
 from hf_fastif.signals import Signal, measure_signal
 from hf_fastif.solvers import Solution
 from hf_fastif.solving import SolverSetup
-from hf_fastif.trained_loss import trained_loss
 
 
 UNFINISHED = "unfinished"  # under the folder of influence

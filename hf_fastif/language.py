@@ -20,7 +20,7 @@ from transformers.utils import find_adapter_config_file
 from hf_fastif.config import InfluenceConfig
 from hf_fastif.data import DataArguments, generate_facts, read_splits
 from hf_fastif.finetuning import ModelArguments
-from hf_fastif.heads import IGNORED
+from hf_fastif.objective import IGNORED
 from hf_fastif.parameters import freeze
 from hf_fastif.trainer import InfluenceTrainer
 

@@ -14,8 +14,7 @@ from scipy.special import softmax
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.curvature import captured_layers, covered_names
 from hf_fastif.curvature.captures import loss_captures
-from hf_fastif.heads import IGNORED
-from hf_fastif.objective import Batch, Objective
+from hf_fastif.objective import IGNORED, Batch, Objective
 from hf_fastif.passes import Passes
 from hf_fastif.processes import Alone
 

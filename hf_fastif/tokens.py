@@ -10,8 +10,7 @@ import torch
 
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.checkpoints import CheckpointSet
-from hf_fastif.heads import TokenHead
-from hf_fastif.objective import Objective
+from hf_fastif.objective import Objective, TokenHead
 from hf_fastif.outcomes import QueryOutcome
 from hf_fastif.scoring import check_token_losses, token_scores
 

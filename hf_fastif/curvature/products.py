@@ -14,8 +14,7 @@ from torch.nn import functional as F
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.curvature.captures import captures
 from hf_fastif.curvature.layers import Layer, captured_layers, covered_names
-from hf_fastif.heads import IGNORED
-from hf_fastif.objective import Batch, Objective
+from hf_fastif.objective import IGNORED, Batch, Objective
 
 
 ROW_MEMORY = 2 << 30  # bytes for the Jacobian rows of some examples

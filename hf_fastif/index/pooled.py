@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from hf_fastif.batches import ExampleBatches
-from hf_fastif.heads import IGNORED, TokenHead
-from hf_fastif.objective import Batch, Objective
+from hf_fastif.objective import IGNORED, Batch, Objective, TokenHead
 from hf_fastif.parameters import without_adapters
 from hf_fastif.passes import Passes
 

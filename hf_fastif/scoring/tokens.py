@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch.func import jvp, vmap
 
-from hf_fastif.heads import TokenHead
-from hf_fastif.objective import Batch, Objective
+from hf_fastif.objective import Batch, Objective, TokenHead
 
 
 def has_token_losses(objective: Objective) -> bool:

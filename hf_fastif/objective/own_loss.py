@@ -10,7 +10,7 @@ from torch import nn
 from torch.func import functional_call
 from transformers.modeling_outputs import ModelOutput
 
-from hf_fastif.heads import IGNORED, Batch
+from hf_fastif.objective.heads import IGNORED, Batch
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_fastif.config import Reduction
-from hf_fastif.heads import Batch, TokenHead, head_of
-from hf_fastif.own_loss import OwnLoss, OwnStep
+from hf_fastif.objective.heads import Batch, TokenHead, head_of
+from hf_fastif.objective.own_loss import OwnLoss, OwnStep
 from hf_fastif.parameters import ParameterSpace, without_adapters
 
 

@@ -10,9 +10,9 @@ import torch
 from transformers import Trainer
 
 from hf_fastif.batches import ExampleBatches
-from hf_fastif.heads import TokenHead
-from hf_fastif.objective import Batch, Objective
-from hf_fastif.own_loss import Items, OwnLoss, OwnStep, check_mean, close
+from hf_fastif.objective.heads import Batch, TokenHead
+from hf_fastif.objective.objective import Objective
+from hf_fastif.objective.own_loss import Items, OwnLoss, OwnStep, check_mean, close
 
 
 PROBED = 8  # examples, from all over the dataset, which may be sorted

@@ -1,0 +1,20 @@
+"""The loss of single examples as a function of the trained parameters, for every head and for losses of the user's."""
+
+from hf_fastif.objective.heads import IGNORED, Batch, TokenHead
+from hf_fastif.objective.objective import STATES, FrozenLayers, Objective, differentiable
+from hf_fastif.objective.own_loss import OwnLoss, OwnStep
+from hf_fastif.objective.trained_loss import trained_loss
+
+
+__all__ = [
+    "IGNORED",
+    "STATES",
+    "Batch",
+    "FrozenLayers",
+    "Objective",
+    "OwnLoss",
+    "OwnStep",
+    "TokenHead",
+    "differentiable",
+    "trained_loss",
+]
