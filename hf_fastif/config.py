@@ -157,7 +157,8 @@ class InfluenceConfig(TrainingArguments):
             B: training examples drawn for each step.
         lissa_scale (`float` or `"auto"`, *optional*, defaults to `"auto"`):
             The step size is 1 / scale. It sets how fast the recursion converges and never what it converges to.
-            `"auto"` takes the largest eigenvalue of single batches.
+            `"auto"` takes the largest eigenvalue of some batches, and begins again with twice as much where that
+            turns out to be too little.
         cg_samples (`int`, *optional*, defaults to 1024):
             Training examples whose mean curvature CG solves for.
         cg_steps (`int`, *optional*, defaults to 30):

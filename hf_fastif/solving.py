@@ -230,6 +230,7 @@ class SolverSetup:
             sample=self.sample,
             damping=self.damping,
             scale=self.lissa_scale,
+            adapts=args.lissa_scale == "auto",
             depth=args.lissa_depth,
             batch_size=self.lissa_batch_size,
             repeats=args.num_repeats,

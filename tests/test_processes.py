@@ -64,6 +64,10 @@ def test_processes_agree_with_one(found, processes):
                 np.testing.assert_allclose(answer[name], expected, err_msg=name, **tolerance)
 
 
+def test_processes_shorten_their_steps_together(found):
+    assert found[1][0]["times that steps were halved"] > 0
+
+
 def test_training_goes_on_as_if_nobody_had_looked(found):
     for answer in found[2]:
         assert answer["training went on as if nobody had looked"].all()

@@ -278,6 +278,8 @@ def watched(solver: Solver, gradients: torch.Tensor, watch: Watch) -> None:
     start = time.perf_counter()
     if isinstance(solver, Lissa | DualAscent | ConjugateGradient):
         solver.callback = watch
+    if isinstance(solver, Lissa):
+        solver.adapts = False  # a setting that diverges is shown as one
     try:
         solution = solver.solve(gradients)
     except DivergenceError:

@@ -17,7 +17,15 @@ TENSORS = ("vectors", "residual", "std_err", "trace")
 
 
 class DivergenceError(ArithmeticError):
-    """A solver left every bound, or met a direction without curvature; the message names the setting that helps."""
+    """A solver left every bound, or met a direction without curvature; the message names the setting that helps.
+
+    Attributes:
+        scale (`float`, *optional*): A scale that converges, where the steps were too long.
+    """
+
+    def __init__(self, message: str, scale: float | None = None):
+        super().__init__(message)
+        self.scale = scale
 
 
 @dataclass(frozen=True)

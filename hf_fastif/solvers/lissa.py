@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import tqdm
+from transformers.utils import logging
 
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.curvature import Curvature, CurvatureSample, GaussNewton, mean_product
 from hf_fastif.curvature.sample import squared_residual
 from hf_fastif.objective import Batch
 from hf_fastif.solvers.base import Callback, DivergenceError, Precondition, Solution
-from hf_fastif.solvers.repeats import Repeated, Run, Watch, average, own_repeats
+from hf_fastif.solvers.repeats import Averaged, Repeated, Run, Tally, Watch, average, own_repeats
 
+
+logger = logging.get_logger(__name__)
 
 PILOTS = 64  # examples, or four batches of them, that tell how much batches curve
 MIN_WATCHED = 16  # examples in a step from which the residual can be told from two halves of them
@@ -43,6 +46,8 @@ class Lissa(Repeated):
         seed (`int`): Repeat t draws its batches from the seed (seed, t), whatever process runs it.
         tolerance (`float`, *optional*): Stop when the watched residual has fallen to this; batches must have at least
             `MIN_WATCHED` examples for it to be watched.
+        adapts (`bool`, *optional*, defaults to `False`): Whether to begin again with half the step size where it
+            proves too long, instead of raising an error.
         precondition (`Callable`, *optional*): M, an approximate inverse of C + lambda I; EK-FAC's.
         accelerator (`Accelerator`): Averages over processes.
         show_progress (`bool`): Whether the main process shows a bar.
@@ -60,6 +65,7 @@ class Lissa(Repeated):
     seed: int
     accelerator: Accelerator
     tolerance: float | None = None
+    adapts: bool = False
     precondition: Precondition | None = None
     show_progress: bool = True
     callback: Callback | None = None
@@ -68,12 +74,16 @@ class Lissa(Repeated):
         """Solves for Q right-hand sides, shape (Q, P).
 
         Raises:
-            DivergenceError: If the step size is too large for some batch, or C + lambda I is not positive definite.
+            DivergenceError: If the step size is too large for some batch and not to be adapted, or C + lambda I is
+                not positive definite.
         """
-        own = own_repeats(self.repeats, self.accelerator)
-        groups = [own] if own and self.repeats_share() else [[repeat] for repeat in own]
-        runs = (run for group in groups for run in self._run(vectors, group))
-        found = average(runs, self.repeats, vectors, self.accelerator)
+        found = self._attempt(vectors)
+        if found is None:  # twice as much whatever diverged, so that any number of processes ends with the same scale
+            again = replace(self, scale=2 * self.scale)
+            logger.warning(
+                f"LiSSA diverged with lissa_scale={self.scale:.3g}, and starts again with {again.scale:.3g}."
+            )
+            return again.solve(vectors)
         return Solution(
             vectors=found.vectors,
             residual=self.sample.residual(vectors, found.vectors, self.damping),
@@ -83,6 +93,19 @@ class Lissa(Repeated):
             trace=found.trace,
             scale=self.scale,
         )
+
+    def _attempt(self, vectors: torch.Tensor) -> Averaged | None:
+        """The mean of the repeats; None if the steps were too long for some process, and may be shortened."""
+        own, tally = own_repeats(self.repeats, self.accelerator), None
+        groups = [own] if own and self.repeats_share() else [[repeat] for repeat in own]
+        try:
+            tally = Tally.of((run for group in groups for run in self._run(vectors, group)), vectors)
+        except DivergenceError as error:
+            if not self.adapts or error.scale is None:
+                raise
+        if self.adapts and self.accelerator.reduce(vectors.new_tensor(float(tally is None)), "sum"):
+            return None
+        return average(tally, self.repeats, self.accelerator)
 
     def _run(self, v: torch.Tensor, repeats: list[int]) -> list[Run]:
         """Takes some repeats through the same steps, each with its own batches."""
@@ -109,7 +132,7 @@ class Lissa(Repeated):
             for i in np.flatnonzero(going):
                 x[i].add_(self._preconditioned(residual[i]), alpha=1 / self.scale)
                 if not (x[i].norm(dim=1) <= bound).all():
-                    raise DivergenceError(self._explain_divergence(self.examples.take(draws[i]), x[i]))
+                    raise self._divergence(self.examples.take(draws[i]), x[i])
             steps += going
             if self.callback is not None:
                 self.callback(int(steps.max()), x.mean(dim=0))
@@ -138,20 +161,21 @@ class Lissa(Repeated):
     def _preconditioned(self, vectors: torch.Tensor) -> torch.Tensor:
         return vectors if self.precondition is None else self.precondition(vectors)
 
-    def _explain_divergence(self, batch: Batch, x: torch.Tensor) -> str:
+    def _divergence(self, batch: Batch, x: torch.Tensor) -> DivergenceError:
         worst = int(torch.nan_to_num(x.norm(dim=1), nan=math.inf).argmax())
         start = torch.nan_to_num(x[worst : worst + 1], posinf=1.0, neginf=-1.0)
         eigenvalue = dominant_eigenvalue(self.curvature, batch, start, self.damping, self.precondition)
         if eigenvalue <= 0:
-            return (
+            return DivergenceError(
                 f"damping={self.damping:.3g}: the curvature has an eigenvalue near {eigenvalue - self.damping:.3g}, "
                 "so that C + damping I is not positive definite; give damping above "
                 f"{self.damping - eigenvalue:.3g}, or curvature='gauss_newton'."
             )
-        return (
+        scale = max(1.5 * eigenvalue, 2 * self.scale)
+        return DivergenceError(
             f"lissa_scale={self.scale:.3g}: the recursion diverged, since the curvature of single batches reaches "
-            f"{eigenvalue:.3g}. lissa_scale={max(1.5 * eigenvalue, 2 * self.scale):.3g} converges; a larger "
-            "lissa_batch_size allows a smaller one."
+            f"{eigenvalue:.3g}. lissa_scale={scale:.3g} converges; a larger lissa_batch_size allows a smaller one.",
+            scale if math.isfinite(scale) else None,
         )
 
 

@@ -7,7 +7,7 @@ import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 import torch
 from accelerate import Accelerator
@@ -93,19 +93,34 @@ def own_repeats(repeats: int, accelerator: Accelerator | Alone) -> list[int]:
     return list(range(accelerator.process_index, repeats, accelerator.num_processes))
 
 
-def average(runs: Iterable[Run], repeats: int, vectors: torch.Tensor, accelerator: Accelerator | Alone) -> Averaged:
-    """Averages the runs of all processes for right-hand sides (Q, P) (section 3.4 of the paper)."""
-    total, squares = torch.zeros_like(vectors), vectors.new_zeros(len(vectors))
-    first: list[Any] | None = None
-    for run in runs:
-        total += run.vectors
-        squares += run.vectors.square().sum(dim=1)
-        if first is None:
-            first = [run.steps, (torch.stack(run.trace) if run.trace else vectors.new_zeros(0, len(vectors))).cpu()]
-    mean = accelerator.reduce(total, "sum") / repeats
-    squares = accelerator.reduce(squares, "sum")
-    steps, trace = from_main(lambda: first, accelerator)  # which has repeat 0
-    return Averaged(mean, _relative_standard_error(mean, squares, repeats), steps, trace.to(vectors.device))
+@dataclass(frozen=True)
+class Tally:
+    """The runs of a process: the sum of their solutions (Q, P), that of squared norms (Q,), and what the first saw."""
+
+    total: torch.Tensor
+    squares: torch.Tensor
+    first: tuple[int, torch.Tensor] | None
+
+    @classmethod
+    def of(cls, runs: Iterable[Run], vectors: torch.Tensor) -> Tally:
+        """Runs for right-hand sides (Q, P), of which one is held at a time."""
+        total, squares = torch.zeros_like(vectors), vectors.new_zeros(len(vectors))
+        first = None
+        for run in runs:
+            total += run.vectors
+            squares += run.vectors.square().sum(dim=1)
+            if first is None:
+                trace = torch.stack(run.trace) if run.trace else vectors.new_zeros(0, len(vectors))
+                first = run.steps, trace.cpu()
+        return cls(total, squares, first)
+
+
+def average(tally: Tally, repeats: int, accelerator: Accelerator | Alone) -> Averaged:
+    """Averages the runs of all processes (section 3.4 of the paper)."""
+    mean = accelerator.reduce(tally.total, "sum") / repeats
+    squares = accelerator.reduce(tally.squares, "sum")
+    steps, trace = from_main(lambda: tally.first, accelerator)  # which has repeat 0
+    return Averaged(mean, _relative_standard_error(mean, squares, repeats), steps, trace.to(mean.device))
 
 
 def _relative_standard_error(mean: torch.Tensor, squares: torch.Tensor, repeats: int) -> torch.Tensor:

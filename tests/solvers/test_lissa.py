@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 
@@ -172,6 +173,27 @@ def test_divergence_raises_and_names_a_scale_that_converges(problem):
 
     named = float(re.search(r"lissa_scale=(\S+) converges", str(caught.value))[1])
     assert replace(solver, scale=named).solve(vectors).residual.max() < 0.01
+
+
+def test_steps_that_prove_too_long_are_shortened(problem):
+    *_, vectors = problem
+    solver = lissa(problem, scale=0.2 * lissa(problem).scale, depth=300, adapts=True)
+    found = solver.solve(vectors)
+    assert found.residual.max() < 0.01
+    doublings = round(math.log2(found.scale / solver.scale))
+    assert doublings in (1, 2) and found.scale == solver.scale * 2**doublings
+    assert torch.equal(found.vectors, replace(solver, scale=found.scale, adapts=False).solve(vectors).vectors)
+    with pytest.raises(DivergenceError):
+        replace(solver, scale=found.scale / 2, adapts=False).solve(vectors)
+
+
+def test_curvature_that_is_not_a_number_ends(problem, monkeypatch):
+    *_, vectors = problem
+    solver = lissa(problem, depth=50, adapts=True)
+    monkeypatch.setattr(lissa_module, "mean_product", lambda _c, _e, _b, _n, x: x * math.nan)
+    monkeypatch.setattr(lissa_module, "dominant_eigenvalue", lambda *_: math.nan)
+    with pytest.raises(DivergenceError, match="reaches nan"):
+        solver.solve(vectors)
 
 
 def test_indefinite_system_raises_and_names_a_damping(problem):
