@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from hf_fastif.curvature import Spectrum, captured_layers, share_of
+from hf_fastif.curvature import Spectrum, captured_layers, layers_in_blocks, share_of
 from hf_fastif.files import write_whole
 from hf_fastif.results import SIGN
 from hf_fastif.signals import Signal
@@ -48,8 +48,8 @@ class Diagnosis:
         lissa_batch_size (`int`): B.
         lissa_scale (`float`): The largest eigenvalue of single batches of B: a scale at which LiSSA converges.
         signals (`list[Signal]`): How much signal each checkpoint of the run holds; the model as it is comes last.
-        linear (`float`): The share of the parameters in linear layers of their own, which Kronecker factors and
-            sketches see whole.
+        linear (`float`): The share of the parameters in linear layers and norms of their own, which Kronecker factors
+            and sketches see whole.
         captured (`float`): The share of those whose gradients of single examples one pass of a batch tells.
     """
 
@@ -132,8 +132,8 @@ class Diagnosis:
         lines = [
             f"{name} of the mean training loss over {self.num_parameters:,} parameters, seen on "
             f"{self.num_samples:,} of {self.num_train:,} training examples.",
-            f"{self.linear:.1%} of the parameters are in linear layers of their own, which EK-FAC and gradient "
-            "sketches see whole (of the others EK-FAC has a diagonal, sketches nothing).",
+            f"{self.linear:.1%} of the parameters are in linear layers and norms of their own, which EK-FAC and "
+            "gradient sketches see whole (of the others EK-FAC has a diagonal, sketches nothing).",
             f"Of {self.captured:.1%} one pass tells the gradients of single examples"
             + (", so that queries share it." if self.captured == 1 else "; queries take forward mode."),
         ]
@@ -226,7 +226,7 @@ def diagnose(
     if solution is None:
         solution = setup.solver().solve(gradients)
     layers = captured_layers(setup.objective, setup.examples.take([0]), embeddings=True, tied=True)
-    own = [layer for layer in captured_layers(setup.objective, setup.examples.take([0])) if layer.kind == "linear"]
+    own = layers_in_blocks(setup.objective, setup.examples.take([0]))
     x, norm = solution.vectors, gradients.norm(dim=1).clamp_min(torch.finfo(gradients.dtype).tiny)
     return Diagnosis(
         curvature=args.curvature,

@@ -261,7 +261,7 @@ class SolverSetup:
         return {
             "model": model_fingerprint(self.objective.model),
             "dataset": self.examples.digest,
-            "settings": f"samples={args.ekfac_samples} seed={args.seed} bf16={args.influence_bf16}"
+            "settings": f"blocks=linear,norms samples={args.ekfac_samples} seed={args.seed} bf16={args.influence_bf16}"
             f"{'' if args.loss_reduction == 'sum' else ' reduction=mean'}"
             f"{' loss=' + self.objective.loss_name if self.objective.loss_name else ''}",
         }
@@ -301,7 +301,7 @@ class SolverSetup:
         )
         share = share_of([block.layer for block in factors.blocks], self.objective)
         (logger.info if share > FEW else logger.warning)(
-            f"EK-FAC holds {share:.1%} of the trained parameters in Kronecker blocks of linear layers, and of the "
+            f"EK-FAC holds {share:.1%} of the trained parameters in blocks of linear layers and norms, and of the "
             "others a diagonal."
         )
         if self.accelerator.is_main_process:

@@ -2,7 +2,7 @@
 
 from hf_fastif.curvature.captures import Capture
 from hf_fastif.curvature.gram import jacobian_gram
-from hf_fastif.curvature.kronecker import KroneckerFactors, fit_kronecker_factors
+from hf_fastif.curvature.kronecker import KroneckerFactors, fit_kronecker_factors, layers_in_blocks
 from hf_fastif.curvature.layers import Layer, captured_layers, covered_names, share_of
 from hf_fastif.curvature.products import Curvature, GaussNewton, Hessian, mean_product
 from hf_fastif.curvature.sample import CurvatureSample
@@ -22,6 +22,7 @@ __all__ = [
     "covered_names",
     "fit_kronecker_factors",
     "jacobian_gram",
+    "layers_in_blocks",
     "mean_product",
     "share_of",
 ]

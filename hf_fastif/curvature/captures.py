@@ -80,8 +80,8 @@ class LinearCapture:
             total += (squares if weights is None else squares.mul_(weights[outputs])).sum(dim=(2, 3))
         return total
 
-    def with_bias(self) -> LinearCapture:
-        """The same with an input of 1 for the bias, if there is one."""
+    def as_matrix(self) -> LinearCapture:
+        """The gradients of `Layer.to_matrix`: the same with an input of 1 for the bias, if there is one."""
         if len(self.layer.names) == 1:
             return self
         ones = torch.ones_like(self.inputs[..., :1])
@@ -139,6 +139,13 @@ class LeafCapture:
     gradients: dict[str, torch.Tensor]
 
     num_inputs = num_outputs = 1  # taken whole
+
+    def as_matrix(self) -> LinearCapture:
+        """The gradients of `Layer.to_matrix`: its only row is sum_t g_t x_t, a t for each direction."""
+        rows = torch.cat([self.gradients[name].flatten(2) for name in self.layer.names], dim=-1)
+        count, size = rows.shape[:2]
+        own = torch.eye(count).to(rows)[:, None, :, None].expand(-1, size, -1, -1)
+        return LinearCapture(self.layer, rows.transpose(0, 1), own)
 
     @property
     def nbytes(self) -> int:

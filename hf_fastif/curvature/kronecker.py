@@ -19,16 +19,20 @@ from hf_fastif.curvature.layers import Layer, captured_layers, covered_names, la
 from hf_fastif.curvature.products import GaussNewton
 from hf_fastif.files import write_whole
 from hf_fastif.manifests import reading
+from hf_fastif.objective import Batch, Objective
 from hf_fastif.parameters import ParameterSpace
 
 
 Damping = float | Mapping[str, float]  # lambda, or one for each parameter, by name
+MAX_VECTOR = 2048  # entries of a norm that has a block of their square
 MAX_DIRECTIONS = 4  # of the outputs of an example; more are mixed into that many random ones
 
 
 @dataclass(frozen=True)
 class KroneckerBlock:
     """The curvature of one layer's matrix W (outputs, inputs): W -> U ((U^T W V) * eigenvalues) V^T.
+
+    The matrix of a norm is its weight and bias in one row, whose curvature this is exactly.
 
     Attributes:
         layer (`Layer`): Which parameters the matrix holds.
@@ -51,10 +55,10 @@ class KroneckerBlock:
 
 @dataclass(frozen=True)
 class KroneckerFactors:
-    """EK-FAC of all trainable parameters: a block for each linear layer, a diagonal for everything else.
+    """EK-FAC of all trainable parameters: a block for each linear layer and norm, a diagonal for everything else.
 
     Attributes:
-        blocks (`list[KroneckerBlock]`): The linear layers.
+        blocks (`list[KroneckerBlock]`): The linear layers and norms.
         diagonal (`dict[str, torch.Tensor]`): The diagonal of the curvature of the other parameters, by name.
     """
 
@@ -75,7 +79,7 @@ class KroneckerFactors:
         block = next((block for block in self.blocks if block.layer == capture.layer), None)
         if block is None:
             return capture.squares({n: 1 / (self.diagonal[n] + _at(damping, n)) for n in capture.layer.names})
-        rotated = capture.with_bias().rotated(block.output_basis, block.input_basis)
+        rotated = capture.as_matrix().rotated(block.output_basis, block.input_basis)
         return rotated.squares(1 / (block.eigenvalues + _at(damping, block.layer.names[0])))
 
     def mean_eigenvalues(self) -> dict[str, float]:
@@ -139,10 +143,10 @@ def fit_kronecker_factors(
 ) -> KroneckerFactors:
     """Fits EK-FAC to the Gauss-Newton matrix of some examples, in two passes over them.
 
-    The bases are the eigenvectors of E[G^T G] and E[G G^T], where G is an example's gradient of a layer's matrix
-    along a direction of the outputs (its sum over tokens, not single tokens). Where one direction carries the
-    curvature and the layer sees one token, they are exact. The diagonal of the other parameters is estimated from
-    backward passes in which the examples of a batch have random signs, so that E[(sum_i s_i g_i)^2] = sum_i g_i^2.
+    The bases are the eigenvectors of E[x x^T] and E[g g^T] over the tokens t of all examples, whose gradient of a
+    layer's matrix along a direction of the outputs is sum_t g_t x_t^T (Martens and Grosse, 2015; the bases of that sum
+    predict retraining less well). The diagonal of the other parameters is estimated from backward passes in which the
+    examples of a batch have random signs, so that E[(sum_i s_i g_i)^2] = sum_i g_i^2.
 
     Args:
         curvature (`GaussNewton`): Products for the model.
@@ -154,7 +158,7 @@ def fit_kronecker_factors(
     """
     objective = curvature.objective
     first = examples.take(batches[0])
-    layers = [layer for layer in captured_layers(objective, first) if layer.kind == "linear"]
+    layers = layers_in_blocks(objective, first)
     covered = covered_names(layers)
     diagonal = {name: torch.zeros_like(p) for name, p in objective.theta.items() if name not in covered}
     count = sum(map(len, batches))
@@ -174,7 +178,7 @@ def fit_kronecker_factors(
         for i, rows in own:
             batch = examples.take(rows)
             for capture in captures(objective, batch, layers, directions(i)):
-                _add_gradient_covariances(inner[capture.layer], outer[capture.layer], capture.with_bias())
+                _add_covariances(inner[capture.layer], outer[capture.layer], capture.as_matrix())
             if diagonal:
                 _add_diagonal(diagonal, curvature, batch, [seed, i], count)
             bar.update()
@@ -183,12 +187,23 @@ def fit_kronecker_factors(
         bases = {layer: (next(found), next(found)) for layer in layers}
         for i, rows in own:
             for capture in captures(objective, examples.take(rows), layers, directions(i)):
-                _add_eigenvalues(eigenvalues[capture.layer], bases[capture.layer], capture.with_bias(), count)
+                _add_eigenvalues(eigenvalues[capture.layer], bases[capture.layer], capture.as_matrix(), count)
             bar.update()
     return KroneckerFactors(
         [KroneckerBlock(layer, *bases[layer], accelerator.reduce(eigenvalues[layer], "sum")) for layer in layers],
         {name: accelerator.reduce(values, "sum") for name, values in diagonal.items()},
     )
+
+
+def layers_in_blocks(objective: Objective, batch: Batch) -> list[Layer]:
+    """The layers that have a block of their own: linear ones, and those whose parameters are a few short vectors."""
+
+    def fits(layer: Layer) -> bool:
+        shapes = [objective.theta[name].shape for name in layer.names]
+        return len(set(shapes)) == len(shapes[0]) == 1 and len(shapes) * shapes[0][0] <= MAX_VECTOR
+
+    layers = captured_layers(objective, batch)
+    return [layer for layer in layers if layer.kind == "linear" or (layer.kind == "other" and fits(layer))]
 
 
 def _bases(matrices: list[torch.Tensor], accelerator: Accelerator) -> list[torch.Tensor]:
@@ -199,11 +214,12 @@ def _bases(matrices: list[torch.Tensor], accelerator: Accelerator) -> list[torch
     return [accelerator.reduce(vectors, "sum") for vectors in found]
 
 
-def _add_gradient_covariances(inner: torch.Tensor, outer: torch.Tensor, capture: LinearCapture) -> None:
-    """Adds G^T G and G G^T over examples and directions; G = sum_t g_t x_t^T itself is never formed."""
-    x, g = capture.inputs, capture.gradients
-    inner += (x.mT @ torch.einsum("rbto,rbso->bts", g, g) @ x).sum(dim=0)
-    outer += torch.einsum("rbto,rbtp->op", g, x @ x.mT @ g)
+def _add_covariances(inner: torch.Tensor, outer: torch.Tensor, capture: LinearCapture) -> None:
+    """Adds x_t x_t^T and g_t g_t^T over the tokens t of all examples, and over directions."""
+    seen = (capture.gradients != 0).any(dim=3).any(dim=0)  # not the padding of shorter examples
+    x, g = capture.inputs[seen], capture.gradients.flatten(0, 2)
+    inner += x.T @ x
+    outer += g.T @ g
 
 
 def _add_eigenvalues(

@@ -34,12 +34,20 @@ class Layer:
     transposed: bool = False
 
     def to_matrix(self, pieces: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Weight and bias of a linear layer as one matrix over [input; 1]: (..., outputs, inputs)."""
+        """All parameters of a layer as one matrix.
+
+        Weight and bias of a linear layer are one over [input; 1], (..., outputs, inputs); vectors of equal length, as
+        norms have them, one with a single row, (..., 1, all of them).
+        """
+        if self.kind != "linear":
+            return torch.cat([pieces[name] for name in self.names], dim=-1).unsqueeze(-2)
         weight = pieces[self.names[0]].mT if self.transposed else pieces[self.names[0]]
         return weight if len(self.names) == 1 else torch.cat([weight, pieces[self.names[1]][..., None]], dim=-1)
 
     def from_matrix(self, matrix: torch.Tensor) -> dict[str, torch.Tensor]:
         """The inverse of `to_matrix`."""
+        if self.kind != "linear":
+            return dict(zip(self.names, matrix.squeeze(-2).chunk(len(self.names), dim=-1), strict=True))
         bias = {}
         if len(self.names) == 2:
             matrix, bias[self.names[1]] = matrix[..., :-1], matrix[..., -1]

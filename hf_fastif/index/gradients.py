@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from hf_fastif.curvature import KroneckerFactors, Layer
-from hf_fastif.curvature.captures import LinearCapture, loss_captures
+from hf_fastif.curvature.captures import LeafCapture, LinearCapture, loss_captures
 from hf_fastif.objective import Batch, Objective
 
 
@@ -44,9 +44,9 @@ class Part:
         """The entries (Q, d) of matrices (Q, outputs, inputs)."""
         return (self.output_basis.T @ matrices @ self.input_basis).flatten(1)[:, self.entries] * self.scales
 
-    def of_capture(self, capture: LinearCapture) -> torch.Tensor:
+    def of_capture(self, capture: LinearCapture | LeafCapture) -> torch.Tensor:
         """The entries (B, d) of the gradients of single examples."""
-        rotated = capture.with_bias().rotated(self.output_basis, self.input_basis)
+        rotated = capture.as_matrix().rotated(self.output_basis, self.input_basis)
         return rotated.matrices()[0].flatten(1)[:, self.entries] / self.scales
 
 
@@ -99,7 +99,7 @@ def last_layer_parts(objective: Objective, layers: list[Layer], module: str) -> 
 
 
 def leading_parts(factors: KroneckerFactors, size: int) -> list[Part]:
-    """The `size` entries of largest curvature in the eigenbasis of EK-FAC, over all linear layers.
+    """The `size` entries of largest curvature in the eigenbasis of EK-FAC, over all linear layers and norms.
 
     There the gradients of the training set have independent entries, as far as Kronecker factors go, and an entry's
     curvature is its mean square; so these are the entries that scores are made of, whatever the damping.

@@ -50,4 +50,4 @@ def self_influence(
 def _quadratic_form(capture: Capture, factors: KroneckerFactors | None, damping: Damping) -> torch.Tensor:
     if factors is not None:
         return factors.quadratic_form(capture, damping)
-    return (capture.with_bias() if capture.layer.kind == "linear" else capture).squares()
+    return (capture.as_matrix() if capture.layer.kind == "linear" else capture).squares()

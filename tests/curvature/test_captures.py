@@ -195,7 +195,7 @@ def test_the_bias_is_the_weight_of_an_input_of_one(examples):
         objective, batch = Objective(tiny_model(architecture, double=True)), examples.take(ROWS)
         layers = [layer for layer in captured_layers(objective, batch) if layer.kind == "linear"]
         for capture in captures(objective, batch, layers, two_directions):
-            whole = capture.with_bias()
+            whole = capture.as_matrix()
             matrix = torch.einsum("rbto,bti->rboi", whole.gradients, whole.inputs)
             torch.testing.assert_close(matrix, capture.layer.to_matrix(capture.rows()))
 

@@ -197,9 +197,9 @@ def test_the_cards_of_an_index_factors_and_a_model(hub, tmp_path, capsys):
 
     data, body = split(hub, "me/factors")
     assert data["configs"] == configs("layers")
-    assert "samples=40 seed=42 bf16=False" in body and "8 linear layers" in body
+    assert "samples=40 seed=42 bf16=False" in body and "10 linear layers and norms" in body
     names, count = run_snippets(body, trainer=trainer)
-    assert count == 2 and len(names["factors"].blocks) == 8
+    assert count == 2 and len(names["factors"].blocks) == 10
 
     data, body = split(hub, "me/model", "model")
     assert data["tags"] == ["generated_from_trainer", *TAGS] and data["library_name"] == "transformers"
