@@ -23,11 +23,8 @@ def kronfluence_scores(
     """Products of gradients, with or without EK-FAC's inverse, for the linear layers.
 
     It gets a copy of the model, of which it tracks the trained linear layers, and batches of similar length. 1e-8 is
-    its default damping, and None a tenth of each layer's mean eigenvalue.
-
-    Returns:
-        The scores (Q, N) with a positive sign for helpful examples, the layers, and the seconds for factors and for
-        scores (gradients of the queries included).
+    its default damping, and None a tenth of each layer's mean eigenvalue. Returns the scores (Q, N) with a positive
+    sign for helpful examples, the layers, and the seconds for factors and for scores (gradients of queries included).
     """
     from kronfluence.analyzer import Analyzer, prepare_model
     from kronfluence.arguments import FactorArguments, ScoreArguments
@@ -42,9 +39,8 @@ def kronfluence_scores(
     class Classification(Task):
         def compute_train_loss(self, batch, model, sample=False):
             logits = model(**{name: values for name, values in batch.items() if name != "labels"}).logits
-            labels = batch["labels"]
-            if sample:
-                labels = torch.multinomial(logits.detach().softmax(dim=1), 1)[:, 0]
+            drawn = torch.multinomial(logits.detach().softmax(dim=1), 1)[:, 0]
+            labels = drawn if sample else batch["labels"]
             return torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
 
         def compute_measurement(self, batch, model):
