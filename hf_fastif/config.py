@@ -79,8 +79,8 @@ class InfluenceConfig(TrainingArguments):
             What `build_index()` keeps of an example. `"pooled"`: the pooled state, of a language model the last state
             of the last token, compared by L2 distance (the paper's). `"mean_pooled"`: the mean of the states of all
             tokens in its place. `"last_layer_gradient"`: the gradient of the output layer. `"gradient_sketch"`: the
-            entries of the gradient that carry most curvature in EK-FAC's eigenbasis, over all linear layers. The
-            latter two are compared by inner product with s_test, at both ends.
+            entries of the gradient that carry most curvature in EK-FAC's eigenbasis, over all linear layers and
+            norms. The latter two are compared by inner product with s_test, at both ends.
         index_size (`int`, *optional*, defaults to 4096):
             Numbers an example in `"gradient_sketch"`.
         index_factory (`str`, *optional*, defaults to `"Flat"`):
