@@ -28,7 +28,7 @@ from hf_fastif.analysis.work import influence_manifest, kept_parts
 from hf_fastif.checkpoints import Checkpoint
 from hf_fastif.files import write_whole
 from hf_fastif.index import without_indexes
-from hf_fastif.pieces import Tensors
+from hf_fastif.pieces import Pieces, Tensors
 from hf_fastif.processes import alone, from_main
 
 
@@ -305,17 +305,27 @@ def lds_of_methods(
     table = []
     for moment, checkpoints in moments.items():
         members, weights = members_of(trainer, checkpoints)
+        folders = [_folder_of(trainer, queries, member) for member in members]
         for method in methods:
-            parts = [_kept_influence(trainer, queries, method, member) for member in members]
-            influence = sum(weight * part["influence"] for weight, part in zip(weights, parts, strict=True))
+            pairs = zip(members, folders, strict=True)
+            found = [_kept_influence(trainer, queries, method, member, kept) for member, kept in pairs]
+            influence = sum(weight * part["influence"] for weight, part in zip(weights, found, strict=True))
             score = lds(influence.cpu().numpy(), truth)
-            seconds = float(sum(part["seconds"] for part in parts))
+            seconds = float(sum(part["seconds"] for part in found))
             numbers = {"lds": score.mean, "low": score.low, "high": score.high, "seconds": seconds}
             table.append({"moment": moment, "method": method} | numbers)
     return LdsOfMethods(table, len(truth), len(queries), len(trainer.train_dataset), truth.ceiling)
 
 
-def _kept_influence(trainer: InfluenceTrainer, queries: Dataset, method: str, member: Checkpoint) -> Tensors:
+def _folder_of(trainer: InfluenceTrainer, queries: Dataset, member: Checkpoint) -> Pieces:
+    """Where what methods say at one checkpoint is kept."""
+    with at_checkpoint(trainer, member):
+        return kept_parts(trainer, "methods", influence_manifest(trainer, queries=queries))
+
+
+def _kept_influence(
+    trainer: InfluenceTrainer, queries: Dataset, method: str, member: Checkpoint, kept: Pieces
+) -> Tensors:
     """What a method says at one checkpoint; influence at several is a sum over them, which moments share."""
 
     def timed() -> Tensors:
@@ -324,5 +334,4 @@ def _kept_influence(trainer: InfluenceTrainer, queries: Dataset, method: str, me
         return {"influence": influence, "seconds": torch.tensor(time.perf_counter() - start)}
 
     with at_checkpoint(trainer, member):
-        parts = kept_parts(trainer, "methods", influence_manifest(trainer, queries=queries))
-        return parts.get(method.replace(" ", "-"), timed)
+        return kept.get(method.replace(" ", "-"), timed)
