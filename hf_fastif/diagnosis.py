@@ -48,7 +48,7 @@ class Diagnosis:
         lissa_batch_size (`int`): B.
         lissa_scale (`float`): The largest eigenvalue of single batches of B: a scale at which LiSSA converges.
         signals (`list[Signal]`): How much signal each checkpoint of the run holds; the model as it is comes last.
-        linear (`float`): The share of the parameters in linear layers and norms of their own, which Kronecker factors
+        in_blocks (`float`): The share of the parameters in linear layers and norms of their own, which EK-FAC
             and sketches see whole.
         captured (`float`): The share of those whose gradients of single examples one pass of a batch tells.
     """
@@ -68,7 +68,7 @@ class Diagnosis:
     lissa_batch_size: int
     lissa_scale: float
     signals: list[Signal]
-    linear: float = 1.0
+    in_blocks: float = 1.0
     captured: float = 1.0
 
     @property
@@ -132,7 +132,7 @@ class Diagnosis:
         lines = [
             f"{name} of the mean training loss over {self.num_parameters:,} parameters, seen on "
             f"{self.num_samples:,} of {self.num_train:,} training examples.",
-            f"{self.linear:.1%} of the parameters are in linear layers and norms of their own, which EK-FAC and "
+            f"{self.in_blocks:.1%} of the parameters are in linear layers and norms of their own, which EK-FAC and "
             "gradient sketches see whole (of the others EK-FAC has a diagonal, sketches nothing).",
             f"Of {self.captured:.1%} one pass tells the gradients of single examples"
             + (", so that queries share it." if self.captured == 1 else "; queries take forward mode."),
@@ -244,7 +244,7 @@ def diagnose(
         lissa_batch_size=setup.lissa_batch_size,
         lissa_scale=setup.lissa_scale,
         signals=signals,
-        linear=share_of(own, setup.objective),
+        in_blocks=share_of(own, setup.objective),
         captured=share_of(layers, setup.objective),
     )
 
