@@ -97,7 +97,7 @@ class Pieces:
             there = {"manifest": "damaged"}
         changed = [key for key in there | self.manifest if self.manifest.get(key) != there.get(key)]
         if changed:
-            logger.warning(f"{self.folder} was begun with another {' and another '.join(changed)}: starting afresh.")
+            logger.warning(f"Starting afresh in {self.folder}: since it was begun, {', '.join(changed)} changed.")
             shutil.rmtree(self.folder)
             return set()
         found = {file.stem for file in self.folder.glob("*.safetensors")}
