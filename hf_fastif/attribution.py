@@ -224,11 +224,11 @@ class Attribution:
         num_shown: int,
     ) -> Tensors:
         """The influence of the tokens of the candidates that each query will be shown, for `_unpacked`."""
-        found, size, everything = {}, self.args.influence_batch_size, np.arange(len(pool))
+        found, everything = {}, np.arange(len(pool))
         for q in range(len(scores)):
             scored = everything if candidates is None else candidates[q]
             rows = scored[np.concatenate(list(strongest(scored, scores[q], num_shown).values()))]
-            parts = influence_of_tokens(self.objective, self.checkpoints, pool, vectors[q : q + 1], rows, size)
+            parts = influence_of_tokens(self.objective, self.checkpoints, pool, vectors[q : q + 1], rows, self.passes)
             values = np.concatenate([np.zeros(0, dtype=np.float32), *(part[0] for part in parts)])
             lengths = np.array([part.shape[1] for part in parts], dtype=np.int64)
             named = {"rows": rows.astype(np.int64), "lengths": lengths, "values": values}

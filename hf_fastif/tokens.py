@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.checkpoints import CheckpointSet
-from hf_fastif.objective import Objective, TokenHead
+from hf_fastif.objective import Batch, Objective, TokenHead
 from hf_fastif.outcomes import QueryOutcome
+from hf_fastif.passes import Passes
 from hf_fastif.scoring import check_token_losses, token_scores
 
 
@@ -25,7 +27,7 @@ def influence_of_tokens(
     pool: ExampleBatches,
     vectors: torch.Tensor,
     rows: np.ndarray,
-    batch_size: int,
+    passes: Passes,
 ) -> list[np.ndarray]:
     """The influence of predicting each token of some candidates, summed over the checkpoints.
 
@@ -35,7 +37,7 @@ def influence_of_tokens(
         pool (`ExampleBatches`): The candidates.
         vectors (`torch.Tensor` of shape `(Q, P)`): s_test of Q queries; of several checkpoints one behind the other.
         rows (`np.ndarray` of shape `(k,)`): Which candidates.
-        batch_size (`int`): Candidates in one pass.
+        passes (`Passes`): How the work is cut up.
 
     Returns:
         `list` over rows of `np.ndarray` of shape `(Q, T)`, float32, T being the length of the row's own labels.
@@ -45,17 +47,31 @@ def influence_of_tokens(
     """
     check_token_losses(objective)
     own = [pool.take([row])["labels"][0] for row in rows]
-    found = [np.zeros((len(vectors), len(labels)), dtype=np.float32) for labels in own]
+    lengths = [len(labels) for labels in own]
+    longest = max(lengths, default=0)
+    padded_behind = not own or _padded_behind(pool, rows, own, lengths)
+    found = np.zeros((len(rows), len(vectors), longest), dtype=np.float32)
     for number, part in enumerate(vectors.split(objective.space.size, dim=1)):
+
+        def compute(batch: Batch, part: torch.Tensor = part) -> torch.Tensor:
+            scores = token_scores(objective, batch, part).transpose(0, 1)
+            missing = longest - scores.shape[2]  # the batch may lack the longest example
+            return pad(scores, (0, missing) if padded_behind else (missing, 0)).flatten(1)
+
         with checkpoints.at(number):  # the weights are in the vectors
-            for places in pool.places_by_length(rows, batch_size):
-                batch = pool.take(rows[places])
-                scores = token_scores(objective, batch, part).float().cpu().numpy()
-                for i, place in enumerate(places):
-                    labels, size = own[place], len(own[place])
-                    padded_behind = torch.equal(batch["labels"][i, :size], labels)  # else in front
-                    found[place] += scores[:, i, :size] if padded_behind else scores[:, i, -size:]
-    return found
+            width = found.shape[1] * longest
+            found += passes.over(pool, rows, width, compute, "Tokens").reshape(found.shape)
+    return [
+        scores[:, :size] if padded_behind else scores[:, longest - size :]
+        for scores, size in zip(found, lengths, strict=True)
+    ]
+
+
+def _padded_behind(pool: ExampleBatches, rows: np.ndarray, own: list[torch.Tensor], lengths: list[int]) -> bool:
+    """Whether labels are padded behind in a batch, and not in front."""
+    short, long = int(np.argmin(lengths)), int(np.argmax(lengths))
+    together = pool.take([rows[short], rows[long]])["labels"][0]
+    return torch.equal(together[: lengths[short]], own[short])
 
 
 def texts_of_tokens(

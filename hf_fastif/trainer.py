@@ -221,9 +221,9 @@ class InfluenceMixin(HubMixin):
         solution = self.compute_s_test(examples) if s_test is None else s_test
         with self._context() as context:
             check_s_test(solution, len(examples), context.checkpoints.size)
-            pool, places, size = context.examples(name, candidates), np.array(rows), self.args.influence_batch_size
+            pool, places = context.examples(name, candidates), np.array(rows)
             vectors, checkpoints = solution.vectors, context.checkpoints
-            found = influence_of_tokens(context.objective, checkpoints, pool, vectors, places, size)
+            found = influence_of_tokens(context.objective, checkpoints, pool, vectors, places, context.passes)
         return [[scores[query] for scores in found] for query in range(len(solution))]
 
     def self_influence(self, examples: Dataset | None = None) -> np.ndarray:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from datasets import Dataset
 from tiny import tiny_data, tiny_model, tiny_trainer
+from tiny_heads import CASES
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -126,6 +127,17 @@ def publishing(trainer: InfluenceTrainer) -> Found:
     yield "rows of published", trainer.find_candidates(QUERIES, 6)
 
 
+def language(folder: Path) -> Found:
+    """Tokens of more candidates than a batch holds, of several queries; a query is shown fewer."""
+    case = CASES["causal-gpt2"]
+    trainer = case.trainer(folder, case.data(11), solver="identity", influence_batch_size=4)
+    queries = case.data(2, seed=1)
+    found = trainer.token_influence(queries, range(11))
+    yield "influence of tokens", np.concatenate([tokens for query in found for tokens in query])
+    listed = trainer.find_influential(queries, num_examples=3).influences["token_influence"]
+    yield "influence of listed tokens", np.concatenate([np.asarray(tokens) for tokens in listed])
+
+
 class Look(TrainerCallback):
     """Asks for influence in the middle of training."""
 
@@ -194,7 +206,7 @@ def main(folder: Path) -> None:
     exact.MAX_PRIMAL = 10
     rank, processes = trainer.accelerator.process_index, trainer.accelerator.num_processes
     found = dict(solving(trainer)) | dict(finding(trainer)) | dict(correcting(trainer))
-    found |= dict(publishing(trainer))
+    found |= dict(publishing(trainer)) | dict(language(folder / "language"))
     found |= dict(training(folder, processes)) | (dict(only_of_two(folder)) if processes == 2 else {})
     np.savez(folder / f"{processes}-{rank}.npz", **{name.replace("/", "|"): values for name, values in found.items()})
 
