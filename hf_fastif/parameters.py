@@ -85,6 +85,11 @@ class ParameterSpace:
             for (name, parameter), piece in zip(self.parameters.items(), pieces, strict=True)
         }
 
+    def empty(self, count: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """A stack (count, P) to be filled, and what `split` makes of it: so that no second one is in memory."""
+        vectors = next(iter(self.parameters.values())).new_empty(count, self.size)
+        return vectors, self.split(vectors)
+
     def join(self, pieces: Sequence[torch.Tensor | None], lead: tuple[int, ...] = ()) -> torch.Tensor:
         """The inverse of `split` for gradients of shape (*lead, *shape); `None` (parameter not used) becomes zero."""
         flat = [

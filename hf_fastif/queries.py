@@ -117,10 +117,11 @@ def loss_gradients(objective: Objective, queries: ExampleBatches, rows: Sequence
     layers = captured_layers(objective, queries.take(rows[:2])) if len(rows) > 1 else []
     if objective.weight_decay or len(covered_names(layers)) < len(objective.theta):
         return torch.stack([objective.gradient(queries.take([row])) for row in rows])
-    found = {}
+    found, own = objective.space.empty(len(rows))
     for capture in loss_captures(objective, queries.take(rows), layers):
-        found |= {name: gradients[0] for name, gradients in capture.rows().items()}
-    return objective.space.join([found[name] for name in objective.theta], lead=(len(rows),))
+        for name, gradients in capture.rows().items():
+            own[name].copy_(gradients[0])
+    return found
 
 
 def dealt_gradients(

@@ -68,11 +68,14 @@ class KroneckerFactors:
     def solve(self, space: ParameterSpace, vectors: torch.Tensor, damping: Damping) -> torch.Tensor:
         """(C + lambda I)^-1 V for a stack of vectors (Q, P), C being this approximation."""
         pieces = space.split(vectors)
-        solved = {name: pieces[name] / (values + _at(damping, name)) for name, values in self.diagonal.items()}
+        solved, own = space.empty(len(vectors))
+        for name, values in self.diagonal.items():
+            torch.div(pieces[name], values + _at(damping, name), out=own[name])
         for block in self.blocks:
-            own = _at(damping, block.layer.names[0])
-            solved |= block.layer.from_matrix(block.solve(block.layer.to_matrix(pieces), own))
-        return space.join([solved[name] for name in pieces], lead=(len(vectors),))
+            matrices = block.solve(block.layer.to_matrix(pieces), _at(damping, block.layer.names[0]))
+            for name, values in block.layer.from_matrix(matrices).items():
+                own[name].copy_(values)
+        return solved
 
     def quadratic_form(self, capture: Capture, damping: Damping) -> torch.Tensor:
         """g^T (C + lambda I)^-1 g (r, B) for the gradients g of single examples in one layer."""

@@ -41,7 +41,7 @@ def mean_product(
     """The part of C V that some batches of rows contribute, C being the mean over `count` examples."""
     total = torch.zeros_like(vectors)
     for rows in batches:
-        total += len(rows) / count * curvature.product(examples.take(rows), vectors)
+        total.add_(curvature.product(examples.take(rows), vectors), alpha=len(rows) / count)
     return total
 
 

@@ -57,9 +57,13 @@ class CurvatureSample:
         sample would hold the sampling error too; see `squared_residual`.
         """
         norm = vectors.norm(dim=1).clamp_min(torch.finfo(vectors.dtype).tiny)
+
+        def left(batches: list[np.ndarray]) -> torch.Tensor:  # in place: a stack of many queries is large
+            return self._mean_product(batches, solutions).neg_().add_(vectors).sub_(damping * solutions)
+
         if self.num_examples == len(self.examples):
-            return (vectors - self.product(solutions) - damping * solutions).norm(dim=1) / norm
-        one, two = (vectors - self._mean_product(half, solutions) - damping * solutions for half in self.halves)
+            return left(self.batches).norm(dim=1) / norm
+        one, two = (left(half) for half in self.halves)
         share = self.num_examples / len(self.examples)
         return squared_residual(one, two, share).clamp_min(0).sqrt() / norm
 
@@ -151,4 +155,4 @@ def squared_residual(one: torch.Tensor, two: torch.Tensor, share: float) -> torc
         two (`torch.Tensor` of shape `(Q, P)`): The residual on the other.
         share (`float`): 2 h / N, the part of the training set that the halves are together.
     """
-    return (one * two).sum(dim=1) + share / 4 * (one - two).square().sum(dim=1)
+    return torch.einsum("qp,qp->q", one, two) + share / 4 * (one - two).norm(dim=1).square()

@@ -13,6 +13,9 @@ from hf_fastif.parameters import ParameterSpace
 from hf_fastif.solvers.base import Solution
 
 
+AT_ONCE = 16  # queries whose residuals are in memory, each of which takes several times the size of s_test
+
+
 @dataclass
 class Identity:
     """x = v: no curvature at all, so that influence is the product of two gradients."""
@@ -42,4 +45,6 @@ class Ekfac:
         """Solves for Q right-hand sides, shape (Q, P)."""
         x = self.factors.solve(self.space, vectors, self.damping)
         spread = self.space.join([torch.full_like(p, self.damping[name]) for name, p in self.space.parameters.items()])
-        return Solution.direct(x, self.sample.residual(vectors, x, spread), float(spread.double().mean()))
+        parts = zip(vectors.split(AT_ONCE), x.split(AT_ONCE), strict=True)
+        residual = torch.cat([self.sample.residual(*part, spread) for part in parts])
+        return Solution.direct(x, residual, float(spread.double().mean()))
