@@ -27,6 +27,9 @@ from hf_fastif.data import DataArguments, shuffled  # noqa: E402
 from hf_fastif.finetuning import make_trainer, runs_of  # noqa: E402
 
 
+DAMPINGS = (1e-8, None)
+
+
 @dataclass
 class BenchmarkArguments(recipe.RecipeArguments):
     """What to measure."""
@@ -45,10 +48,10 @@ def main(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceCo
     found = LdsOfMethods.load(folder / "lds.json")
     for moment in ["final", *(f"epoch {epoch}" for epoch in benchmark.epochs)]:
         trainer.args.checkpoints = moments[moment]
-        for damping in (1e-8, None):
-            with trainer._context() as context, context.checkpoints.at(0):
-                asked = context, queries, trainer.train_dataset, "ekfac", damping
-                scores, _, fitting, scoring = kronfluence_scores(*asked)
+        with trainer._context() as context, context.checkpoints.at(0):
+            asked = context, queries, trainer.train_dataset, "ekfac", DAMPINGS
+            found_scores, _, fitting, seconds = kronfluence_scores(*asked)
+        for damping, scores, scoring in zip(DAMPINGS, found_scores, seconds, strict=True):
             score, method = lds(-scores, truth), f"kronfluence EK-FAC, damping {damping or 'by layer'}"
             numbers = {"lds": score.mean, "low": score.low, "high": score.high, "seconds": round(fitting + scoring, 1)}
             found.table.append({"moment": moment, "method": method} | numbers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -18,13 +19,14 @@ def kronfluence_scores(
     queries: Dataset,
     pool: Dataset,
     strategy: Literal["identity", "ekfac"],
-    damping: float | None = 1e-8,
-) -> tuple[np.ndarray, list[str], float, float]:
+    dampings: Sequence[float | None] = (1e-8,),
+) -> tuple[list[np.ndarray], list[str], float, list[float]]:
     """Products of gradients, with or without EK-FAC's inverse, for the linear layers.
 
     It gets a copy of the model, of which it tracks the trained linear layers, and batches of similar length. 1e-8 is
-    its default damping, and None a tenth of each layer's mean eigenvalue. Returns the scores (Q, N) with a positive
-    sign for helpful examples, the layers, and the seconds for factors and for scores (gradients of queries included).
+    its default damping, and None a tenth of each layer's mean eigenvalue. Returns the scores (Q, N) for each damping
+    with a positive sign for helpful examples, the layers, and the seconds for factors, and for the scores of each
+    damping (gradients of queries included).
     """
     from kronfluence.analyzer import Analyzer, prepare_model
     from kronfluence.arguments import FactorArguments, ScoreArguments
@@ -66,18 +68,22 @@ def kronfluence_scores(
         factor_args=FactorArguments(strategy=strategy),
         overwrite_output_dir=True,
     )
-    fitted = time.perf_counter()
-    analyzer.compute_pairwise_scores(
-        "scores",
-        strategy,
-        query_dataset=asked,
-        train_dataset=candidates,
-        per_device_query_batch_size=len(queries),
-        per_device_train_batch_size=size,
-        score_args=ScoreArguments(damping_factor=damping),
-        overwrite_output_dir=True,
-    )
-    seconds = time.perf_counter() - fitted
-    found = np.empty((len(queries), len(pool)), dtype=np.float32)
-    found[:, order] = analyzer.load_pairwise_scores("scores")["all_modules"].float().numpy()
-    return found, linear, fitted - start, seconds
+    fitting = time.perf_counter() - start
+    found, seconds = [], []
+    for damping in dampings:
+        start = time.perf_counter()
+        analyzer.compute_pairwise_scores(
+            "scores",
+            strategy,
+            query_dataset=asked,
+            train_dataset=candidates,
+            per_device_query_batch_size=len(queries),
+            per_device_train_batch_size=size,
+            score_args=ScoreArguments(damping_factor=damping),
+            overwrite_output_dir=True,
+        )
+        seconds.append(time.perf_counter() - start)
+        scores = np.empty((len(queries), len(pool)), dtype=np.float32)
+        scores[:, order] = analyzer.load_pairwise_scores("scores")["all_modules"].float().numpy()
+        found.append(scores)
+    return found, linear, fitting, seconds

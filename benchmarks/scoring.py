@@ -166,7 +166,7 @@ def kronfluence(context, queries, pool, s_test) -> tuple[float, float]:
 
     Its time includes the gradients of the queries, so "queries and their gradients" is what to compare it with.
     """
-    theirs, linear, _, seconds = kronfluence_scores(context, queries, pool, "identity")
+    (theirs,), linear, _, (seconds,) = kronfluence_scores(context, queries, pool, "identity")
     shared = s_test.clone()
     for name, piece in context.objective.space.split(shared).items():
         if name.rpartition(".")[0] not in linear:
