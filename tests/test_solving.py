@@ -9,7 +9,8 @@ import torch
 from tiny import batches, tiny_data, tiny_model, tiny_trainer
 
 from hf_fastif import solving
-from hf_fastif.solvers import exact
+from hf_fastif.curvature import CurvatureSample
+from hf_fastif.solvers import direct, exact
 
 
 TRAIN, QUERIES = tiny_data(40), tiny_data(3, seed=1)
@@ -94,6 +95,21 @@ def test_factors_are_fitted_once_and_kept_on_disk(tmp_path, monkeypatch):
     model.classifier.bias.data[0] += 1
     changed = trainer_of(tmp_path, model, solver="ekfac").compute_s_test(QUERIES)
     assert not torch.allclose(changed.vectors, first.vectors, rtol=1e-2)
+
+
+def test_residuals_of_ekfac_hold_few_queries_in_memory(tmp_path, monkeypatch):
+    together = trainer_of(tmp_path, solver="ekfac").compute_s_test(QUERIES).residual
+    residual, sizes = CurvatureSample.residual, []
+
+    def watched(sample, vectors, *others):
+        sizes.append(len(vectors))
+        return residual(sample, vectors, *others)
+
+    monkeypatch.setattr(CurvatureSample, "residual", watched)
+    monkeypatch.setattr(direct, "AT_ONCE", 2)
+    apart = trainer_of(tmp_path, solver="ekfac").compute_s_test(QUERIES).residual
+    assert sizes == [2, 1]
+    torch.testing.assert_close(apart, together, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5])
