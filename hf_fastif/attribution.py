@@ -18,7 +18,7 @@ from hf_fastif.objective import Batch, Objective
 from hf_fastif.outcomes import QueryOutcome, strongest
 from hf_fastif.passes import Passes
 from hf_fastif.pieces import Pieces, Tensors
-from hf_fastif.processes import Alone
+from hf_fastif.processes import Alone, dealt
 from hf_fastif.queries import dealt_gradients, loss_gradients
 from hf_fastif.scoring import covering_layers, influence_scores, self_influence
 from hf_fastif.solvers import Repeated, Solution, Solver
@@ -181,7 +181,7 @@ class Attribution:
         size, count = self.args.query_batch_size, len(queries)
         total = next(iter(self.objective.theta.values())).new_zeros(1, self.objective.space.size)
         starts = range(0, count, size)
-        for start in starts[accelerator.process_index :: accelerator.num_processes]:
+        for start in dealt(starts, accelerator):
             part = range(start, min(start + size, count))
             total += loss_gradients(self.objective, queries, part).sum(dim=0, keepdim=True)
         return accelerator.reduce(total, "sum") / count

@@ -14,6 +14,7 @@ from accelerate.utils import tqdm
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.objective import Batch
 from hf_fastif.pieces import Pieces, Tensors
+from hf_fastif.processes import dealt
 
 
 PIECE = 64  # batches between two writes
@@ -80,8 +81,7 @@ class Passes:
     ) -> Tensors:
         ends = np.cumsum([len(places) for places in batches])
         values = torch.zeros(ends[-1], width, device=self.accelerator.device)
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        for end, places in list(zip(ends, batches, strict=True))[rank::processes]:
+        for end, places in dealt(list(zip(ends, batches, strict=True)), self.accelerator):
             values[end - len(places) : end] = compute(examples.take(rows[places])).float()
-            bar.update(processes)
+            bar.update(self.accelerator.num_processes)
         return {"values": self.accelerator.reduce(values, "sum")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,15 @@ class Alone:
     def reduce(self, tensor: torch.Tensor, _reduction: str = "sum") -> torch.Tensor:
         """There is nothing to add."""
         return tensor
+
+
+def dealt(items: Sequence[T], accelerator: Accelerator | PartialState | Alone) -> list[T]:
+    """The items that are this process's to work on.
+
+    They are dealt to and fro: where they are sorted by how much work they are, no process always gets the most.
+    """
+    count, rank = accelerator.num_processes, accelerator.process_index
+    return [item for i, item in enumerate(items) if i % (2 * count) in (rank, 2 * count - 1 - rank)]
 
 
 def from_main(compute: Callable[[], T], accelerator: Accelerator | PartialState | Alone) -> T:

@@ -29,7 +29,7 @@ from hf_fastif.checkpoints import Checkpoint
 from hf_fastif.files import write_whole
 from hf_fastif.index import without_indexes
 from hf_fastif.pieces import Pieces, Tensors
-from hf_fastif.processes import alone, from_main
+from hf_fastif.processes import alone, dealt, from_main
 
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def retrain_on_subsets(
         return [model for model in models if overwrite or not _is_finished(path_of(*model), members[model[0]])]
 
     rows = without_indexes(train_dataset)
-    own = from_main(left, processes)[processes.process_index :: processes.num_processes]
+    own = dealt(from_main(left, processes), processes)
     for number, repeat in tqdm(own, desc="Retraining"):
         with alone():
             losses = train_on(rows.select(np.flatnonzero(members[number])), number + repeat * MOST_SUBSETS)

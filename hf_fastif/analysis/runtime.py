@@ -18,6 +18,7 @@ from hf_fastif.analysis.work import changed, influence_manifest, kept_parts
 from hf_fastif.checks import check_num_neighbors
 from hf_fastif.config import FASTIF
 from hf_fastif.pieces import Tensors
+from hf_fastif.processes import dealt
 from hf_fastif.queries import loss_gradients
 from hf_fastif.solvers import Lissa, Solution
 from hf_fastif.solvers.repeats import own_repeats
@@ -276,7 +277,7 @@ def _backward_passes(context: Context, solution: Solution, rows: np.ndarray, tim
     """The seconds of - s_test . grad L(z) for each of some rows, one after another, given the time of some of them."""
     accelerator = context.trainer.accelerator
     chosen = np.random.default_rng(0).permutation(rows)[:timed]
-    own, vector = chosen[accelerator.process_index :: accelerator.num_processes], solution.vectors[0]
+    own, vector = dealt(chosen, accelerator), solution.vectors[0]
     accelerator.wait_for_everyone()
     _, seconds = _clocked(
         lambda: [-float(context.objective.gradient(context.train.take([row])) @ vector) for row in own]

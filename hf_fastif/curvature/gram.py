@@ -13,6 +13,7 @@ from hf_fastif.batches import ExampleBatches
 from hf_fastif.curvature.captures import Capture, captures
 from hf_fastif.curvature.layers import Layer, captured_layers, covered_names
 from hf_fastif.curvature.products import GaussNewton
+from hf_fastif.processes import dealt
 
 
 MEMORY = 3 << 30  # bytes for captures, and again for per-example gradients
@@ -48,7 +49,7 @@ def jacobian_gram(
     size = rank * sum(map(len, batches))
     gram = next(iter(objective.theta.values())).new_zeros(size, size)
 
-    own = layers[accelerator.process_index :: accelerator.num_processes]
+    own = dealt(sorted(layers, key=lambda layer: -sum(objective.theta[n].numel() for n in layer.names)), accelerator)
     with tqdm(total=len(own), desc="Gram matrix", disable=not show_progress, leave=False) as bar:
         for group in _fitting(curvature, examples, own, batches):
             seen = _captured(curvature, examples, group, batches)

@@ -21,6 +21,7 @@ from hf_fastif.files import write_whole
 from hf_fastif.manifests import reading
 from hf_fastif.objective import Batch, Objective
 from hf_fastif.parameters import ParameterSpace
+from hf_fastif.processes import dealt
 
 
 Damping = float | Mapping[str, float]  # lambda, or one for each parameter, by name
@@ -165,7 +166,7 @@ def fit_kronecker_factors(
     covered = covered_names(layers)
     diagonal = {name: torch.zeros_like(p) for name, p in objective.theta.items() if name not in covered}
     count = sum(map(len, batches))
-    own = list(enumerate(batches))[accelerator.process_index :: accelerator.num_processes]
+    own = dealt(list(enumerate(batches)), accelerator)
     eigenvalues = {layer: torch.zeros_like(layer.to_matrix(objective.theta)) for layer in layers}
     inner = {layer: values.new_zeros(values.shape[1], values.shape[1]) for layer, values in eigenvalues.items()}
     outer = {layer: values.new_zeros(values.shape[0], values.shape[0]) for layer, values in eigenvalues.items()}
@@ -210,9 +211,9 @@ def layers_in_blocks(objective: Objective, batch: Batch) -> list[Layer]:
 
 
 def _bases(matrices: list[torch.Tensor], accelerator: Accelerator) -> list[torch.Tensor]:
-    """The eigenvectors of some matrices, which are dealt to the processes."""
+    """The eigenvectors of some matrices, which are dealt to the processes, the largest first."""
     found = [torch.zeros_like(matrix) for matrix in matrices]
-    for i in range(accelerator.process_index, len(matrices), accelerator.num_processes):
+    for i in dealt(sorted(range(len(matrices)), key=lambda i: -len(matrices[i])), accelerator):
         found[i].copy_(torch.linalg.eigh(matrices[i])[1])  # laid out as when read from a file, so as to round alike
     return [accelerator.reduce(vectors, "sum") for vectors in found]
 

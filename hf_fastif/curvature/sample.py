@@ -11,6 +11,7 @@ from hf_fastif.batches import ExampleBatches
 from hf_fastif.curvature.gram import jacobian_gram
 from hf_fastif.curvature.products import NOT_FINITE, Curvature, GaussNewton, mean_product
 from hf_fastif.curvature.spectrum import Spectrum
+from hf_fastif.processes import dealt
 
 
 class CurvatureSample:
@@ -46,7 +47,7 @@ class CurvatureSample:
 
     def product(self, vectors: torch.Tensor) -> torch.Tensor:
         """C V for a stack of vectors (Q, P)."""
-        return self._mean_product(self.batches, vectors)
+        return self._mean_products([self.batches], vectors)[0]
 
     def residual(self, vectors: torch.Tensor, solutions: torch.Tensor, damping: float | torch.Tensor) -> torch.Tensor:
         """||v - (C + lambda I) x|| / ||v|| for each of Q right-hand sides; 0 is a perfect solution.
@@ -57,13 +58,13 @@ class CurvatureSample:
         sample would hold the sampling error too; see `squared_residual`.
         """
         norm = vectors.norm(dim=1).clamp_min(torch.finfo(vectors.dtype).tiny)
-
-        def left(batches: list[np.ndarray]) -> torch.Tensor:  # in place: a stack of many queries is large
-            return self._mean_product(batches, solutions).neg_().add_(vectors).sub_(damping * solutions)
-
-        if self.num_examples == len(self.examples):
-            return left(self.batches).norm(dim=1) / norm
-        one, two = (left(half) for half in self.halves)
+        parts = [self.batches] if self.num_examples == len(self.examples) else self.halves
+        left = self._mean_products(parts, solutions)
+        for product in left:  # in place: a stack of many queries is large
+            product.neg_().add_(vectors).sub_(damping * solutions)
+        if len(left) == 1:
+            return left[0].norm(dim=1) / norm
+        one, two = left
         share = self.num_examples / len(self.examples)
         return squared_residual(one, two, share).clamp_min(0).sqrt() / norm
 
@@ -93,13 +94,16 @@ class CurvatureSample:
         """This process's batches, and where their examples stand in the sample."""
         ends = np.cumsum([len(rows) for rows in self.batches])
         places = [slice(end - len(rows), end) for end, rows in zip(ends, self.batches, strict=True)]
-        dealt = list(zip(places, self.batches, strict=True))
-        return dealt[self.accelerator.process_index :: self.accelerator.num_processes]
+        return dealt(list(zip(places, self.batches, strict=True)), self.accelerator)
 
-    def _mean_product(self, batches: list[np.ndarray], vectors: torch.Tensor) -> torch.Tensor:
-        own = batches[self.accelerator.process_index :: self.accelerator.num_processes]
-        count = sum(len(rows) for rows in batches)
-        return self.accelerator.reduce(mean_product(self.curvature, self.examples, own, count, vectors), "sum")
+    def _mean_products(self, parts: list[list[np.ndarray]], vectors: torch.Tensor) -> list[torch.Tensor]:
+        """C V for the C of each of several parts of the sample, all batches of which are dealt together."""
+        own = dealt([(number, rows) for number, batches in enumerate(parts) for rows in batches], self.accelerator)
+        found = []
+        for number, batches in enumerate(parts):
+            rows, count = [rows for part, rows in own if part == number], sum(map(len, batches))
+            found.append(mean_product(self.curvature, self.examples, rows, count, vectors))
+        return [self.accelerator.reduce(product, "sum") for product in found]
 
     def spectrum(self) -> Spectrum:
         """The eigenvalues of the Gauss-Newton matrix; of the Hessian the two ends, to about 1 % (Lanczos).
