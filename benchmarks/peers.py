@@ -30,7 +30,6 @@ def kronfluence_scores(
     """
     from kronfluence.analyzer import Analyzer, prepare_model
     from kronfluence.arguments import FactorArguments, ScoreArguments
-    from kronfluence.task import Task
     from kronfluence.utils.dataset import DataLoaderKwargs
 
     trainer, objective = context.trainer, context.objective
@@ -38,23 +37,7 @@ def kronfluence_scores(
     trained = {name.rpartition(".")[0] for name in objective.theta}
     linear = [name for name, module in model.named_modules() if name in trained and type(module) is torch.nn.Linear]
 
-    class Classification(Task):
-        def compute_train_loss(self, batch, model, sample=False):
-            logits = model(**{name: values for name, values in batch.items() if name != "labels"}).logits
-            drawn = torch.multinomial(logits.detach().softmax(dim=1), 1)[:, 0]
-            labels = drawn if sample else batch["labels"]
-            return torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-
-        def compute_measurement(self, batch, model):
-            return self.compute_train_loss(batch, model)
-
-        def get_influence_tracked_modules(self):
-            return linear
-
-        def get_attention_mask(self, batch):
-            return batch["attention_mask"]
-
-    task, size = Classification(), trainer.args.influence_batch_size
+    task, size = _classification(linear), trainer.args.influence_batch_size
     order = np.argsort([-len(ids) for ids in pool["input_ids"]], kind="stable")
     candidates, asked = (trainer._remove_unused_columns(rows) for rows in (pool.select(order), queries))
     folder = f"{trainer.args.output_dir}/kronfluence"
@@ -87,3 +70,26 @@ def kronfluence_scores(
         scores[:, order] = analyzer.load_pairwise_scores("scores")["all_modules"].float().numpy()
         found.append(scores)
     return found, linear, fitting, seconds
+
+
+def _classification(layers: list[str]):
+    """What it asks to be told of a model of transformers with labels: losses, and which layers to look at."""
+    from kronfluence.task import Task
+
+    class Classification(Task):
+        def compute_train_loss(self, batch, model, sample=False):
+            logits = model(**{name: values for name, values in batch.items() if name != "labels"}).logits
+            drawn = torch.multinomial(logits.detach().softmax(dim=1), 1)[:, 0]
+            labels = drawn if sample else batch["labels"]
+            return torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+
+        def compute_measurement(self, batch, model):
+            return self.compute_train_loss(batch, model)
+
+        def get_influence_tracked_modules(self):
+            return layers
+
+        def get_attention_mask(self, batch):
+            return batch["attention_mask"]
+
+    return Classification()
