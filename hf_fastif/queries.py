@@ -16,7 +16,7 @@ from hf_fastif.curvature import captured_layers, covered_names
 from hf_fastif.curvature.captures import loss_captures
 from hf_fastif.objective import IGNORED, Batch, Objective
 from hf_fastif.passes import Passes
-from hf_fastif.processes import Alone
+from hf_fastif.processes import Alone, dealt
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def dealt_gradients(
         return loss_gradients(objective, queries, rows)
     parameter = next(iter(objective.theta.values()))
     found = parameter.new_zeros(len(rows), objective.space.size)
-    own = slice(accelerator.process_index, None, accelerator.num_processes)
-    if rows[own]:
-        found[own] = loss_gradients(objective, queries, rows[own])
+    own = dealt(range(len(rows)), accelerator)
+    if own:
+        found[own] = loss_gradients(objective, queries, [rows[i] for i in own])
     return accelerator.reduce(found, "sum")
