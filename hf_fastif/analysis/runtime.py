@@ -21,7 +21,6 @@ from hf_fastif.pieces import Tensors
 from hf_fastif.processes import dealt
 from hf_fastif.queries import loss_gradients
 from hf_fastif.solvers import Lissa, Solution
-from hf_fastif.solvers.repeats import own_repeats
 
 
 if TYPE_CHECKING:
@@ -249,7 +248,7 @@ def _lissa(context: Context, query: Dataset, depth: int) -> tuple[Solution, floa
     """s_test of one query, and the seconds that `depth` steps take, given the time of as many as the settings say."""
     args, setup, accelerator = context.args, context.setup(), context.trainer.accelerator
     steps = args.lissa_depth
-    own = len(own_repeats(args.num_repeats, accelerator))
+    own = len(dealt(range(args.num_repeats), accelerator))
     watch = Watch([1, steps], max(1, own), lambda solutions: solutions[:, :0])
     solver = Lissa(
         curvature=setup.curvature,

@@ -15,8 +15,9 @@ from hf_fastif.batches import ExampleBatches
 from hf_fastif.curvature import Curvature, CurvatureSample, GaussNewton, mean_product
 from hf_fastif.curvature.sample import squared_residual
 from hf_fastif.objective import Batch
+from hf_fastif.processes import dealt
 from hf_fastif.solvers.base import Callback, DivergenceError, Precondition, Solution
-from hf_fastif.solvers.repeats import Averaged, Repeated, Run, Tally, Watch, average, own_repeats
+from hf_fastif.solvers.repeats import Averaged, Repeated, Run, Tally, Watch, average
 
 
 logger = logging.get_logger(__name__)
@@ -96,7 +97,7 @@ class Lissa(Repeated):
 
     def _attempt(self, vectors: torch.Tensor) -> Averaged | None:
         """The mean of the repeats; None if the steps were too long for some process, and may be shortened."""
-        own, tally = own_repeats(self.repeats, self.accelerator), None
+        own, tally = dealt(range(self.repeats), self.accelerator), None
         groups = [own] if own and self.repeats_share() else [[repeat] for repeat in own]
         try:
             tally = Tally.of((run for group in groups for run in self._run(vectors, group)), vectors)

@@ -88,11 +88,6 @@ class Repeated:
         return replace(self, accelerator=alone, sample=sample)
 
 
-def own_repeats(repeats: int, accelerator: Accelerator | Alone) -> list[int]:
-    """Which of the repeats 0, 1, ... this process runs."""
-    return list(range(accelerator.process_index, repeats, accelerator.num_processes))
-
-
 @dataclass(frozen=True)
 class Tally:
     """The runs of a process: the sum of their solutions (Q, P), that of squared norms (Q,), and what the first saw."""

@@ -12,8 +12,9 @@ from accelerate.utils import tqdm
 
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.curvature import CurvatureSample, GaussNewton
+from hf_fastif.processes import dealt
 from hf_fastif.solvers.base import Callback, Solution
-from hf_fastif.solvers.repeats import Repeated, Run, Tally, Watch, average, own_repeats
+from hf_fastif.solvers.repeats import Repeated, Run, Tally, Watch, average
 
 
 @dataclass
@@ -59,7 +60,7 @@ class DualAscent(Repeated):
 
     def solve(self, vectors: torch.Tensor) -> Solution:
         """Solves for Q right-hand sides, shape (Q, P)."""
-        runs = (self._run(vectors, repeat) for repeat in own_repeats(self.repeats, self.accelerator))
+        runs = (self._run(vectors, repeat) for repeat in dealt(range(self.repeats), self.accelerator))
         found = average(Tally.of(runs, vectors), self.repeats, self.accelerator)
         return Solution(
             vectors=found.vectors,
