@@ -1,9 +1,9 @@
 """Do influence scores find wrong labels, and is the model better without them or with the right ones?
 
 Gives a share of the training examples a wrong label (or takes those that a column calls wrong), trains on them, and
-looks for them with self-influence, with the harmful influence on validation examples, with the loss, and at random.
-Then it drops or fixes the worst share by each score and trains again. Writes `mislabels.json`, `.png` and `.svg`; what
-is finished is kept beside them and not done again.
+looks for them with self-influence, with the squared gradient, with the harmful influence on validation examples, with
+the loss, and at random. Then it drops or fixes the worst share by each score and trains again. Writes
+`mislabels.json`, `.png` and `.svg`; what is finished is kept beside them and not done again.
 
     python recipes/mislabels.py --config recipes/configs/mislabels-mnli-small.yaml
     python recipes/mislabels.py --config recipes/configs/mislabels-mnli-small.yaml --flip_share 0.2

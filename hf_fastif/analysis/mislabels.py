@@ -15,7 +15,7 @@ from datasets import Dataset
 from scipy.stats import sem
 
 from hf_fastif.analysis.result import AnalysisResult
-from hf_fastif.analysis.work import Retrained, digests, influence_manifest, kept_parts
+from hf_fastif.analysis.work import Retrained, changed, digests, influence_manifest, kept_parts
 from hf_fastif.data import relabelled
 from hf_fastif.index import without_indexes
 from hf_fastif.pieces import digest
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from hf_fastif.trainer import InfluenceTrainer
 
-SELF, HARMFUL, LOSS, RANDOM = "self-influence", "harmful influence", "loss", "random"
+SELF, GRADIENT, HARMFUL = "self-influence", "squared gradient", "harmful influence"
+LOSS, RANDOM = "loss", "random"
 NOTHING, EVERYTHING = "nothing", "all wrong labels"
 LOOKED_AT = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3)  # worst shares of the training set
 POINTS = 200  # of a curve that are kept
@@ -38,9 +39,9 @@ class Mislabels(AnalysisResult):
     """How well scores find wrong labels, and what dropping or fixing the worst examples does for accuracy.
 
     Attributes:
-        curves (`list[dict]`): `method` ("self-influence", "harmful influence" on the loss of validation examples,
-            "loss" at the same checkpoints, or "random"), `average_precision`, and points of the curve, `precision` and
-            `recall`.
+        curves (`list[dict]`): `method` ("self-influence", "squared gradient", "harmful influence" on the loss of
+            validation examples, "loss", all at the same checkpoints, or "random"), `average_precision`, and points of
+            the curve, `precision` and `recall`.
         found (`list[dict]`): `method`, `share` (of the training set, the worst ones), and `found`, the share of the
             wrong labels that is among them.
         accuracies (`list[dict]`): `method` (or "nothing" or "all wrong labels"), `action` ("dropped" or "fixed"),
@@ -135,12 +136,19 @@ def suspicion(trainer: InfluenceTrainer, anchors: Dataset) -> dict[str, np.ndarr
     count = len(trainer.train_dataset)
     ways: dict[str, Callable[[], np.ndarray]] = {
         SELF: trainer.self_influence,
+        GRADIENT: lambda: _squared_gradients(trainer),
         HARMFUL: lambda: trainer.compute_influence(anchors, as_one=True)[0],
         LOSS: lambda: _losses(trainer),
         RANDOM: lambda: np.random.default_rng(trainer.args.seed).random(count),
     }
     found = {name: parts.get(name, lambda way=way: {"scores": torch.from_numpy(way())}) for name, way in ways.items()}
     return {name: part["scores"].cpu().numpy() for name, part in found.items()}
+
+
+def _squared_gradients(trainer: InfluenceTrainer) -> np.ndarray:
+    """||grad L(z)||^2 (N,), the self-influence without curvature that TracIn (Pruthi et al., 2020) takes."""
+    with changed(trainer, solver="identity", preconditioner=None):
+        return trainer.self_influence()
 
 
 def _losses(trainer: InfluenceTrainer) -> np.ndarray:

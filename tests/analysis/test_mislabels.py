@@ -79,6 +79,9 @@ def test_precision_and_recall_by_brute_force():
 def test_scores_are_those_of_the_trainer(trainer, found):
     scores = suspicion(trainer, ANCHORS)
     np.testing.assert_allclose(scores["self-influence"], trainer.self_influence(), rtol=1e-5)
+    with changed(trainer, solver="identity"):
+        np.testing.assert_allclose(scores["squared gradient"], trainer.self_influence(), rtol=1e-5)
+    assert not np.allclose(scores["squared gradient"], scores["self-influence"], rtol=0.1)
     np.testing.assert_allclose(scores["harmful influence"], trainer.compute_influence(ANCHORS).mean(axis=0), atol=1e-5)
     np.testing.assert_allclose(scores["loss"], query_losses(trainer, TRAIN), rtol=1e-5)
     for name, values in scores.items():
@@ -111,7 +114,7 @@ def test_worst_examples_are_dropped_or_fixed(trainer, found):
         size = 40 - (len(rows) if row["action"] == "dropped" else 0)
         right = 32 - (~WRONG[rows]).sum() if row["action"] == "dropped" else 32 + WRONG[rows].sum()
         assert row["accuracy"] == pytest.approx(right / 1000 + size + row["repeat"] / 100)
-    assert len(found.accuracies) == 2 * (1 + 2 * 5)
+    assert len(found.accuracies) == 2 * (1 + 2 * 6)
     best = next(row for row in found.summary() if (row["method"], row["action"]) == ("all wrong labels", "fixed"))
     assert best["accuracy"] == pytest.approx(40.04 + 0.005)
     assert best["std_err"] == pytest.approx(0.005)
