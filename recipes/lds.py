@@ -77,7 +77,8 @@ def moments_of(runs: list[str]) -> dict[str, list[str]]:
     """The checkpoints behind each name in the table."""
     kept = [{f"{member.epoch:.4g}": str(member.path) for member in kept_checkpoints(run)} for run in runs]
     ends = [epoch for epoch in kept[0] if epoch.isdecimal()]
-    moments = {"final": ["final"]} | {f"epoch {epoch}": [kept[0][epoch]] for epoch in list(kept[0])[:-1]}
+    last = list(kept[0].values())[-1:] or ["final"]  # the model as it is, as "all epochs" has it too
+    moments = {"final": last} | {f"epoch {epoch}": [kept[0][epoch]] for epoch in list(kept[0])[:-1]}
     moments["all epochs"] = [kept[0][epoch] for epoch in ends]
     if len(runs) > 1:
         several = f"of {len(runs)} seeds"
