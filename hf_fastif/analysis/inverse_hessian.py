@@ -167,11 +167,11 @@ def _measured(
         table += [about | row for row in _rows(part)]
         if len(part["steps"]) < len(bench.depths):
             diverged.append(f"LiSSA, B = {about['B']}, T = {about['T']}, in step {int(part['stopped']) + 1:,}")
-    alone = {"B": None, "T": None}
+    alone, same = {"B": None, "T": None}, {"num_repeats": 1, "damping": damping}  # EK-FAC's "auto" is another lambda
     table += [{"solver": PLAIN} | alone | row for row in _rows(parts.get("plain", lambda: bench.plain(damping)))]
     for name, settings in others.items():
         key = f"other-{digest([str(sorted(settings.items()))])}"
-        part = parts.get(key, lambda settings=settings: bench.measure({"num_repeats": 1} | settings, None))
+        part = parts.get(key, lambda settings=settings: bench.measure(same | settings, None))
         table += [{"solver": name} | alone | row for row in _rows(part)]
     return table, diverged
 
