@@ -64,6 +64,17 @@ def test_other_solvers_are_looked_at_at_the_end(trainer, found):
     assert 0 < times[0] < times[1] < times[2]
 
 
+def test_ekfac_is_compared_at_the_lambda_of_the_others(trainer):
+    settings = {"depths": [2], "batch_sizes": [4], "repeats": [1], "others": {"EK-FAC": OTHERS["EK-FAC"]}}
+    with changed(trainer, damping="auto"):
+        found = inverse_hessian(trainer, QUERIES, RIGHT, **settings, reference={"solver": "exact"})
+        by_layer = errors_of(trainer, solver="ekfac").mean()
+    with changed(trainer, damping=found.damping):
+        expected = errors_of(trainer, solver="ekfac").mean()
+    assert found.table[-1]["error"] == pytest.approx(expected, rel=1e-3)
+    assert abs(by_layer / expected - 1) > 0.05
+
+
 def test_what_is_finished_is_not_measured_again(trainer, found, tmp_path):
     again = inverse_hessian(trainer, QUERIES, RIGHT, **SETTINGS, others=OTHERS, reference={"solver": "exact"})
     assert again == found  # seconds and all
