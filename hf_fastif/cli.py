@@ -110,5 +110,8 @@ def _pop_config(argv: list[str]) -> str | None:
 
 
 def _as_flag(value: Any) -> Any:
-    # argparse converts defaults that are strings: 1e-3, which YAML leaves a string, becomes a float this way.
-    return json.dumps(value) if isinstance(value, dict) else value
+    # argparse converts defaults that are strings: 1e-3, which YAML leaves a string, becomes a float this way, and so
+    # does the 3 of three epochs.
+    if isinstance(value, dict):
+        return json.dumps(value)
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value

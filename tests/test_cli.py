@@ -32,6 +32,14 @@ def test_file_and_flags(file):
     assert data.label_mapping == '{"neutral": "other"}'
 
 
+def test_a_number_of_the_file_is_what_the_same_flag_gives(file, tmp_path):
+    path = tmp_path / "whole.yaml"
+    path.write_text("rate: 3\ncount: 4\n")
+    for argv in (["--config", str(path)], ["--rate", "3", "--count", "4"]):
+        steps = parse_arguments(Steps, argv=argv)[0]
+        assert (repr(steps.rate), repr(steps.count)) == ("3.0", "4")
+
+
 def test_equals_sign_and_no_file(file):
     assert parse_arguments(Steps, DataArguments, argv=[f"--config={file}"])[0].count == 4
     assert parse_arguments(Steps, argv=[])[0] == Steps()
