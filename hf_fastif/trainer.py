@@ -231,7 +231,7 @@ class InfluenceMixin(HubMixin):
 
         It is the influence of an example on itself with its sign turned, so that it is never negative (with the
         Gauss-Newton matrix). Examples that little else in the training set speaks for have a large one, such as
-        mislabelled and atypical ones (Koh and Liang, 2017, section 5.4).
+        atypical and many mislabelled ones (Koh and Liang, 2017, section 5.4).
 
         With `solver="auto"` C is EK-FAC's, which costs a few forward passes an example; `"identity"` gives
         ||grad L||^2. Any other solver is run for every example.
