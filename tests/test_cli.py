@@ -32,7 +32,7 @@ def test_file_and_flags(file):
     assert data.label_mapping == '{"neutral": "other"}'
 
 
-def test_a_number_of_the_file_is_what_the_same_flag_gives(file, tmp_path):
+def test_a_number_of_the_file_is_what_the_same_flag_gives(tmp_path):
     path = tmp_path / "whole.yaml"
     path.write_text("rate: 3\ncount: 4\n")
     for argv in (["--config", str(path)], ["--rate", "3", "--count", "4"]):

@@ -167,7 +167,8 @@ def _measured(
         table += [about | row for row in _rows(part)]
         if len(part["steps"]) < len(bench.depths):
             diverged.append(f"LiSSA, B = {about['B']}, T = {about['T']}, in step {int(part['stopped']) + 1:,}")
-    alone, same = {"B": None, "T": None}, {"num_repeats": 1, "damping": damping}  # EK-FAC's "auto" is another lambda
+    alone = {"B": None, "T": None}
+    same = {"num_repeats": 1, "damping": damping}  # "auto" is another lambda for EK-FAC
     table += [{"solver": PLAIN} | alone | row for row in _rows(parts.get("plain", lambda: bench.plain(damping)))]
     for name, settings in others.items():
         key = f"other-{digest([str(sorted(settings.items()))])}"
