@@ -102,8 +102,9 @@ class InfluenceConfig(TrainingArguments):
             query. `"gradients"`: one forward and one backward pass, and a matrix product for each query. `"auto"`
             takes the first for one query and the second for several, where it can.
         frozen_states_gb (`float`, *optional*, defaults to 0.25):
-            Memory (of the CPU, for each dataset) in which the hidden states behind the frozen first layers are kept,
-            so that these layers run once on an example and not in every pass. 0 keeps nothing.
+            Memory (of the CPU, for the dataset at hand, and as much again for others) in which the hidden states
+            behind the frozen first layers are kept, so that these layers run once on an example and not in every
+            pass. 0 keeps nothing.
 
     > s_test = (C + lambda I)^-1 grad L
 

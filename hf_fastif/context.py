@@ -59,6 +59,15 @@ class Kept:
     begun: set[Path] = field(default_factory=set)
 
 
+def _let_go(states: dict[tuple[Hashable, ...], FrozenStates | None], memory: int) -> None:
+    """Of the datasets but the last one, those that were used last stay, as many as fit into the memory of one."""
+    used = 0
+    for key in list(states)[-2::-1]:
+        used += 0 if states[key] is None else states[key].used
+        if used > memory:
+            del states[key]
+
+
 class Context:
     """One call's view of a trainer.
 
@@ -119,8 +128,9 @@ class Context:
         key = (id(self.objective.model), frozen, dataset._fingerprint, memory, self.args.influence_bf16)
         if memory and self.objective.own_step is None and key not in states:
             states[key] = find_frozen_states(self.objective, examples, memory)
-            for old in list(states)[:-2]:  # a training set and a pool of other candidates
-                del states[old]
+        if key in states:
+            states[key] = states.pop(key)  # now the last one used
+            _let_go(states, memory)
         examples.states = states.get(key)
         if examples.states is not None:
             self.objective.frozen = examples.states.frozen

@@ -32,13 +32,14 @@ class FrozenStates:
         objective (`Objective`): The model.
         frozen ([`FrozenLayers`]): Its frozen layers.
         memory (`int`): Bytes for states.
+        used (`int`): Bytes of those that are kept.
     """
 
     objective: Objective
     frozen: FrozenLayers
     memory: int
+    used: int = 0
     _kept: dict[int, torch.Tensor] = field(default_factory=dict)
-    _used: int = 0
 
     def add_to(self, batch: Batch, rows: Sequence[int] | np.ndarray) -> Batch:
         """The batch of some rows of the dataset, with their states."""
@@ -64,9 +65,9 @@ class FrozenStates:
         return output if self.frozen.rest is None else output[0]
 
     def _keep(self, row: int, tokens: torch.Tensor) -> None:
-        if self._used + tokens.nbytes <= self.memory:
+        if self.used + tokens.nbytes <= self.memory:
             self._kept[row] = tokens.cpu()
-            self._used += tokens.nbytes
+            self.used += tokens.nbytes
 
 
 def find_frozen_states(objective: Objective, examples: ExampleBatches, memory: int) -> FrozenStates | None:

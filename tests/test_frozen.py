@@ -68,6 +68,25 @@ def test_memory_is_kept_to():
     assert 0 < sum(states.nbytes for states in examples.states._kept.values()) <= memory
 
 
+def test_the_others_together_may_fill_the_memory_once_more(tmp_path):
+    sets = {f"set-{number}": tiny_data(6, seed=number) for number in range(3)}
+
+    def used_after(order, memory):
+        trainer = tiny_trainer(tmp_path, train=DATA, frozen_states_gb=memory / 2**30)
+        for name in order:
+            with trainer._context() as context:
+                context.predict(context.pool(name, sets[name]))
+        by_set = {key[2]: states.used for key, states in trainer._kept.states.items()}
+        return {name: by_set[data._fingerprint] for name, data in sets.items() if data._fingerprint in by_set}
+
+    order = ["set-0", "set-1", "set-0", "set-2"]
+    whole = used_after(order, PLENTY)
+    assert list(whole) == list(sets) and min(whole.values()) > 0
+    largest = max(whole.values())
+    assert largest < whole["set-0"] + whole["set-1"]
+    assert used_after(order, largest) == {name: whole[name] for name in ("set-0", "set-2")}  # the last one used stays
+
+
 def trained_embeddings():
     model = tiny_model()
     model.bert.embeddings.word_embeddings.weight.requires_grad_(True)

@@ -206,7 +206,7 @@ class Corrector:
         """The influence (k,) of some candidates on the mean loss of some anchors, after the steps before."""
         asked = self.anchors.select(anchors)
         with self.trainer._context() as context:
-            queries, pool = context.examples("anchors", asked), context.pool(self.name, self.candidates)
+            queries, pool = context.examples(ANCHORS, asked), context.pool(self.name, self.candidates)
             name = digest([before, str(anchors.tolist()), str(scored.tolist())])
 
             def compute() -> Tensors:
@@ -220,10 +220,8 @@ class Corrector:
     def _gradient(self, system: str, rows: np.ndarray) -> torch.Tensor:
         """The gradient (P,) of the mean loss of some candidates or anchors."""
         with self.trainer._context() as context:
-            if system == ANCHORS:
-                examples = context.examples(ANCHORS, self.anchors)
-            else:
-                examples = context.pool(self.name, self.candidates)
+            name, dataset = (ANCHORS, self.anchors) if system == ANCHORS else (self.name, self.candidates)
+            examples = context.pool(name, dataset)
             gradient = mean_gradient(context.objective, examples, rows, context.args.influence_batch_size)
             return self.trainer.accelerator.reduce(gradient, "mean")  # processes may round otherwise
 
@@ -233,7 +231,7 @@ class Corrector:
         with self.trainer._context() as context:
             for name in names:
                 if (model, name) not in self._measured:
-                    found = context.predict(context.examples(name, self.watched[name]))
+                    found = context.predict(context.pool(name, self.watched[name]))
                     accuracy = 1 - found.wrong().mean()
                     self._measured[model, name] = {"loss": float(found.losses.mean()), "accuracy": float(accuracy)}
         return {name: self._measured[model, name] for name in names}

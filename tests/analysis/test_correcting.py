@@ -159,6 +159,17 @@ def test_a_correction_that_no_rate_makes_bearable_ends_before_it_began(trainer):
     assert len(found.log) == 1 and same(before, parameters(trainer))
 
 
+def test_frozen_layers_run_on_what_is_measured_once_and_not_in_every_step(tmp_path):
+    def seen(steps):
+        trainer, found = tiny_trainer(tmp_path / str(steps), train=TRAIN, **SETTINGS), []
+        inside = trainer.model.bert.encoder.layer[0].intermediate
+        inside.register_forward_pre_hook(lambda _module, args: found.append(len(args[0])))
+        correct(trainer, ANCHORS, steps=steps, guard=GUARD, measured={"test": TEST}, system="anchors")
+        return sum(found)
+
+    assert seen(1) == seen(4) > len(ANCHORS) + len(GUARD) + len(TEST)
+
+
 def test_rolled_back_bit_for_bit_and_saved_without_parameters(trainer, tmp_path):
     before = parameters(trainer)
     found = correct(trainer, ANCHORS, steps=2, num_examples=3, guard=GUARD)
