@@ -108,7 +108,7 @@ def sliced(
 ) -> tuple[Dataset, Dataset | None, Dataset | None]:
     """The queries, the examples that anchors are drawn from (None: some queries), and the candidates (None: the
     training set)."""
-    own, seed = replace(sliced_data(recipe, data), max_train_examples=None), trainer.args.seed
+    own, seed = sliced_data(recipe, data), trainer.args.seed
     if own.train_file is None and recipe.candidates_from != "sliced":
         own = replace(own, train_file=own.validation_file)  # there are no training examples, and none are wanted
     examples, anchors = read(own, trainer), None

@@ -38,7 +38,11 @@ class SlicedArguments:
 
 
 def sliced_data(sliced: SlicedArguments, data: DataArguments) -> DataArguments:
-    """How the data set with slices is read: as the first one, from other places; if it is none, other rows of it."""
+    """How the data set with slices is read: as the first one, from other places; if it is none, other rows of it.
+
+    All of its training examples are taken: they are often in the order of the slices, so that the first ones lack some.
+    """
+    data = replace(data, max_train_examples=None)
     where = {"train_where": sliced.sliced_train_where, "validation_where": sliced.sliced_validation_where}
     splits = {"dataset_train_split": sliced.sliced_train_split, "dataset_test_split": sliced.sliced_test_split}
     if not sliced.is_given:
