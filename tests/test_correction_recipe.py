@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -59,6 +60,13 @@ def test_slices_have_anchors_and_test_examples_of_their_own(recipe, trainer, dat
         recipe.anchors_and_tests(recipe.RecipeArguments(num_validation=10, slices=["x"]), found, None)
     with pytest.raises(ValueError, match="slices: w is not among the values of 'heuristic'"):
         recipe.anchors_and_tests(recipe.RecipeArguments(slices=["w"]), found, None)
+
+
+def test_a_data_set_with_slices_is_read_whole(recipe, data):
+    """Its rows may be in the order of the slices, so that the first ones lack some."""
+    sliced = recipe.RecipeArguments(sliced_train_file="c.jsonl", sliced_validation_file="d.jsonl")
+    own = recipe.sliced_data(sliced, replace(data, max_train_examples=5))
+    assert (own.train_file, own.validation_file, own.max_train_examples) == ("c.jsonl", "d.jsonl", None)
 
 
 def test_candidates_are_those_that_are_asked_for(recipe, trainer, data, tmp_path):

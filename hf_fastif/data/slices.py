@@ -40,7 +40,7 @@ class SlicedArguments:
 def sliced_data(sliced: SlicedArguments, data: DataArguments) -> DataArguments:
     """How the data set with slices is read: as the first one, from other places; if it is none, other rows of it.
 
-    All of its training examples are taken: they are often in the order of the slices, so that the first ones lack some.
+    All of its training examples are taken: often they are in the order of the slices, and the first ones lack some.
     """
     data = replace(data, max_train_examples=None)
     where = {"train_where": sliced.sliced_train_where, "validation_where": sliced.sliced_validation_where}
