@@ -18,9 +18,11 @@ DATA = tiny_data(7)
 @pytest.mark.parametrize("frozen", [None, 1])
 def test_gradients_are_those_of_single_unpadded_examples(architecture, frozen):
     model = tiny_model(architecture, frozen, double=True)
+    # Llama takes its norms in float32, in a double model too
+    tolerance = {"rtol": 1e-4, "atol": 1e-6} if architecture == "llama" else {"rtol": 1e-5, "atol": 1e-9}
     for rows in ([4], [0, 6, 3], range(7)):
         found = loss_gradients(Objective(model), batches(DATA), rows)
-        torch.testing.assert_close(found, oracles.loss_gradients(model, batches(DATA), rows), rtol=1e-5, atol=1e-9)
+        torch.testing.assert_close(found, oracles.loss_gradients(model, batches(DATA), rows), **tolerance)
 
 
 def test_weight_decay_is_part_of_them_where_it_is_part_of_the_loss():
