@@ -103,8 +103,8 @@ class InfluenceConfig(TrainingArguments):
             takes the first for one query and the second for several, where it can.
         frozen_states_gb (`float`, *optional*, defaults to 0.25):
             Memory (of the CPU, for the dataset at hand, and as much again for others) in which the hidden states
-            behind the frozen first layers are kept, so that these layers run once on an example and not in every
-            pass. 0 keeps nothing.
+            behind the frozen first layers are kept, so that these layers run once on a batch and not in every pass
+            over it. 0 keeps nothing.
 
     > s_test = (C + lambda I)^-1 grad L
 

@@ -1,9 +1,9 @@
-"""What the frozen first layers of a model make of the examples of a dataset: computed once, as far as memory goes."""
+"""What the frozen first layers of a model make of batches of a dataset: computed once, as far as memory goes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -23,10 +23,12 @@ class _Done(Exception):
 
 @dataclass
 class FrozenStates:
-    """The hidden states of examples behind the frozen layers, without padding, on the CPU, until memory is full.
+    """The hidden states of batches behind the frozen layers, without padding, on the CPU, until memory is full.
 
-    Examples that found no room are computed each time. Either way the model goes on from the states
-    (`Objective.logits`), so that no frozen layer runs twice on an example that is kept.
+    Batches that found no room are computed each time. Either way the model goes on from the states
+    (`Objective.logits`), so that no frozen layer runs twice on a batch that is kept. What is kept belongs to the batch
+    and not to its examples: the padding and the company of an example move the last bits of its states, and a result
+    must not depend on what was asked before.
 
     Attributes:
         objective (`Objective`): The model.
@@ -39,35 +41,23 @@ class FrozenStates:
     frozen: FrozenLayers
     memory: int
     used: int = 0
-    _kept: dict[int, torch.Tensor] = field(default_factory=dict)
+    _kept: dict[bytes, torch.Tensor] = field(default_factory=dict)
 
     def add_to(self, batch: Batch, rows: Sequence[int] | np.ndarray) -> Batch:
-        """The batch of some rows of the dataset, with their states."""
-        inside = batch["attention_mask"].bool()
-        missing = [place for place, row in enumerate(rows) if int(row) not in self._kept]
-        kept = [self._kept[int(row)] for row in rows if int(row) in self._kept]
-        if not kept:
-            states = self._compute(batch)
-        else:
-            states = kept[0].new_zeros(*inside.shape, kept[0].shape[-1], device=inside.device)
-            known = inside.clone()
-            known[missing] = False
-            states[known] = torch.cat(kept).to(inside.device)
-            if missing:
-                states[missing] = self._compute({name: values[missing] for name, values in batch.items()})
-        for place in missing:
-            self._keep(int(rows[place]), states[place, inside[place]])
+        """The batch of some rows of the dataset, with their states, which are 0 at padding."""
+        key, inside = np.asarray(rows, dtype=np.int64).tobytes(), batch["attention_mask"].bool()
+        tokens = self._kept[key].to(inside.device) if key in self._kept else self._compute(batch)[inside]
+        if key not in self._kept and self.used + tokens.nbytes <= self.memory:
+            self._kept[key] = tokens.cpu()
+            self.used += tokens.nbytes
+        states = tokens.new_zeros(*inside.shape, tokens.shape[-1])
+        states[inside] = tokens
         return batch | {STATES: states}
 
     def _compute(self, batch: Batch) -> torch.Tensor:
         with torch.no_grad():
             output = output_of_last(self.objective, self.frozen.layers, batch)
         return output if self.frozen.rest is None else output[0]
-
-    def _keep(self, row: int, tokens: torch.Tensor) -> None:
-        if self.used + tokens.nbytes <= self.memory:
-            self._kept[row] = tokens.cpu()
-            self.used += tokens.nbytes
 
 
 def find_frozen_states(objective: Objective, examples: ExampleBatches, memory: int) -> FrozenStates | None:
@@ -88,7 +78,7 @@ def find_frozen_states(objective: Objective, examples: ExampleBatches, memory: i
     if states.requires_grad or states.shape[:2] != mask.shape or any(part is not None for part in rest):
         return None
     found = FrozenStates(objective, FrozenLayers(layers, tuple(rest) if isinstance(output, tuple) else None), memory)
-    return found if _agree(found, examples, rows, batch) else None
+    return found if _agree(found, rows, batch) else None
 
 
 def output_of_last(objective: Objective, layers: Sequence[nn.Module], batch: Batch) -> torch.Tensor | tuple:
@@ -116,13 +106,11 @@ def _first_layers(model: nn.Module) -> list[nn.Module]:
     return list(stack[: trained.index(True) if True in trained else len(stack)])
 
 
-def _agree(found: FrozenStates, examples: ExampleBatches, rows: range, batch: Batch) -> bool:
-    """Whether going on from states that were computed one by one changes nothing but rounding."""
-    objective, trial = found.objective, FrozenStates(found.objective, found.frozen, memory=1 << 40)
-    for row in rows:
-        trial.add_to(examples.take([row]), [row])
+def _agree(found: FrozenStates, rows: range, batch: Batch) -> bool:
+    """Whether going on from the states changes nothing but rounding."""
+    objective, trial = found.objective, replace(found, memory=0)
     with torch.no_grad():
-        expected = objective.losses(objective.theta, batch)  # in which padding plays no part
+        expected = objective.losses(objective.theta, batch)
         objective.frozen = found.frozen
         resumed = objective.losses(objective.theta, trial.add_to(batch, rows))
     return bool((resumed - expected).abs().max() <= TOLERANCE[objective.bf16] * expected.abs().max())

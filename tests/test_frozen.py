@@ -1,4 +1,4 @@
-"""Going on from the states behind the frozen layers changes nothing, and no frozen layer runs twice."""
+"""Going on from the states behind the frozen layers changes nothing, and no frozen layer runs twice on a batch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_outputs_and_gradients_are_those_of_the_whole_model(architecture):
     model = tiny_model(architecture, double=True)
     objective, examples = with_states(model)
     assert examples.states is not None
-    for rows in ([3], [0, 5, 3], [7, 3, 0, 1, 10], [0, 5, 3]):  # none, some and all of them kept
+    for rows in ([3], [0, 5, 3], [7, 3, 0, 1, 10], [0, 5, 3]):  # the last is kept
         batch, plain = examples.take(rows), batches(DATA).take(rows)
         assert STATES in batch
         # ModernBERT takes its softmax in float32
@@ -44,28 +44,42 @@ def test_outputs_and_gradients_are_those_of_the_whole_model(architecture):
         torch.testing.assert_close(objective.gradient(batch), Objective(model).gradient(plain), **tolerance)
 
 
-def test_frozen_layers_see_an_example_once():
+def test_frozen_layers_see_a_batch_once():
     model = tiny_model()
     objective, examples = with_states(model)
     seen = []
     _, layers = layer_stack(model)
     layers[0].intermediate.register_forward_hook(lambda _module, args, _output: seen.append(len(args[0])))
-    for rows in ([0, 1, 2], [1, 2, 3], [3, 0], [0, 1, 2, 3]):
+    for rows in ([0, 1, 2], [3, 0], [0, 1, 2], np.array([3, 0])):
         examples.take(rows)
         logits(objective, examples, rows)
-    assert seen == [3, 1]
+    assert seen == [3, 2]
+
+
+def test_states_do_not_depend_on_what_was_asked_before():
+    """An example alone and in company, padded and not, has other last bits."""
+    model = tiny_model()
+    long, short = (int(pick([len(ids) for ids in DATA["input_ids"]])) for pick in (np.argmax, np.argmin))
+    _, first = with_states(model)
+    expected = first.take([short])[STATES]
+    _, second = with_states(model)
+    second.take([long, short])
+    torch.testing.assert_close(second.take([short])[STATES], expected, rtol=0, atol=0)
+    assert len(second.states._kept) == 2
 
 
 def test_memory_is_kept_to():
     model = tiny_model()
     memory = 3 * 12 * 8 * 4  # three examples at most
     objective, examples = with_states(model, memory)
-    everything = range(len(DATA))
     for _ in range(2):
-        torch.testing.assert_close(
-            logits(objective, examples, everything), logits(Objective(model), batches(DATA), everything)
-        )
-    assert 0 < sum(states.nbytes for states in examples.states._kept.values()) <= memory
+        for rows in ([0], [1, 2], [3, 4, 5, 6, 7], [8], [9], [10]):
+            torch.testing.assert_close(
+                logits(objective, examples, rows), logits(Objective(model), batches(DATA), rows)
+            )
+    kept = examples.states._kept.values()
+    assert 0 < sum(states.nbytes for states in kept) == examples.states.used <= memory
+    assert 0 < len(kept) < 6
 
 
 def test_the_others_together_may_fill_the_memory_once_more(tmp_path):

@@ -121,7 +121,7 @@ class CurvatureSample:
         return Spectrum(self._ends(), whole=False)
 
     def _has_rows(self) -> bool:
-        # Asked of a batch that is needed anyway: states of frozen layers are kept as they first came.
+        # Asked of a batch that is needed anyway, whose states behind frozen layers are kept.
         return self.curvature.has_rows(self.examples.take(self.batches[0]))
 
     def _ends(self) -> np.ndarray:
