@@ -208,6 +208,11 @@ class Context:
         }
         return pieces_of(folder, manifest, trainer.accelerator)
 
+    def loss_settings(self) -> dict[str, Any]:
+        """What gradients depend on, beside model and examples."""
+        names = ("label_smoothing_factor", "loss_weight_decay", "loss_reduction", "influence_bf16")
+        return {"function": self.objective.loss_name} | {name: getattr(self.args, name) for name in names}
+
     def settings(self, num_neighbors: int | None, num_examples: int | None) -> dict[str, Any]:
         """What a result says about how it was made."""
         setup, largest = self.setup(), []

@@ -57,7 +57,8 @@ class InfluenceMixin(HubMixin):
         """Makes a FAISS index of the features of a dataset, writes it, and attaches it to the dataset, in place.
 
         The features are those of `args.index_features`. The index is written to `output_dir/influence/indexes`, from
-        where `load_index` reads it. Afterwards `dataset.get_nearest_examples(index.name, vector, k)` works too.
+        where `load_index` reads it; one that was made in the same way is not made again, unless `args.overwrite`
+        says so. Afterwards `dataset.get_nearest_examples(index.name, vector, k)` works too.
         Other datasets made from this one have no index: of `datasets`' operations some drop it (`map`, `cast`,
         `add_column`), and some refuse to work on a dataset that has one (`select`, `shuffle`, `filter`, `push_to_hub`;
         `hf_fastif.index.without_indexes(dataset)` is a view of the same rows for these).
@@ -98,6 +99,7 @@ class InfluenceMixin(HubMixin):
             with context.pieces("build_index", dataset, kind, known) as pieces:
                 vectors = Vectors(made, pool, checkpoints, context.passes, pieces)
                 about = {"model_name": model_name(self.model), **sources(self.model, dataset)}
+                about |= {"loss": context.loss_settings()}
                 write_index(folder, kind, vectors, self.args, self._belongs(context, pool.digest) | about, add_to)
         return self._attach(InfluenceIndex.load(folder, **self._index_place()), dataset)
 

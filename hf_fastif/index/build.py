@@ -110,6 +110,9 @@ def write_index(
 ) -> None:
     """Computes the features of all examples and writes their index; the main process writes.
 
+    An index there that was made in the same way stays, and nothing is computed; but of a user's own loss only the name
+    is known, so that its index is made anew.
+
     Args:
         folder (`Path`): Of the index.
         name (`str`): Of the features.
@@ -129,6 +132,9 @@ def write_index(
         "versions": versions(),
     }
     accelerator = vectors.passes.accelerator
+    if not args.overwrite and add_to is None and not belongs["loss"]["function"]:
+        if from_main(lambda: InfluenceIndex.is_written(folder, name, manifest, vectors.parts), accelerator):
+            return
     if add_to is None:
         empty, first = made_index(vectors.width, args.index_factory, vectors.inner_product, args.index_search), 0
         if not empty.is_trained:

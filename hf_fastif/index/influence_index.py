@@ -133,6 +133,20 @@ class InfluenceIndex:
         temporary.rename(folder)
 
     @classmethod
+    def is_written(cls, folder: Path, name: str, manifest: Mapping[str, Any], parts: list[list[Part]] | None) -> bool:
+        """Whether an index is there, whole, that `write` would write just so, but for its vectors."""
+        try:
+            there = cls.load(folder, on_disk=True)
+        except (OSError, ValueError):
+            return False
+        own, wanted = (None if each is None else _tensors(each) for each in (there.parts, parts))
+        if there.name != name or {key: there.manifest.get(key) for key in manifest} != dict(manifest):
+            return False
+        if own is None or wanted is None:
+            return own is wanted
+        return own.keys() == wanted.keys() and all(torch.equal(own[key], wanted[key].cpu()) for key in own)
+
+    @classmethod
     def load(cls, folder: str | Path, on_disk: bool = False, device: int | None = None) -> InfluenceIndex:
         """Reads what was written.
 

@@ -203,3 +203,26 @@ def test_a_bad_factory_is_refused_before_anything_is_fitted(tmp_path, monkeypatc
     monkeypatch.setattr(solving, "fit_kronecker_factors", lambda *_: pytest.fail("fitted first"))
     with pytest.raises(ValueError, match="index_factory='IVF,Flat'"):
         trainer_of(tmp_path, index_factory="IVF,Flat").build_index()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_index_made_in_the_same_way_is_not_made_again(tmp_path, kind, monkeypatch):
+    first = trainer_of(tmp_path, index_features=kind).build_index()
+    seen, over = [], Passes.over
+    monkeypatch.setattr(Passes, "over", lambda self, *rest: seen.append(rest[4]) or over(self, *rest))
+
+    def builds(**settings):
+        seen.clear()
+        index = trainer_of(tmp_path, index_features=kind, **settings).build_index()
+        assert len(index) == 40
+        return "Features" in seen
+
+    assert not builds()
+    (first.folder / "shard-00000.faiss").write_bytes(b"not what was written")
+    assert builds()  # a damaged one does not count
+    assert builds(index_factory="SQfp16")
+    assert builds(index_factory="SQfp16", label_smoothing_factor=0.1)
+    assert builds(index_factory="SQfp16", label_smoothing_factor=0.1, overwrite=True)
+    if kind == "gradient_sketch":
+        smooth = {"index_factory": "SQfp16", "label_smoothing_factor": 0.1}
+        assert builds(index_size=50, **smooth) and not builds(index_size=50, **smooth)
