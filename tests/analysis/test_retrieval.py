@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tiny_heads import CASES
@@ -10,7 +12,7 @@ from hf_fastif.analysis import METHODS, Retrieval, retrieval
 from hf_fastif.analysis.bm25 import text_overlap
 
 
-CASE = CASES["causal-gpt2"]
+CASE = replace(CASES["causal-gpt2"])  # with a model of its own, since others share theirs in double
 RANDOM = np.random.default_rng(3)
 
 
