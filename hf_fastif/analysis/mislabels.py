@@ -74,7 +74,8 @@ class Mislabels(AnalysisResult):
             shares = ", ".join(f"{row['found']:.0%} in the worst {row['share']:.0%}" for row in own)
             lines.append(f"  {curve['method']:18} average precision {curve['average_precision']:.3f}; {shares}")
         for row in self.summary():
-            lines.append(f"  {_named(row):42} accuracy {row['accuracy']:.4f} ± {row['std_err']:.4f}")
+            error = "" if np.isnan(row["std_err"]) else f" ± {row['std_err']:.4f}"
+            lines.append(f"  {_named(row):42} accuracy {row['accuracy']:.4f}{error}")
         return "\n".join(lines)
 
     def figure(self) -> Figure:

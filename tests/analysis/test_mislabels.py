@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from datasets import ClassLabel
@@ -135,6 +137,9 @@ def test_saved_read_and_drawn(found, tmp_path):
     assert (tmp_path / "mislabels.png").stat().st_size > 10_000
     assert "8 of 40 labels are wrong (20.0%)" in str(found)
     assert "worst 25% by loss dropped" in str(found) and "all wrong labels fixed" in str(found)
+    assert "± 0.0050" in str(found)
+    once = replace(found, accuracies=[row for row in found.accuracies if row["repeat"] == 0])
+    assert str(once).endswith("accuracy 40.0400")  # one model has no error
 
 
 def test_what_is_wrong_must_fit(trainer):
