@@ -46,18 +46,23 @@ class FrozenStates:
     def add_to(self, batch: Batch, rows: Sequence[int] | np.ndarray) -> Batch:
         """The batch of some rows of the dataset, with their states, which are 0 at padding."""
         key, inside = np.asarray(rows, dtype=np.int64).tobytes(), batch["attention_mask"].bool()
-        tokens = self._kept[key].to(inside.device) if key in self._kept else self._compute(batch)[inside]
-        if key not in self._kept and self.used + tokens.nbytes <= self.memory:
-            self._kept[key] = tokens.cpu()
-            self.used += tokens.nbytes
-        states = tokens.new_zeros(*inside.shape, tokens.shape[-1])
-        states[inside] = tokens
+        tokens = self._kept.get(key)
+        if tokens is None:
+            tokens = self._compute(batch)[inside]
+            self._keep(key, tokens)
+        states = tokens.new_zeros(*inside.shape, tokens.shape[-1], device=inside.device)
+        states[inside] = tokens.to(inside.device)
         return batch | {STATES: states}
 
     def _compute(self, batch: Batch) -> torch.Tensor:
         with torch.no_grad():
             output = output_of_last(self.objective, self.frozen.layers, batch)
         return output if self.frozen.rest is None else output[0]
+
+    def _keep(self, key: bytes, tokens: torch.Tensor) -> None:
+        if self.used + tokens.nbytes <= self.memory:
+            self._kept[key] = tokens.cpu()
+            self.used += tokens.nbytes
 
 
 def find_frozen_states(objective: Objective, examples: ExampleBatches, memory: int) -> FrozenStates | None:
