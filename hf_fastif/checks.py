@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from transformers.utils import logging
 
 from hf_fastif.batches import ExampleBatches
+from hf_fastif.errors import InfluenceError
 from hf_fastif.index import InfluenceIndex
 from hf_fastif.objective import Objective, TokenHead
 from hf_fastif.parameters import without_adapters
@@ -28,19 +29,19 @@ PACKED = ("seq_lengths", "seq_idx", "cu_seqlens", "cu_seq_lens_q", "cu_seq_lens_
 def check_dataset(name: str, dataset: Any) -> None:
     """The argument `name` must be a map-style `datasets.Dataset` with rows."""
     if not isinstance(dataset, Dataset):
-        raise ValueError(
+        raise InfluenceError(
             f"{name} is a {type(dataset).__name__}; influence needs a datasets.Dataset, whose rows have positions "
             "(datasets.Dataset.from_list and from_generator make one)."
         )
     if len(dataset) == 0:
-        raise ValueError(f"{name} has no rows; give at least one example.")
+        raise InfluenceError(f"{name} has no rows; give at least one example.")
 
 
 def check_inputs(name: str, examples: ExampleBatches, model_input: str | None, objective: Objective) -> None:
     """The rows must hold the column that the model reads (None: the collator makes it) and labels that it knows."""
     columns = examples.dataset.column_names
     if model_input is not None and model_input not in columns:
-        raise ValueError(
+        raise InfluenceError(
             f"{name} has no column {model_input!r} (of its columns the model can use: {', '.join(columns)}); "
             "tokenize it "
             f"first, as in {name}.map(lambda rows: tokenizer(rows['text'], truncation=True), batched=True)."
@@ -50,7 +51,7 @@ def check_inputs(name: str, examples: ExampleBatches, model_input: str | None, o
     batch = examples.collate(examples.dataset.__getitems__(rows))
     missing = [label for label in objective.head.label_names if label not in batch]
     if missing:
-        raise ValueError(
+        raise InfluenceError(
             f"{name} has no {', '.join(missing)} (columns: {', '.join(columns)}), and influence is about the loss; "
             "add a column 'label' with the class numbers (for language models 'labels' with token ids, -100 where "
             "there is no loss; for question answering 'start_positions' and 'end_positions'). For a prediction whose "
@@ -58,12 +59,12 @@ def check_inputs(name: str, examples: ExampleBatches, model_input: str | None, o
         )
     again = examples.collate(examples.dataset.__getitems__(rows))
     if any(isinstance(values, torch.Tensor) and not torch.equal(values, again[key]) for key, values in batch.items()):
-        raise ValueError(
+        raise InfluenceError(
             "data_collator: it gives another batch of the same rows each time (as masking for language models does), "
             "and influence needs examples that stay as they are; mask once, with dataset.map."
         )
     if any(isinstance(values, torch.Tensor) and values.ndim and len(values) != len(rows) for values in batch.values()):
-        raise ValueError(_packed(name, "batches are flat"))
+        raise InfluenceError(_packed(name, "batches are flat"))
     num_labels = without_adapters(objective.model).config.num_labels
     for column in () if objective.head.several or objective.head.choices else ("label", "labels"):
         feature = examples.dataset.features.get(column)
@@ -75,14 +76,14 @@ def _check_rows(name: str, dataset: Dataset, objective: Objective) -> None:
     """Token models take a label a token, and a row must be one example: losses of several cannot be told apart."""
     packed = [column for column in PACKED if column in dataset.column_names]
     if packed:
-        raise ValueError(_packed(name, f"it has {', '.join(packed)}"))
+        raise InfluenceError(_packed(name, f"it has {', '.join(packed)}"))
     if "position_ids" in dataset.column_names:
         positions = np.asarray(dataset[0]["position_ids"])
         if ((positions[1:] == 0) & (positions[:-1] != 0)).any():
-            raise ValueError(_packed(name, "position_ids restart"))
+            raise InfluenceError(_packed(name, "position_ids restart"))
     feature = dataset.features.get("labels")
     if isinstance(objective.head, TokenHead) and isinstance(feature, Value | ClassLabel):
-        raise ValueError(
+        raise InfluenceError(
             f"{name}: column 'labels' holds one {feature.dtype} a row, and a "
             f"{type(without_adapters(objective.model)).__name__} has a label for each token; give lists, -100 where "
             "there is no loss."
@@ -101,7 +102,7 @@ def _check_label_range(name: str, dataset: Dataset, column: str, num_labels: int
     for chunk in dataset.select_columns(column).with_format("arrow").iter(batch_size=100_000):
         ends = pc.min_max(chunk[column]).as_py()
         if ends["min"] is None or ends["min"] < 0 or ends["max"] >= num_labels:
-            raise ValueError(
+            raise InfluenceError(
                 f"{name}: column {column!r} holds labels from {ends['min']} to {ends['max']}, but the model knows 0 "
                 "to "
                 f"{num_labels - 1} (config.num_labels={num_labels}); filter or map the rows, or load the model with "
@@ -120,7 +121,7 @@ def check_whole(model: nn.Module) -> None:
         elif hasattr(parameter, "ds_id"):  # the mark of DeepSpeed's ZeRO, stage 3
             sharded = "DeepSpeed ZeRO, stage 3"
     if sharded is not None:
-        raise ValueError(
+        raise InfluenceError(
             f"model: its parameters are dealt to the processes by {sharded}, and influence needs all of them in each. "
             "Save the model in one piece (trainer.save_model(), with FULL_STATE_DICT for FSDP and "
             "stage3_gather_16bit_weights_on_model_save for DeepSpeed), and load it with from_pretrained in a run that "
@@ -133,7 +134,7 @@ def check_adapters(model: nn.Module) -> None:
     """Adapters of PEFT must not be merged into the weights: they are no longer used then, and have no gradient."""
     merged = [name for name, module in model.named_modules() if getattr(module, "merged", False)]
     if merged:
-        raise ValueError(
+        raise InfluenceError(
             f"model: its adapters are merged into the weights ({merged[0]} and {len(merged) - 1} more), so that they "
             "take no part in the loss; call model.unmerge_adapter() first."
         )
@@ -153,7 +154,7 @@ def warn_of_half_precision(objective: Objective) -> None:
 def check_num_neighbors(num_neighbors: int | None, num_candidates: int) -> None:
     """k must lie between 1 and the number of candidates."""
     if num_neighbors is not None and not 1 <= num_neighbors <= num_candidates:
-        raise ValueError(
+        raise InfluenceError(
             f"num_neighbors={num_neighbors}: there are {num_candidates} candidates; give 1 to {num_candidates}, or "
             "None "
             "to score every candidate."
@@ -164,7 +165,7 @@ def check_rows(name: str, rows: Sequence[int], size: int) -> None:
     """Row numbers must lie within the dataset that they are of."""
     outside = [row for row in rows if not 0 <= row < size]
     if outside:
-        raise ValueError(f"{name}={outside}: there are {size} rows; give 0 to {size - 1}.")
+        raise InfluenceError(f"{name}={outside}: there are {size} rows; give 0 to {size - 1}.")
 
 
 def check_index(name: str, dataset: Dataset, indexes: Mapping[str, InfluenceIndex], model: str) -> InfluenceIndex:
@@ -175,15 +176,15 @@ def check_index(name: str, dataset: Dataset, indexes: Mapping[str, InfluenceInde
     rebuild = "trainer.build_index()" if name == "train_dataset" else f"trainer.build_index({name})"
     found = indexes.get(dataset._fingerprint)
     if found is None and (indexes or dataset.list_indexes()):
-        raise ValueError(
+        raise InfluenceError(
             f"{name} is not the dataset that the index was built for (its fingerprint is {dataset._fingerprint}, "
             f"indexed are {', '.join(indexes) or 'none by this trainer'}): rows were changed or replaced since; call "
             f"{rebuild} again."
         )
     if found is None or found.name not in dataset.list_indexes():
-        raise ValueError(f"{name} has no index to find num_neighbors in; call {rebuild} first.")
+        raise InfluenceError(f"{name} has no index to find num_neighbors in; call {rebuild} first.")
     if found.manifest["model"] != model:
-        raise ValueError(
+        raise InfluenceError(
             f"{name}: the model was changed after its index was built (or other checkpoints chosen); call {rebuild} "
             "again."
         )
@@ -193,7 +194,7 @@ def check_index(name: str, dataset: Dataset, indexes: Mapping[str, InfluenceInde
 def check_s_test(s_test: Solution | None, num_queries: int, num_parameters: int) -> None:
     """A given s_test must be that of these queries and this model."""
     if s_test is not None and s_test.vectors.shape != (num_queries, num_parameters):
-        raise ValueError(
+        raise InfluenceError(
             f"s_test holds {len(s_test)} vectors of {s_test.vectors.shape[1]:,} parameters, but there are "
             f"{num_queries} "
             f"examples and {num_parameters:,} trainable parameters; pass what compute_s_test(examples) returned for "

@@ -16,6 +16,8 @@ from accelerate.commands.config.config_args import default_config_file, load_con
 from accelerate.commands.launch import launch_command_parser
 from transformers import HfArgumentParser
 
+from hf_fastif.errors import InfluenceError, LaunchError
+
 
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # of torchrun and of MPI's launchers
 
@@ -37,7 +39,7 @@ def parse_arguments(*dataclasses: type, argv: Sequence[str] | None = None) -> tu
         known = {action.dest for action in parser._actions}
         unknown = sorted(set(settings) - known)
         if unknown:
-            raise ValueError(f"config={path!r} has settings that this recipe does not know: {', '.join(unknown)}.")
+            raise InfluenceError(f"config={path!r} has settings that this recipe does not know: {', '.join(unknown)}.")
         parser.set_defaults(**{name: _as_flag(value) for name, value in settings.items()})
         for action in parser._actions:
             action.required = action.required and action.dest not in settings
@@ -60,7 +62,7 @@ def check_processes(num_processes: int) -> None:
     if wanted == 1:
         wanted = _asked_of_accelerate()
     if num_processes < wanted:
-        raise RuntimeError(
+        raise LaunchError(
             f"{wanted} processes were asked for, but this is one of {num_processes}. On CPUs type: "
             f"accelerate launch --multi_gpu --num_processes {wanted} {sys.argv[0]} --use_cpu, with the other flags "
             "behind (--multi_gpu means several processes there, and --cpu or MULTI_CPU a single one); on "

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from transformers import TrainingArguments
 
+from hf_fastif.errors import InfluenceError
+
 
 if TYPE_CHECKING:
     AutoFloat = float | Literal["auto"]
@@ -266,29 +268,31 @@ class InfluenceConfig(TrainingArguments):
             ValueError: Naming the setting, its value and what to give instead.
         """
         if self.curvature not in ("gauss_newton", "hessian"):
-            raise ValueError(f"curvature={self.curvature!r}: give 'gauss_newton' or 'hessian'.")
+            raise InfluenceError(f"curvature={self.curvature!r}: give 'gauss_newton' or 'hessian'.")
         if self.solver not in get_args(SolverName):
-            raise ValueError(f"solver={self.solver!r}: give one of {', '.join(get_args(SolverName))}.")
+            raise InfluenceError(f"solver={self.solver!r}: give one of {', '.join(get_args(SolverName))}.")
         if self.index_features not in get_args(FeatureName):
-            raise ValueError(
+            raise InfluenceError(
                 f"index_features={self.index_features!r}: give one of {', '.join(get_args(FeatureName))}."
             )
         if self.loss_reduction not in get_args(Reduction):
-            raise ValueError(f"loss_reduction={self.loss_reduction!r}: give 'sum' or 'mean'.")
+            raise InfluenceError(f"loss_reduction={self.loss_reduction!r}: give 'sum' or 'mean'.")
         if self.scoring not in get_args(ScoringName):
-            raise ValueError(f"scoring={self.scoring!r}: give one of {', '.join(get_args(ScoringName))}.")
+            raise InfluenceError(f"scoring={self.scoring!r}: give one of {', '.join(get_args(ScoringName))}.")
         if self.frozen_states_gb < 0:
-            raise ValueError(f"frozen_states_gb={self.frozen_states_gb}: give a number of gigabytes, 0 for none.")
+            raise InfluenceError(f"frozen_states_gb={self.frozen_states_gb}: give a number of gigabytes, 0 for none.")
         self._set_checkpoints()
         self.damping = self._positive_or_auto("damping", self.damping)
         self.lissa_scale = self._positive_or_auto("lissa_scale", self.lissa_scale)
         for name in POSITIVE:
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: give a whole number of at least 1.")
+                raise InfluenceError(f"{name}={getattr(self, name)}: give a whole number of at least 1.")
         if self.num_neighbors is not None and self.num_neighbors < 1:
-            raise ValueError(f"num_neighbors={self.num_neighbors}: give at least 1, or None to score every candidate.")
+            raise InfluenceError(
+                f"num_neighbors={self.num_neighbors}: give at least 1, or None to score every candidate."
+            )
         if self.solver_tolerance is not None and not 0 < self.solver_tolerance < 1:
-            raise ValueError(f"solver_tolerance={self.solver_tolerance}: give a number between 0 and 1, or None.")
+            raise InfluenceError(f"solver_tolerance={self.solver_tolerance}: give a number between 0 and 1, or None.")
         self._check_combinations()
 
     def _set_checkpoints(self) -> None:
@@ -296,24 +300,24 @@ class InfluenceConfig(TrainingArguments):
             value = getattr(self, name)
             value = [value] if isinstance(value, str | int) else value
             if not value:
-                raise ValueError(f"{name}={value}: give at least one.")
+                raise InfluenceError(f"{name}={value}: give at least one.")
             setattr(self, name, [str(entry) for entry in value])
         if self.checkpoints[0].removeprefix("early-") == "0":
-            raise ValueError(f"checkpoints={self.checkpoints[0]!r}: give a number of at least 1.")
+            raise InfluenceError(f"checkpoints={self.checkpoints[0]!r}: give a number of at least 1.")
         if self.checkpoint_weights not in (["uniform"], ["learning_rate"]):
             for weight in self.checkpoint_weights:
                 self._positive_or_auto("checkpoint_weights", weight)
 
     def _check_combinations(self) -> None:
         if self.curvature == "hessian" and (self.solver in ("sdca", "ekfac") or self.preconditioner is not None):
-            raise ValueError(
+            raise InfluenceError(
                 f"curvature='hessian': solver={self.solver!r} with preconditioner={self.preconditioner!r} needs the "
                 "Gauss-Newton matrix; give curvature='gauss_newton', or solver='lissa', 'cg' or 'exact'."
             )
         if self.preconditioner is not None and self.solver not in ("lissa", "cg"):
-            raise ValueError(f"preconditioner={self.preconditioner!r}: only solver='lissa' and 'cg' take one.")
+            raise InfluenceError(f"preconditioner={self.preconditioner!r}: only solver='lissa' and 'cg' take one.")
         if self.solver == "lissa" and self.solver_tolerance is not None and self.lissa_batch_size < 16:
-            raise ValueError(
+            raise InfluenceError(
                 f"solver_tolerance={self.solver_tolerance}: the residual cannot be watched with "
                 f"lissa_batch_size={self.lissa_batch_size}; give at least 16, or solver_tolerance=None."
             )
@@ -328,7 +332,7 @@ class InfluenceConfig(TrainingArguments):
             number = float("nan")
         if not 0 < number < float("inf"):
             why = " C + damping I has no inverse otherwise, or none that a solver finds." if name == "damping" else ""
-            raise ValueError(f"{name}={value!r}: give a number above 0, or 'auto'.{why}")
+            raise InfluenceError(f"{name}={value!r}: give a number above 0, or 'auto'.{why}")
         return number
 
 
@@ -344,7 +348,7 @@ def with_influence(args: TrainingArguments | None) -> InfluenceConfig:
         return args
     kind = type(args).__name__
     if type(args) is not TrainingArguments:
-        raise ValueError(
+        raise InfluenceError(
             f"args is a {kind}, which has no settings of influence; give one that has both, of a class such as "
             f"`@dataclass class Influence{kind}(InfluenceConfig, {kind}): ...`."
         )

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from hf_fastif.config import InfluenceConfig
 from hf_fastif.data import DataArguments, default_encoder, load_examples, tokenize
+from hf_fastif.errors import InfluenceError
 from hf_fastif.files import write_whole
 from hf_fastif.parameters import freeze
 from hf_fastif.trainer import InfluenceTrainer
@@ -82,7 +83,7 @@ def make_trainer(
 def runs_of(config: InfluenceConfig, num_seeds: int) -> list[InfluenceConfig]:
     """The settings of several runs that differ in their seed, in the folders `OUTPUT_DIR/seed-N`; of one, its own."""
     if num_seeds < 1:
-        raise ValueError(f"num_seeds={num_seeds}: give at least 1.")
+        raise InfluenceError(f"num_seeds={num_seeds}: give at least 1.")
     runs = [copy.copy(config) for _ in range(num_seeds)]
     for number, run in enumerate(runs if num_seeds > 1 else []):
         run.seed = config.seed + number
@@ -104,7 +105,7 @@ def check_training(config: InfluenceConfig) -> None:
         ValueError: If `config.do_train` is not set.
     """
     if not config.do_train:
-        raise ValueError(
+        raise InfluenceError(
             "do_train=False: this recipe trains models from model_name_or_path, the first one among them; give "
             "--do_train and the pretrained encoder. A model that is in output_dir already is not trained again."
         )
@@ -151,7 +152,7 @@ def _check_trained_with(there: dict[str, str], wanted: dict[str, str], folder: s
         if there.get(name) != wanted.get(name)
     ]
     if changed:
-        raise ValueError(
+        raise InfluenceError(
             f"output_dir={folder!r}: the model that was trained there is another one ({'; '.join(changed)}). Give "
             "another folder, --overwrite to train it again, or take it as it is with --do_train false "
             f"--model_name_or_path {folder}."

@@ -12,6 +12,7 @@ from hf_fastif.attribution import Search
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.checkpoints import CheckpointSet
 from hf_fastif.curvature import captured_layers
+from hf_fastif.errors import InfluenceError
 from hf_fastif.index import (
     Features,
     GradientFeatures,
@@ -62,11 +63,13 @@ def own_features(dataset: Dataset, features: np.ndarray | str) -> np.ndarray:
     """
     if isinstance(features, str):
         if features not in dataset.column_names:
-            raise ValueError(f"features={features!r}: the columns are {', '.join(dataset.column_names)}.")
+            raise InfluenceError(f"features={features!r}: the columns are {', '.join(dataset.column_names)}.")
         features = dataset.with_format("numpy")[:][features]
     found = np.ascontiguousarray(features, dtype=np.float32)
     if found.ndim != 2 or len(found) != len(dataset):
-        raise ValueError(f"features: they have the shape {found.shape}; give ({len(dataset)}, d), a row an example.")
+        raise InfluenceError(
+            f"features: they have the shape {found.shape}; give ({len(dataset)}, d), a row an example."
+        )
     return found
 
 
@@ -102,7 +105,7 @@ def searching(
     if index.name in ("pooled", "mean_pooled"):
         own = _pooled(index, checkpoints, queries, passes)
     if own is None or len(own) != len(queries):
-        raise ValueError(
+        raise InfluenceError(
             "query_features: the index is of features of your own; give those of the examples, an array of shape "
             f"({len(queries)}, d)."
         )

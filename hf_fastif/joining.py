@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import pyarrow as pa
 from datasets import Dataset, Features
 
+from hf_fastif.errors import InfluenceError
 from hf_fastif.results import InfluenceResult
 
 
@@ -18,13 +19,13 @@ SAME = (
 def join_results(results: Mapping[str, InfluenceResult]) -> InfluenceResult:
     """Puts the queries of several results behind each other; see `InfluenceResult.join`."""
     if not results:
-        raise ValueError("results is empty; give at least one result.")
+        raise InfluenceError("results is empty; give at least one result.")
     summaries = {name: result.summary for name, result in results.items()}
     first_name, first = next(iter(summaries.items()))
     for name, summary in summaries.items():
         if other := [key for key in SAME if summary.get(key) != first.get(key)]:
             key = other[0]
-            raise ValueError(
+            raise InfluenceError(
                 f"results: {first_name!r} and {name!r} differ in {key} ({first.get(key)!r} and {summary.get(key)!r}); "
                 "join results of one model, one set of candidates and the same settings."
             )
@@ -48,7 +49,7 @@ def _stacked(tables: Mapping[str, Dataset], starts: Mapping[str, int]) -> Datase
     for name, table in tables.items():
         for column, feature in table.features.items():
             if features.setdefault(column, feature) != feature:
-                raise ValueError(f"results: column {column!r} of {name!r} is {feature}, not {features[column]}.")
+                raise InfluenceError(f"results: column {column!r} of {name!r} is {feature}, not {features[column]}.")
         part = table.with_format("arrow")[:]
         numbers = pa.array(part["query_index"].to_numpy() + starts[name], part["query_index"].type)
         place = part.column_names.index("query_index")

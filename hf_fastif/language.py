@@ -19,6 +19,7 @@ from transformers.utils import find_adapter_config_file
 
 from hf_fastif.config import InfluenceConfig
 from hf_fastif.data import DataArguments, generate_facts, read_splits
+from hf_fastif.errors import InfluenceError
 from hf_fastif.finetuning import ModelArguments
 from hf_fastif.objective import IGNORED
 from hf_fastif.parameters import freeze
@@ -104,17 +105,17 @@ def make_language_trainer(
 
 def _check(model: LanguageArguments, config: InfluenceConfig) -> None:
     if (model.model_name_or_path is None) == (model.model_type is None):
-        raise ValueError(
+        raise InfluenceError(
             f"model_name_or_path={model.model_name_or_path!r}, model_type={model.model_type!r}: give one of them, a "
             "language model to load or the type of one to build."
         )
     if model.model_type is not None and (model.lora_rank is not None or not config.do_train):
-        raise ValueError(
+        raise InfluenceError(
             f"model_type={model.model_type!r}: a model that is built from a config must be trained, as a whole; give "
             "--do_train and no --lora_rank, or the folder of a trained one as --model_name_or_path."
         )
     if model.lora_rank is not None and model.lora_rank < 1:
-        raise ValueError(f"lora_rank={model.lora_rank}: give at least 1.")
+        raise InfluenceError(f"lora_rank={model.lora_rank}: give at least 1.")
 
 
 def _loaded(model: LanguageArguments) -> torch.nn.Module:

@@ -17,6 +17,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from hf_fastif.errors import InfluenceError
+
 
 MAX_BYTES = 16 << 20  # of a manifest
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # of a file beside its manifest: no folders, nothing hidden
@@ -39,15 +41,15 @@ def read_manifest(path: Path, **types: type | UnionType) -> dict[str, Any]:
         ValueError: If it is no manifest, lacks an entry, or names files outside its folder.
     """
     if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size:,} bytes; a manifest has {MAX_BYTES:,} at most.")
+        raise InfluenceError(f"{path} has {path.stat().st_size:,} bytes; a manifest has {MAX_BYTES:,} at most.")
     try:
         manifest = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); it is damaged or no manifest.") from error
+        raise InfluenceError(f"{path} is not JSON ({error}); it is damaged or no manifest.") from error
     types = types | {"files": dict}
     wrong = [n for n, kind in types.items() if not isinstance(manifest, dict) or not _is(manifest.get(n, ...), kind)]
     if wrong:
-        raise ValueError(
+        raise InfluenceError(
             f"{path} is no manifest of this kind or version (entries missing or of another type: {', '.join(wrong)}); "
             "make the artifact anew."
         )
@@ -66,10 +68,12 @@ def check_files(folder: Path, files: Mapping[str, Mapping[str, int | str]]) -> N
         size = (folder / name).stat().st_size if (folder / name).is_file() else None
         if size != file["size"]:
             found = "is missing" if size is None else f"has {size:,} bytes"
-            raise ValueError(f"{folder / name} {found}; its manifest says {file['size']:,} bytes. Get it anew.")
+            raise InfluenceError(f"{folder / name} {found}; its manifest says {file['size']:,} bytes. Get it anew.")
     for name, file in files.items():
         if _sha256(folder / name) != file["sha256"]:
-            raise ValueError(f"{folder / name} is not the file that its manifest describes (SHA-256). Get it anew.")
+            raise InfluenceError(
+                f"{folder / name} is not the file that its manifest describes (SHA-256). Get it anew."
+            )
 
 
 @contextmanager
@@ -78,7 +82,7 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); it is damaged or not of this kind.") from error
+        raise InfluenceError(f"{path} cannot be read ({error}); it is damaged or not of this kind.") from error
 
 
 def _is(value: Any, kind: type | UnionType) -> bool:
@@ -87,10 +91,10 @@ def _is(value: Any, kind: type | UnionType) -> bool:
 
 def _check_entry(path: Path, name: str, file: Any) -> None:
     if not NAME.fullmatch(name):
-        raise ValueError(f"{path} names the file {name!r}; the files of an artifact lie beside its manifest.")
+        raise InfluenceError(f"{path} names the file {name!r}; the files of an artifact lie beside its manifest.")
     good = isinstance(file, dict) and _is(file.get("size"), int) and isinstance(file.get("sha256"), str)
     if not good or file["size"] < 0 or not DIGEST.fullmatch(file["sha256"]):
-        raise ValueError(f"{path} does not tell size and sha256 of the file {name!r}; it is damaged.")
+        raise InfluenceError(f"{path} does not tell size and sha256 of the file {name!r}; it is damaged.")
 
 
 def _sha256(path: Path) -> str:

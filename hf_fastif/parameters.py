@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
+from hf_fastif.errors import InfluenceError
+
 
 def freeze(model: nn.Module, num_layers: int) -> None:
     """Freezes the embeddings and the first `num_layers` layers of an encoder, in place.
@@ -27,12 +29,14 @@ def freeze(model: nn.Module, num_layers: int) -> None:
     base = getattr(model, "base_model", model)
     stack_name, layers = layer_stack(model)
     if not len(layers):
-        raise ValueError(
+        raise InfluenceError(
             f"model: {type(model).__name__} has no torch.nn.ModuleList of layers to count; "
             "set requires_grad on its parameters yourself instead of calling freeze()."
         )
     if not 0 <= num_layers <= len(layers):
-        raise ValueError(f"num_layers={num_layers}: {type(model).__name__} has {len(layers)} layers; give 0 to that.")
+        raise InfluenceError(
+            f"num_layers={num_layers}: {type(model).__name__} has {len(layers)} layers; give 0 to that."
+        )
     for name, parameter in base.named_parameters():
         if name.startswith(f"{stack_name}."):
             break
@@ -69,7 +73,7 @@ class ParameterSpace:
     def __init__(self, model: nn.Module):
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not self.parameters:
-            raise ValueError(
+            raise InfluenceError(
                 "model: no parameter has requires_grad=True, so there is nothing that a training example could have "
                 "influenced; unfreeze the layers that were trained (hf_fastif.freeze(model, num_layers) leaves some; "
                 "PeftModel.from_pretrained takes is_trainable=True)."
@@ -120,7 +124,7 @@ def model_fingerprint(model: nn.Module, frozen_only: bool = False) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for (name, parameter), (norm, total) in zip(named, numbers.tolist(), strict=True):
         if not (math.isfinite(norm) and math.isfinite(total)):
-            raise ValueError(
+            raise InfluenceError(
                 f"model: parameter {name} holds NaN or infinite numbers; load a checkpoint that is whole."
             )
         digest.update(f"{name}{tuple(parameter.shape)}{norm!r}{total!r}".encode())

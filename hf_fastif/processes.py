@@ -14,6 +14,8 @@ from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
+from hf_fastif.errors import InfluenceError
+
 
 T = TypeVar("T")
 
@@ -104,7 +106,7 @@ def check_shared_folder(folder: Path, accelerator: Accelerator) -> None:
     if accelerator.is_main_process:
         mark.unlink()
     if blind:
-        raise ValueError(
+        raise InfluenceError(
             f"output_dir: the processes {', '.join(map(str, blind))} do not see what the main process writes to "
             f"{folder}; on several machines give a folder that all of them share."
         )

@@ -14,6 +14,7 @@ from scipy.special import softmax
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.curvature import captured_layers, covered_names
 from hf_fastif.curvature.captures import loss_captures
+from hf_fastif.errors import InfluenceError
 from hf_fastif.objective import IGNORED, Batch, Objective
 from hf_fastif.passes import Passes
 from hf_fastif.processes import Alone, dealt
@@ -63,7 +64,7 @@ class Predictions:
         if self.right is not None:
             return self.right[:, 0] < self.right[:, 1]
         if np.isnan(self.labels).any() or not self.logits.shape[1]:
-            raise ValueError(
+            raise InfluenceError(
                 "examples: the labels are not classes (one whole number a row), so no prediction is right or wrong."
             )
         return self.logits.argmax(axis=1) != self.labels
@@ -105,7 +106,7 @@ def predict(objective: Objective, examples: ExampleBatches, passes: Passes) -> P
     )
     if not np.isfinite(found.losses).all():
         row = int(np.flatnonzero(~np.isfinite(found.losses))[0])
-        raise ValueError(
+        raise InfluenceError(
             f"examples: the loss of row {row} is {found.losses[row]}; look at its text and label, and at whether the "
             "model's weights are whole."
         )

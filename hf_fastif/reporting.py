@@ -9,6 +9,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from hf_fastif.analysis import AnalysisResult
 from hf_fastif.config import InfluenceConfig
+from hf_fastif.errors import InfluenceError
 
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class ResultArguments:
         try:
             validate_repo_id(self.result_repo_id)
         except HFValidationError as error:
-            raise ValueError(
+            raise InfluenceError(
                 f"result_repo_id={self.result_repo_id!r}: give the id of a repository, such as 'me/recall'."
             ) from error
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from hf_fastif.columns import with_label_names
+from hf_fastif.errors import InfluenceError, NoSuchQueryError, NotFoundError
 from hf_fastif.files import write_whole
 from hf_fastif.manifests import check_files, describe_files, read_manifest, reading
 
@@ -157,14 +158,14 @@ class InfluenceResult:
         folder = Path(folder)
         missing = [name for name in (SUMMARY, *NUMBERS) if not (folder / name).is_file()]
         if missing:
-            raise FileNotFoundError(
+            raise NotFoundError(
                 f"folder={str(folder)!r} holds no complete result ({', '.join(missing)} missing); "
                 "give a folder that InfluenceResult.save_to_disk wrote."
             )
         summary = read_manifest(folder / SUMMARY, **SUMMARY_TYPES)
         files = summary.pop("files")
         if set(files) != set(NUMBERS):
-            raise ValueError(
+            raise InfluenceError(
                 f"{folder / SUMMARY} names the files {', '.join(files)}; a result has {', '.join(NUMBERS)}."
             )
         check_files(folder, files)
@@ -275,7 +276,7 @@ class InfluenceResult:
     def _training_examples(self, query: int, direction: str) -> Dataset:
         count = self.summary["num_queries"]
         if not 0 <= query < count:
-            raise IndexError(f"query={query}: the result holds the queries 0 to {count - 1}.")
+            raise NoSuchQueryError(f"query={query}: the result holds the queries 0 to {count - 1}.")
         table = self.influences
         chosen = (np.asarray(table["query_index"]) == query) & (np.asarray(table["direction"]) == direction)
         rows = np.flatnonzero(chosen)
@@ -298,7 +299,7 @@ def _read_table(path: Path, num_rows: int | None) -> Dataset:
     ]
     missing = [name for name in NUMBERS[path.name] if name not in features]
     if strange or missing or found.num_rows != num_rows:
-        raise ValueError(
+        raise InfluenceError(
             f"{path} is no table of a result: it has {found.num_rows} rows of {num_rows}, lacks the columns "
             f"{missing}, and holds more than numbers, labels and texts in {strange}."
         )

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from hf_fastif.checkpoints import Checkpoint
+from hf_fastif.errors import InfluenceError
 from hf_fastif.objective import Batch
 from hf_fastif.passes import Passes
 from hf_fastif.solving import SolverSetup
@@ -36,7 +37,7 @@ def measure_signal(setup: SolverSetup, checkpoint: Checkpoint, passes: Passes) -
     """The signal of the checkpoint that is in the model, for a forward pass and the spectrum of a sample."""
     objective = setup.objective
     if objective.own_step is not None:
-        raise ValueError(
+        raise InfluenceError(
             "compute_loss: it is overridden, so that nothing is known of outputs and how far they are from labels, "
             "which diagnose() reports; give the loss as compute_loss_func(outputs, labels, num_items_in_batch)."
         )

@@ -23,6 +23,7 @@ from hf_fastif.curvature import (
     fit_kronecker_factors,
     share_of,
 )
+from hf_fastif.errors import InfluenceError
 from hf_fastif.files import write_whole
 from hf_fastif.objective import Objective
 from hf_fastif.parameters import model_fingerprint
@@ -203,7 +204,7 @@ class SolverSetup:
     def _sdca(self) -> Solver:
         args = self.args
         if not self._rows_fit():
-            raise ValueError(
+            raise InfluenceError(
                 "solver='sdca': it holds the Jacobian rows of several examples, which takes trained parameters that "
                 "are few enough and all in linear layers and norms (freeze embeddings with hf_fastif.freeze), and one "
                 "prediction an example, not one a token; give solver='lissa' or 'cg'."
@@ -278,7 +279,7 @@ class SolverSetup:
         """
         for what, expected in self.factors_manifest.items():
             if found[what] != expected:
-                raise ValueError(
+                raise InfluenceError(
                     f"The EK-FAC factors were fitted with the {what} {found[what]}, and this is {expected}; do not "
                     "load them, and EK-FAC is fitted here when it is needed."
                 )

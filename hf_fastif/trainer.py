@@ -16,6 +16,7 @@ from hf_fastif.checks import check_dataset, check_index, check_num_neighbors, ch
 from hf_fastif.config import with_influence
 from hf_fastif.context import Context, Kept, context_of, rows_digest
 from hf_fastif.diagnosis import Diagnosis, diagnose
+from hf_fastif.errors import InfluenceError
 from hf_fastif.hub.mixin import HubMixin
 from hf_fastif.index import InfluenceIndex, Vectors, without_indexes, write_index
 from hf_fastif.indexing import features_of, index_features, own_features, searching
@@ -288,7 +289,7 @@ class InfluenceMixin(HubMixin):
         if num_neighbors == "config":
             num_neighbors = self.args.num_neighbors
         if num_examples is not None and num_examples < 1:
-            raise ValueError(f"num_examples={num_examples}: give at least 1, or None for every scored candidate.")
+            raise InfluenceError(f"num_examples={num_examples}: give at least 1, or None for every scored candidate.")
         name, candidates = self._named(candidates, "candidates")
         check_dataset(name, candidates)
         check_num_neighbors(num_neighbors, len(candidates))

@@ -39,6 +39,7 @@ from hf_fastif.data import (
     slices_of,
     tokenize,
 )
+from hf_fastif.errors import InfluenceError
 from hf_fastif.finetuning import ModelArguments, trained
 from hf_fastif.reporting import ResultArguments, report
 
@@ -81,7 +82,7 @@ class RecipeArguments(ModelArguments, SlicedArguments, ResultArguments):
 def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) -> None:
     check_processes(config.world_size)
     if unknown := set(recipe.systems) - set(SYSTEMS):
-        raise ValueError(f"systems: {', '.join(unknown)} is not one of {', '.join(SYSTEMS)}.")
+        raise InfluenceError(f"systems: {', '.join(unknown)} is not one of {', '.join(SYSTEMS)}.")
     trainer, examples = trained(recipe, data, config)
     queries, anchors, pool = sliced(recipe, data, trainer)
     found = corrections(
@@ -118,7 +119,9 @@ def sliced(
         anchors = shuffled(anchors, seed)
     if recipe.candidates_from == "held_out":
         if recipe.num_pool is None or not 0 < recipe.num_pool < len(queries):
-            raise ValueError(f"num_pool={recipe.num_pool}: say how many of the {len(queries)} queries to hold out.")
+            raise InfluenceError(
+                f"num_pool={recipe.num_pool}: say how many of the {len(queries)} queries to hold out."
+            )
         pool, queries = queries.select(range(recipe.num_pool)), queries.select(range(recipe.num_pool, len(queries)))
     elif recipe.candidates_from == "sliced" or recipe.num_pool is not None:
         pool = examples["train"] if recipe.candidates_from == "sliced" else trainer.train_dataset
@@ -136,7 +139,9 @@ def anchors_and_tests(
     for name, rows in slices_of(recipe.sliced_name, queries, recipe.slice_column, recipe.slices).items():
         own, first = (rows, recipe.num_validation) if anchors is None else (sources[name], 0)
         if len(rows) <= first or len(own) < recipe.num_validation:
-            raise ValueError(f"num_validation={recipe.num_validation}: {name} has {len(rows)} examples; give fewer.")
+            raise InfluenceError(
+                f"num_validation={recipe.num_validation}: {name} has {len(rows)} examples; give fewer."
+            )
         tested = rows.select(range(first, min(first + recipe.num_tested, len(rows))))
         found[name] = own.select(range(recipe.num_validation)), tested
     return found

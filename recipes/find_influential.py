@@ -28,6 +28,7 @@ from hf_fastif.checks import check_num_neighbors, check_rows
 from hf_fastif.cli import check_processes, parse_arguments
 from hf_fastif.data import DataArguments, planted_share
 from hf_fastif.diagnosis import Diagnosis
+from hf_fastif.errors import InfluenceError
 from hf_fastif.files import write_whole
 from hf_fastif.finetuning import make_trainer
 from hf_fastif.language import LanguageArguments, make_language_trainer
@@ -96,7 +97,7 @@ def choose(recipe: RecipeArguments, rows: np.ndarray, seed: int) -> np.ndarray:
     if recipe.query_indices is not None:
         return np.asarray(recipe.query_indices)
     if not len(rows):
-        raise ValueError("The model predicts every validation example right; choose some with --query_indices.")
+        raise InfluenceError("The model predicts every validation example right; choose some with --query_indices.")
     return np.sort(np.random.default_rng(seed).permutation(rows)[: recipe.num_queries])
 
 

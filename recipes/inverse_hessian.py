@@ -18,6 +18,7 @@ from hf_fastif.analysis import balanced_queries, inverse_hessian
 from hf_fastif.analysis.inverse_hessian import OTHERS
 from hf_fastif.cli import check_processes, parse_arguments
 from hf_fastif.data import DataArguments
+from hf_fastif.errors import InfluenceError
 from hf_fastif.finetuning import ModelArguments, trained
 from hf_fastif.reporting import ResultArguments, report
 
@@ -45,7 +46,7 @@ class RecipeArguments(ModelArguments, ResultArguments):
 def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) -> None:
     check_processes(config.world_size)
     if unknown := set(recipe.others) - set(OTHERS):
-        raise ValueError(f"others: {', '.join(sorted(unknown))} is not one of {', '.join(OTHERS)}.")
+        raise InfluenceError(f"others: {', '.join(sorted(unknown))} is not one of {', '.join(OTHERS)}.")
     trainer, examples = trained(recipe, data, config)
     rows, right = balanced_queries(trainer, examples["validation"], recipe.num_queries, config.seed)
     found = inverse_hessian(

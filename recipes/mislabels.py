@@ -22,6 +22,7 @@ from hf_fastif import InfluenceConfig
 from hf_fastif.analysis import mislabels
 from hf_fastif.cli import check_processes, parse_arguments
 from hf_fastif.data import DataArguments, plant_wrong_labels
+from hf_fastif.errors import InfluenceError
 from hf_fastif.finetuning import (
     ModelArguments,
     check_training,
@@ -62,7 +63,7 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
         check_training(config)
     _, examples = make_trainer(recipe, data, config)
     if not 0 < recipe.num_anchors < len(examples["validation"]):
-        raise ValueError(
+        raise InfluenceError(
             f"num_anchors={recipe.num_anchors}: there are {len(examples['validation'])} validation examples, and some "
             "must be left to test with."
         )
@@ -98,7 +99,7 @@ def wrong_labels(recipe: RecipeArguments, train: Dataset, seed: int) -> tuple[Da
         return *plant_wrong_labels(train, recipe.flip_share, seed), given
     for column in (recipe.wrong_column, recipe.right_label_column or recipe.wrong_column):
         if column not in train.column_names:
-            raise ValueError(f"wrong_column: {column!r} is not among the columns {', '.join(train.column_names)}.")
+            raise InfluenceError(f"wrong_column: {column!r} is not among the columns {', '.join(train.column_names)}.")
     wrong = np.array([str(value) == recipe.wrong_value for value in train[recipe.wrong_column]])
     if recipe.right_label_column is not None:
         return train, wrong, np.array([feature.str2int(str(value)) for value in train[recipe.right_label_column]])

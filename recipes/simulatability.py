@@ -23,6 +23,7 @@ from hf_fastif import InfluenceConfig, InfluenceTrainer
 from hf_fastif.analysis import as_predicted, balanced_queries, simulatability
 from hf_fastif.cli import check_processes, parse_arguments
 from hf_fastif.data import DataArguments
+from hf_fastif.errors import InfluenceError
 from hf_fastif.finetuning import ModelArguments, make_trainer, trained
 from hf_fastif.reporting import ResultArguments, report
 
@@ -47,7 +48,7 @@ class RecipeArguments(ModelArguments, ResultArguments):
 def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) -> None:
     check_processes(config.world_size)
     if recipe.simulator_name_or_path is None and not config.do_train:
-        raise ValueError(
+        raise InfluenceError(
             "simulator_name_or_path=None: the model in model_name_or_path is trained already (do_train=False), and a "
             "simulator must not start from it; give the encoder that it started from, or another one."
         )

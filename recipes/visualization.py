@@ -29,6 +29,7 @@ from hf_fastif import InfluenceConfig, InfluenceResult, InfluenceTrainer
 from hf_fastif.checks import check_num_neighbors
 from hf_fastif.cli import check_processes, parse_arguments
 from hf_fastif.data import DataArguments, SlicedArguments, load_examples, sliced_data, slices_of, tokenize
+from hf_fastif.errors import InfluenceError
 from hf_fastif.finetuning import ModelArguments, fine_tune, make_trainer
 from hf_fastif.results import SUMMARY
 from hf_fastif.visualization.figure import FORMATS, plot_graph
@@ -106,7 +107,7 @@ def ask(
             results[name].save_to_disk(folder)
         trainer.accelerator.wait_for_everyone()
     if not results:
-        raise ValueError("The model predicts every validation example right: there are no errors to ask about.")
+        raise InfluenceError("The model predicts every validation example right: there are no errors to ask about.")
     return results
 
 

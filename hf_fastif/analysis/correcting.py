@@ -14,6 +14,7 @@ from datasets import Dataset
 
 from hf_fastif.analysis.corrector import GUARD, Corrector, Log, Plan, System
 from hf_fastif.analysis.result import AnalysisResult
+from hf_fastif.errors import InfluenceError
 from hf_fastif.parameters import fill
 from hf_fastif.pieces import Tensors
 
@@ -50,11 +51,13 @@ class Correction(AnalysisResult):
             ValueError: If this was read from a file, or is of a model with other parameters.
         """
         if self.before is None:
-            raise ValueError("This correction was read from a file, which has no parameters; load the model again.")
+            raise InfluenceError(
+                "This correction was read from a file, which has no parameters; load the model again."
+            )
         with trainer._context() as context:
             theta = context.objective.theta
             if {name: p.shape for name, p in theta.items()} != {n: p.shape for n, p in self.before.items()}:
-                raise ValueError("trainer: this correction is of a model with other trained parameters.")
+                raise InfluenceError("trainer: this correction is of a model with other trained parameters.")
             fill(theta, self.before)
 
     def save(self, path: str | Path) -> Path:
@@ -145,7 +148,7 @@ def correct(
     others = dict(measured or {})
     if guard is not None:
         if GUARD in others:
-            raise ValueError(f"measured: the name {GUARD!r} is taken by the guard; give another one.")
+            raise InfluenceError(f"measured: the name {GUARD!r} is taken by the guard; give another one.")
         others[GUARD] = guard
     corrector = Corrector(trainer, anchors, candidates, others, num_anchors, num_candidates)
     return Correction(system, *corrector.correct(plan))

@@ -16,6 +16,7 @@ from hf_fastif.analysis.work import changed, influence_manifest, kept_parts
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.checks import check_dataset, check_num_neighbors
 from hf_fastif.columns import with_label_names
+from hf_fastif.errors import InfluenceError
 from hf_fastif.index import without_indexes
 from hf_fastif.objective import Objective
 from hf_fastif.outcomes import label_column
@@ -55,14 +56,14 @@ class Plan:
 
     def __post_init__(self):
         if self.system not in SYSTEMS:
-            raise ValueError(f"system={self.system!r}: give one of {', '.join(SYSTEMS)}.")
+            raise InfluenceError(f"system={self.system!r}: give one of {', '.join(SYSTEMS)}.")
         for name in ("steps", "num_examples"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: give at least 1.")
+                raise InfluenceError(f"{name}={getattr(self, name)}: give at least 1.")
         if not 0 < self.learning_rate < float("inf"):
-            raise ValueError(f"learning_rate={self.learning_rate}: give a number above 0, such as 1e-3.")
+            raise InfluenceError(f"learning_rate={self.learning_rate}: give a number above 0, such as 1e-3.")
         if self.max_guard_drop is not None and not 0 <= self.max_guard_drop <= 1:
-            raise ValueError(
+            raise InfluenceError(
                 f"max_guard_drop={self.max_guard_drop}: it is a share of the guard, so give 0 to 1 (0.01 lets its "
                 "accuracy fall by one point), or None to let it fall."
             )
@@ -104,7 +105,7 @@ class Corrector:
         self.trainer, self.anchors = trainer, without_indexes(anchors)
         self.name, self.candidates = trainer._named(candidates, "candidates")
         if ANCHORS in others:
-            raise ValueError(f"measured: the name {ANCHORS!r} is taken; give another one.")
+            raise InfluenceError(f"measured: the name {ANCHORS!r} is taken; give another one.")
         self.watched = {ANCHORS: self.anchors} | dict(others)
         self.num_anchors, self.num_candidates = num_anchors, num_candidates
         for name, dataset in (self.watched | {self.name: self.candidates}).items():
@@ -114,7 +115,9 @@ class Corrector:
             ("num_candidates", num_candidates, trainer.args.num_neighbors or len(self.candidates)),
         ):
             if value is not None and not 1 <= value <= pool:
-                raise ValueError(f"{name}={value}: there are {pool} to draw from; give 1 to {pool}, or None for all.")
+                raise InfluenceError(
+                    f"{name}={value}: there are {pool} to draw from; give 1 to {pool}, or None for all."
+                )
         check_num_neighbors(trainer.args.num_neighbors, len(self.candidates))
         with changed(trainer, checkpoints=["final"]):
             manifest = influence_manifest(trainer, anchors=self.anchors, candidates=self.candidates)
@@ -127,7 +130,7 @@ class Corrector:
         If that fails or is interrupted the model is as it was before.
         """
         if plan.system != ANCHORS and plan.num_examples > len(self.candidates):
-            raise ValueError(
+            raise InfluenceError(
                 f"num_examples={plan.num_examples}: there are {len(self.candidates)} candidates; give fewer."
             )
         with changed(self.trainer, checkpoints=["final"]):

@@ -15,6 +15,7 @@ from torch.linalg import vector_norm
 
 from hf_fastif.analysis.result import AnalysisResult
 from hf_fastif.analysis.work import changed, influence_manifest, kept_parts
+from hf_fastif.errors import InfluenceError
 from hf_fastif.pieces import Pieces, Tensors, digest
 from hf_fastif.queries import loss_gradients
 from hf_fastif.solvers import ConjugateGradient, DivergenceError, DualAscent, Lissa, Solver
@@ -128,10 +129,10 @@ def inverse_hessian(
         DivergenceError: If the reference diverges.
     """
     if trainer.accelerator.num_processes > 1:
-        raise ValueError("num_processes: solvers are looked at while they run, which one process does; start one.")
+        raise InfluenceError("num_processes: solvers are looked at while they run, which one process does; start one.")
     with trainer._context() as context:
         if len(context.checkpoints) > 1:
-            raise ValueError(
+            raise InfluenceError(
                 f"checkpoints={trainer.args.checkpoints}: s_test is compared at one; give 'auto' or 'final'."
             )
     most = {"solver": "lissa", "lissa_depth": max(depths), "solver_tolerance": None}

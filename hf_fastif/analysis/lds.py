@@ -26,6 +26,7 @@ from hf_fastif.analysis.methods import METHODS, at_checkpoint, check_methods, me
 from hf_fastif.analysis.result import AnalysisResult
 from hf_fastif.analysis.work import influence_manifest, kept_parts
 from hf_fastif.checkpoints import Checkpoint
+from hf_fastif.errors import InfluenceError
 from hf_fastif.files import write_whole
 from hf_fastif.index import without_indexes
 from hf_fastif.pieces import Pieces, Tensors
@@ -125,9 +126,9 @@ def retrain_on_subsets(
         ValueError: If the folder holds models of other subsets.
     """
     if not 0 < share < 1:
-        raise ValueError(f"share={share}: give a number between 0 and 1, such as 0.5.")
+        raise InfluenceError(f"share={share}: give a number between 0 and 1, such as 0.5.")
     if repeats < 1:
-        raise ValueError(f"repeats={repeats}: give at least 1.")
+        raise InfluenceError(f"repeats={repeats}: give at least 1.")
     folder, count, processes = Path(folder), len(train_dataset), PartialState()
     members = np.zeros((num_subsets, count), dtype=bool)
     for number, own in enumerate(members):
@@ -175,7 +176,7 @@ def _is_finished(path: Path, members: np.ndarray) -> bool:
     except (FileNotFoundError, SafetensorError):
         return False
     if not np.array_equal(found.members[0], members):
-        raise ValueError(
+        raise InfluenceError(
             f"{path} is of another subset (seed, share or the number of examples were others); give another folder."
         )
     return True
@@ -198,7 +199,7 @@ def lds(influence: np.ndarray, truth: SubsetLosses, num_draws: int = 1000, seed:
         ValueError: If the shapes do not fit.
     """
     if influence.shape != (truth.losses.shape[1], truth.members.shape[1]):
-        raise ValueError(
+        raise InfluenceError(
             f"influence has the shape {influence.shape}; the models were trained on parts of "
             f"{truth.members.shape[1]} examples and asked for {truth.losses.shape[1]} queries."
         )

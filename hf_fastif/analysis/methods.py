@@ -15,6 +15,7 @@ from datasets import Dataset
 
 from hf_fastif.analysis.work import changed
 from hf_fastif.checkpoints import Checkpoint
+from hf_fastif.errors import InfluenceError
 from hf_fastif.index import PooledFeatures
 
 
@@ -93,4 +94,4 @@ def check_methods(names: Sequence[str]) -> None:
         ValueError: Naming those that are.
     """
     if unknown := [name for name in names if name not in METHODS]:
-        raise ValueError(f"methods: {', '.join(unknown)} is not one of {', '.join(METHODS)}.")
+        raise InfluenceError(f"methods: {', '.join(unknown)} is not one of {', '.join(METHODS)}.")

@@ -17,6 +17,7 @@ from scipy.stats import sem
 from hf_fastif.analysis.result import AnalysisResult
 from hf_fastif.analysis.work import Retrained, changed, digests, influence_manifest, kept_parts
 from hf_fastif.data import relabelled
+from hf_fastif.errors import InfluenceError
 from hf_fastif.index import without_indexes
 from hf_fastif.pieces import digest
 
@@ -196,7 +197,7 @@ def mislabels(
     """
     count = len(trainer.train_dataset)
     if wrong.shape != (count,) or not 0 < wrong.sum() < count:
-        raise ValueError(
+        raise InfluenceError(
             f"wrong: it has the shape {wrong.shape} and {int(wrong.sum())} wrong labels; give {count:,} booleans, of "
             "which some are true and some are not."
         )

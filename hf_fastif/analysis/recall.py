@@ -13,6 +13,7 @@ from datasets import Dataset
 from hf_fastif.analysis.result import AnalysisResult
 from hf_fastif.analysis.work import changed, influence_manifest, kept_parts
 from hf_fastif.config import FeatureName
+from hf_fastif.errors import InfluenceError
 from hf_fastif.pieces import Tensors
 from hf_fastif.solvers import Solution
 
@@ -111,7 +112,7 @@ def recall(
 
 def _checked_ks(count: int, top: Sequence[int], ks: Sequence[int] | None) -> list[int]:
     if max(top) > count:
-        raise ValueError(f"top={tuple(top)}: there are {count} candidates.")
+        raise InfluenceError(f"top={tuple(top)}: there are {count} candidates.")
     return sorted(set(ks or (max(1, round(share * count)) for share in SHARES)))
 
 

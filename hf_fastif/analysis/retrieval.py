@@ -13,6 +13,7 @@ from datasets import Dataset
 from hf_fastif.analysis.bm25 import text_overlap
 from hf_fastif.analysis.methods import METHODS, Method
 from hf_fastif.analysis.result import AnalysisResult
+from hf_fastif.errors import InfluenceError
 
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def retrieval(
     asked = relevant.any(axis=1)
     listed = None if result is None else result.summary["num_examples"]
     if listed is not None and listed < k:
-        raise ValueError(f"k={k}: the result lists {listed} examples in each direction; ask for num_examples={k}.")
+        raise InfluenceError(f"k={k}: the result lists {listed} examples in each direction; ask for num_examples={k}.")
     found = {}
     if result is not None and result.summary["num_neighbors"] is not None:
         found[f"influence, of {result.summary['num_neighbors']:,} neighbours"] = _listed(result, k)
@@ -127,11 +128,11 @@ def _relevant(train: Dataset, queries: Dataset, column: str) -> np.ndarray:
     """Whether each training example states the fact of each query, bool (Q, N)."""
     for name, dataset in (("train_dataset", train), ("queries", queries)):
         if column not in dataset.column_names:
-            raise ValueError(f"column={column!r} is not in {name}, which has: {', '.join(dataset.column_names)}.")
+            raise InfluenceError(f"column={column!r} is not in {name}, which has: {', '.join(dataset.column_names)}.")
     stated, asked = np.asarray(train[column]), np.asarray(queries[column])[:, None]
     found = (stated == asked) & (asked >= 0)
     if not found.any():
-        raise ValueError(f"queries: no training example states the fact of any, by the numbers in {column!r}.")
+        raise InfluenceError(f"queries: no training example states the fact of any, by the numbers in {column!r}.")
     return found
 
 

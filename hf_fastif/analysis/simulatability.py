@@ -27,6 +27,7 @@ from hf_fastif.analysis.work import (
     strongest_rows,
 )
 from hf_fastif.data import relabelled
+from hf_fastif.errors import InfluenceError
 from hf_fastif.index import without_indexes
 from hf_fastif.objective import Batch, Objective
 from hf_fastif.parameters import model_fingerprint
@@ -206,13 +207,13 @@ def as_predicted(trainer: InfluenceTrainer, examples: Dataset, dataset: Dataset)
         ValueError: If the rows are not as many, or the dataset knows no class by the name of one that is predicted.
     """
     if len(examples) != len(dataset):
-        raise ValueError(f"dataset: it has {len(dataset):,} rows; give the {len(examples):,} of examples.")
+        raise InfluenceError(f"dataset: it has {len(dataset):,} rows; give the {len(examples):,} of examples.")
     with trainer._context() as context:
         predicted = context.predict(context.examples("examples", examples)).logits.argmax(axis=1)
     feature, names = dataset.features["label"], trainer.model.config.id2label
     if isinstance(feature, ClassLabel):
         if unknown := sorted({names[label] for label in predicted} - set(feature.names)):
-            raise ValueError(
+            raise InfluenceError(
                 f"dataset: the model predicts {', '.join(unknown)}, and the labels are {', '.join(feature.names)}; "
                 "give both the same names."
             )
@@ -269,7 +270,7 @@ def simulatability(
             few examples, or the loss after a step is not finite.
     """
     if len(examples) != len(trainer.train_dataset):
-        raise ValueError(
+        raise InfluenceError(
             f"examples: there are {len(examples):,}; give the {len(trainer.train_dataset):,} of the training set."
         )
     simulated = as_predicted(trainer, queries, simulated)
@@ -277,7 +278,7 @@ def simulatability(
     predicted = [label_name(simulated, label) for label in simulated["label"]]
     right = [label_name(queries, label) == name for label, name in zip(queries["label"], predicted, strict=True)]
     if unknown := sorted({_random(name) for name in predicted} - set(chosen[0])):
-        raise ValueError(f"examples: none has the label that the model predicts: {', '.join(unknown)}.")
+        raise InfluenceError(f"examples: none has the label that the model predicts: {', '.join(unknown)}.")
     with simulator._context() as context:
         answers = context.predict(context.examples("simulated", simulated))
     agrees = answers.logits.argmax(axis=1) == answers.labels
@@ -341,7 +342,7 @@ def _losses(
         found = [parts.get(name, partial(work, q))["losses"].cpu().numpy() for q, name in enumerate(names)]
     losses = np.stack(found).reshape(*rows.shape, len(learning_rates))
     if not np.isfinite(losses).all():
-        raise ValueError(
+        raise InfluenceError(
             f"learning_rates: after a step with up to {max(learning_rates):g} a loss is not finite; give smaller ones."
         )
     return losses

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from datasets import ClassLabel, Dataset
 
+from hf_fastif.errors import InfluenceError
 from hf_fastif.pieces import Pieces, Tensors, digest
 from hf_fastif.processes import alone
 
@@ -54,7 +55,7 @@ def balanced_queries(
         if all(len(found[kind]) >= wanted[kind] for kind in wanted):
             break
     if few := [f"{len(found[kind])} {kind}" for kind in wanted if len(found[kind]) < wanted[kind]]:
-        raise ValueError(
+        raise InfluenceError(
             f"count={count}: half of the queries are to be predicted wrong and half right, but of {len(dataset)} "
             f"examples only {' and '.join(few)} ones were found; ask for fewer, or give more examples."
         )
@@ -84,7 +85,7 @@ def strongest_rows(trainer: InfluenceTrainer, queries: Dataset, count: int, k: i
         rows = [own.get_group(q).to_numpy() if q in own.groups else [] for q in range(len(queries))]
         few = [f"query {q} has {len(one)}" for q, one in enumerate(rows) if len(one) < count]
         if few:
-            raise ValueError(
+            raise InfluenceError(
                 f"{name}={count}: of {direction} examples {', '.join(few)}; give a smaller number, take other "
                 "queries, or score more candidates."
             )
@@ -102,7 +103,7 @@ def random_rows(train: Dataset, count: int, seed: int | tuple[int, ...], name: s
     for label in np.unique(labels):
         rows, called = np.flatnonzero(labels == label), label_name(train, int(label))
         if len(rows) < count:
-            raise ValueError(
+            raise InfluenceError(
                 f"{name}={count}: only {len(rows)} training examples have the label {called}; give a smaller number."
             )
         found[called] = random.choice(rows, count, replace=False)
@@ -135,7 +136,9 @@ def changed(trainer: InfluenceTrainer, **settings: Any) -> Iterator[None]:
     """
     before, args = trainer.args, copy.copy(trainer.args)
     if unknown := set(settings) - set(args.influence_settings()):
-        raise ValueError(f"settings: {', '.join(sorted(unknown))} is no setting of influence; see InfluenceConfig.")
+        raise InfluenceError(
+            f"settings: {', '.join(sorted(unknown))} is no setting of influence; see InfluenceConfig."
+        )
     for name, value in settings.items():
         setattr(args, name, value)
     args.check()

@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from hf_fastif.errors import InfluenceError
 from hf_fastif.files import write_whole
 
 
@@ -99,7 +100,7 @@ def _homes(path: Path) -> dict[str, Path]:
         return {name: path / Path(file).name for name, file in index["weight_map"].items()}
     file = path / WEIGHTS if path.is_dir() else path
     if not file.is_file():
-        raise ValueError(
+        raise InfluenceError(
             f"checkpoints: {path} holds no {WEIGHTS}; give a folder that Trainer or save_pretrained wrote (of a model "
             "that is saved whole, not in the shards of its processes)."
         )

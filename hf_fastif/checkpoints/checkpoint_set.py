@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 
 from hf_fastif.checkpoints.checkpoint import Checkpoint, read_parameters
+from hf_fastif.errors import InfluenceError
 from hf_fastif.objective import Objective
 from hf_fastif.parameters import fill, model_fingerprint
 
@@ -81,19 +82,19 @@ class CheckpointSet:
             found = read_parameters(member.path, shapes)
             wrong = [name for name in self.objective.theta if name not in found or found[name].shape != shapes[name]]
             if wrong:
-                raise ValueError(
+                raise InfluenceError(
                     f"checkpoints: {member.path} is of another architecture than this {type(model).__name__}: its "
                     f"{wrong[0]} is {tuple(found[wrong[0]].shape) if wrong[0] in found else 'missing'}, and the "
                     f"model's is {tuple(shapes[wrong[0]])}."
                 )
             for name, p in model.named_parameters():
                 if name in found and name not in self.objective.theta and not torch.equal(found[name].to(p), p):
-                    raise ValueError(
+                    raise InfluenceError(
                         f"checkpoints: {member.path} has another {name} than the model, which is frozen; only "
                         "trained parameters may differ (freeze the model as it was when it was trained)."
                     )
             if member.train_dataset not in (None, train_dataset):
-                raise ValueError(
+                raise InfluenceError(
                     f"checkpoints: {member.path} was trained on the rows {member.train_dataset}, and train_dataset is "
                     f"{train_dataset}; give the training set of that run, in its order."
                 )

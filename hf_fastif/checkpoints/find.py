@@ -11,6 +11,7 @@ from huggingface_hub import snapshot_download
 from transformers.utils import logging
 
 from hf_fastif.checkpoints.checkpoint import STATE, Checkpoint, holds, open_checkpoint
+from hf_fastif.errors import InfluenceError
 
 
 logger = logging.get_logger(__name__)
@@ -40,7 +41,7 @@ def find_checkpoints(wanted: Sequence[str], output_dir: str, theta: Mapping[str,
     if list(wanted) == ["epochs"]:
         ends = [member for member in kept if _ends_epoch(member)]
         if not ends:
-            raise ValueError(
+            raise InfluenceError(
                 f"checkpoints='epochs': {output_dir} holds no checkpoint from the end of an epoch; train with this "
                 "setting, or with save_strategy='epoch'."
             )
@@ -77,14 +78,14 @@ def weights_of(members: Sequence[Checkpoint], wanted: Sequence[str]) -> list[flo
     elif list(wanted) == ["learning_rate"]:
         unknown = [member.name for member in members if not member.learning_rate]
         if unknown:
-            raise ValueError(
+            raise InfluenceError(
                 f"checkpoint_weights='learning_rate': it is not known, or 0, for {', '.join(unknown)}; give numbers."
             )
         values = [member.learning_rate for member in members]
     else:
         values = [float(weight) for weight in wanted]
         if len(values) != len(members):
-            raise ValueError(
+            raise InfluenceError(
                 f"checkpoint_weights={list(wanted)}: there are {len(members)} checkpoints "
                 f"({', '.join(member.name for member in members)}); give a number for each."
             )
@@ -116,7 +117,7 @@ def _spaced(kept: list[Checkpoint], wanted: str) -> list[Checkpoint]:
     steps = np.array([member.step for member in kept])
     found = [int(np.abs(steps - step).argmin()) for step in steps_of([wanted], int(steps[-1]))] if kept else []
     if len(set(found)) < count_of([wanted]):
-        raise ValueError(
+        raise InfluenceError(
             f"checkpoints={wanted!r}: training left {len(kept)} checkpoints, {len(set(found))} of them where they are "
             "wanted; train with this setting, or give fewer."
         )

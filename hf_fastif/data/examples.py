@@ -14,6 +14,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
 from hf_fastif.columns import text_columns
 from hf_fastif.data.nli import generate_nli
 from hf_fastif.data.wilds import is_wilds_amazon, load_wilds_amazon
+from hf_fastif.errors import InfluenceError
 
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def load_examples(args: DataArguments, model_labels: dict[int, str], new_head: b
     values = {name: _label_values(split, args.label_column, mapping) for name, split in splits.items()}
     names = _label_order(values["train"], [model_labels[label] for label in sorted(model_labels)], new_head)
     if unknown := sorted(set(values["validation"]) - set(values["train"])):
-        raise ValueError(
+        raise InfluenceError(
             f"label_mapping: the validation examples have the labels {', '.join(unknown)}, which the training "
             f"examples ({', '.join(sorted(set(values['train'])))}) do not; map them with --label_mapping."
         )
@@ -108,7 +109,7 @@ def read_splits(
     for name, split in splits.items():
         for column in columns:
             if column not in split.column_names:
-                raise ValueError(
+                raise InfluenceError(
                     f"column {column!r} is not in the {name} examples, which have: {', '.join(split.column_names)}; "
                     f"set {flags}."
                 )
@@ -130,12 +131,12 @@ def rows_where(dataset: Dataset, conditions: Sequence[str], name: str) -> Datase
     for condition in conditions:
         column, equals, value = condition.partition("=")
         if not equals or column not in dataset.column_names:
-            raise ValueError(
+            raise InfluenceError(
                 f"{name}: {condition!r} is not COLUMN=VALUE with one of the columns {', '.join(dataset.column_names)}."
             )
         kept &= np.array([str(own) == value for own in dataset[column]])
     if not kept.any():
-        raise ValueError(f"{name}: no row has {' and '.join(conditions)}; look at the values of these columns.")
+        raise InfluenceError(f"{name}: no row has {' and '.join(conditions)}; look at the values of these columns.")
     return dataset.select(np.flatnonzero(kept)) if conditions else dataset
 
 
@@ -146,7 +147,7 @@ def shuffled(examples: Dataset, seed: int, count: int | None = None) -> Dataset:
 
 def _read(args: DataArguments, embedded: Callable[[], DatasetDict]) -> DatasetDict:
     if (args.train_file is None) != (args.validation_file is None):
-        raise ValueError(
+        raise InfluenceError(
             f"train_file={args.train_file!r}, validation_file={args.validation_file!r}: give both, or neither for a "
             "data set from the Hub (--dataset_name) or the embedded one."
         )
@@ -163,13 +164,15 @@ def _read(args: DataArguments, embedded: Callable[[], DatasetDict]) -> DatasetDi
         )
     made = embedded()
     if args.dataset_test_split not in made:
-        raise ValueError(f"dataset_test_split={args.dataset_test_split!r}: the embedded data has {', '.join(made)}.")
+        raise InfluenceError(
+            f"dataset_test_split={args.dataset_test_split!r}: the embedded data has {', '.join(made)}."
+        )
     return DatasetDict({"train": made["train"], "validation": made[args.dataset_test_split]})
 
 
 def _read_file(path: str) -> Dataset:
     if not Path(path).is_file():
-        raise ValueError(
+        raise InfluenceError(
             f"there is no file {path!r}; give a .jsonl, .json, .csv or .parquet file (or one of them .gz)."
         )
     suffix = Path(path.removesuffix(".gz")).suffix.lstrip(".")
@@ -189,7 +192,7 @@ def _label_order(values: list[str], model_names: list[str], new_head: bool) -> l
     if found == set(model_names) or (numbered and not new_head):
         return model_names
     if not new_head:
-        raise ValueError(
+        raise InfluenceError(
             f"label_mapping: the training examples have the labels {', '.join(sorted(found))}, but the model predicts "
             f"{', '.join(model_names)}; map them with --label_mapping, or train a new head with --do_train."
         )
@@ -200,7 +203,7 @@ def tokenize(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, args: Data
     """Adds the token columns; texts and labels stay, so that results can show them."""
     columns: Sequence[str] = args.text_columns or text_columns(splits["train"])[:2]
     if not 1 <= len(columns) <= 2:
-        raise ValueError(f"text_columns={list(columns)}: give one or two columns of text with --text_columns.")
+        raise InfluenceError(f"text_columns={list(columns)}: give one or two columns of text with --text_columns.")
     return splits.map(
         lambda rows: tokenizer(*(rows[column] for column in columns), truncation=True, max_length=args.max_length),
         batched=True,

@@ -13,6 +13,8 @@ from itertools import product
 
 from datasets import Dataset, DatasetDict
 
+from hf_fastif.errors import InfluenceError
+
 
 SMALLEST_PEOPLE = 6
 FACT, MENTION = "fact", "mention"  # `kind` of a training example
@@ -149,9 +151,9 @@ def generate_facts(num_people: int = 80, seed: int = 0) -> DatasetDict:
         ValueError: If there are not that many names, or `seed` is negative.
     """
     if not SMALLEST_PEOPLE <= num_people <= len(PEOPLE):
-        raise ValueError(f"num_people is {num_people}; give {SMALLEST_PEOPLE} to {len(PEOPLE)}.")
+        raise InfluenceError(f"num_people is {num_people}; give {SMALLEST_PEOPLE} to {len(PEOPLE)}.")
     if seed < 0:  # random.Random takes the absolute value, so -1 would silently repeat 1
-        raise ValueError(f"seed is {seed}; use 0 or a positive integer.")
+        raise InfluenceError(f"seed is {seed}; use 0 or a positive integer.")
     rng = random.Random(seed)
     people = rng.sample(PEOPLE, num_people)
     train: list[dict[str, str | int]] = []

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
+from hf_fastif.errors import InfluenceError
+
 
 ENTAILMENT, NON_ENTAILMENT = 0, 1
 LABEL_NAMES = ["entailment", "non-entailment"]
@@ -291,7 +293,7 @@ def _make_split(rng: random.Random, split: str, plan: Plan, seen: set[tuple[str,
         draws = (construction(rng) for _ in range(MAX_DRAWS))
         pair = next((pair for pair in draws if pair[:2] not in seen), None)
         if pair is None:
-            raise ValueError(
+            raise InfluenceError(
                 f"num_{split} is {len(plan)}, but the grammar ran out of distinct pairs ({construction.__name__}); "
                 f"ask for a smaller num_{split}"
             )
@@ -336,9 +338,11 @@ def generate_nli(
     sizes = {"num_train": num_train, "num_validation": num_validation, "num_challenge": num_challenge}
     for argument, size in sizes.items():
         if size < SMALLEST[argument]:
-            raise ValueError(f"{argument} is {size}, too few to hold every part; use at least {SMALLEST[argument]}")
+            raise InfluenceError(
+                f"{argument} is {size}, too few to hold every part; use at least {SMALLEST[argument]}"
+            )
     if seed < 0:  # random.Random takes the absolute value, so -1 would silently repeat 1
-        raise ValueError(f"seed is {seed}; use 0 or a positive integer")
+        raise InfluenceError(f"seed is {seed}; use 0 or a positive integer")
 
     rng = random.Random(seed)
     plans = {

@@ -8,6 +8,7 @@ import numpy as np
 from datasets import Dataset
 
 from hf_fastif.data.nli import WRONG_LABEL_CONSTRUCTIONS
+from hf_fastif.errors import InfluenceError
 
 
 if TYPE_CHECKING:
@@ -56,7 +57,9 @@ def plant_wrong_labels(train: Dataset, share: float, seed: int = 0) -> tuple[Dat
     """
     count, num_classes = round(share * len(train)), train.features["label"].num_classes
     if not 0 < count < len(train):
-        raise ValueError(f"share={share}: that is {count} of {len(train)} examples; give a number between 0 and 1.")
+        raise InfluenceError(
+            f"share={share}: that is {count} of {len(train)} examples; give a number between 0 and 1."
+        )
     random, wrong = np.random.default_rng(seed), np.zeros(len(train), dtype=bool)
     wrong[random.choice(len(train), count, replace=False)] = True
     labels = np.asarray(train["label"])

@@ -9,6 +9,7 @@ import numpy as np
 from datasets import Dataset
 
 from hf_fastif.data.examples import DataArguments
+from hf_fastif.errors import InfluenceError
 
 
 @dataclass
@@ -69,5 +70,5 @@ def slices_of(name: str, examples: Dataset, column: str, wanted: Sequence[str] |
     values = np.array([str(value) for value in examples[column]])
     there = np.unique(values).tolist()
     if unknown := set(wanted or ()) - set(there):
-        raise ValueError(f"slices: {', '.join(sorted(unknown))} is not among the values of {column!r}: {there}.")
+        raise InfluenceError(f"slices: {', '.join(sorted(unknown))} is not among the values of {column!r}: {there}.")
     return {f"{name}, {value}": examples.select(np.flatnonzero(values == value)) for value in wanted or there}

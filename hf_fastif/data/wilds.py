@@ -10,6 +10,8 @@ from pathlib import Path
 
 from datasets import Dataset
 
+from hf_fastif.errors import InfluenceError
+
 
 REVIEWS, SPLITS = "reviews.csv", Path("splits") / "user.csv"
 NUMBERS = {"train": 0, "validation": 1, "id_validation": 2, "test": 3, "id_test": 4}  # in the file; -1 is left out
@@ -34,7 +36,7 @@ def load_wilds_amazon(folder: str, *splits: str) -> list[Dataset]:
     import pandas as pd
 
     if unknown := set(splits) - set(NUMBERS):
-        raise ValueError(f"split: Amazon-WILDS has {', '.join(NUMBERS)}, and not {', '.join(sorted(unknown))}.")
+        raise InfluenceError(f"split: Amazon-WILDS has {', '.join(NUMBERS)}, and not {', '.join(sorted(unknown))}.")
     names = {"reviewText": "text", "reviewerID": "reviewer", "category": "category", "overall": "label"}
     reviews = pd.read_csv(
         Path(folder) / REVIEWS, usecols=list(names), keep_default_na=False, na_values=[], quoting=csv.QUOTE_NONNUMERIC

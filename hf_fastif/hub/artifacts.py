@@ -15,6 +15,7 @@ from hf_fastif.analysis import Recall
 from hf_fastif.columns import plain_columns, prefixed
 from hf_fastif.curvature import KroneckerFactors
 from hf_fastif.diagnosis import Diagnosis
+from hf_fastif.errors import InfluenceError
 from hf_fastif.hub.cards import factors_card, index_card, result_card, space_card
 from hf_fastif.hub.figures import plot_influences
 from hf_fastif.hub.loading import FACTORS
@@ -60,7 +61,7 @@ def push_index(
     """Publishes an index; see `InfluenceIndex.push_to_hub`."""
     if include_text and (dataset is None or len(dataset) != len(index)):
         given = "None" if dataset is None else f"{len(dataset):,} rows"
-        raise ValueError(
+        raise InfluenceError(
             f"include_text=True, dataset={given}: the texts are those of the {len(index):,} rows that were indexed; "
             "give the dataset that holds them."
         )

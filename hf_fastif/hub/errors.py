@@ -13,6 +13,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from hf_fastif.errors import InfluenceError, NotAllowedError, NotFoundError
+
 
 @contextmanager
 def hub_errors(repo_id: str, repo_type: str, revision: str | None) -> Iterator[None]:
@@ -26,24 +28,24 @@ def hub_errors(repo_id: str, repo_type: str, revision: str | None) -> Iterator[N
     try:
         yield
     except HFValidationError as error:
-        raise ValueError(
+        raise InfluenceError(
             f"repo_id={repo_id!r}: neither a folder nor the id of a repository, such as 'me/influences'."
         ) from error
     except RevisionNotFoundError as error:
-        raise FileNotFoundError(f"revision={revision!r}: {repo_id} has no such branch, tag or commit.") from error
+        raise NotFoundError(f"revision={revision!r}: {repo_id} has no such branch, tag or commit.") from error
     except RepositoryNotFoundError as error:
-        raise FileNotFoundError(
+        raise NotFoundError(
             f"repo_id={repo_id!r}: there is no such {repo_type} repository, or it is private or gated and your token "
             "does not open it; check the id, or log in with `hf auth login`."
         ) from error
     except EntryNotFoundError as error:
-        raise FileNotFoundError(
+        raise NotFoundError(
             f"repo_id={repo_id!r}: the {repo_type} repository does not hold what is looked for ({error})."
         ) from error
     except HfHubHTTPError as error:
         if error.response.status_code not in (401, 403):
             raise
-        raise PermissionError(
+        raise NotAllowedError(
             f"repo_id={repo_id!r}: your token may not do that there; log in with `hf auth login` as somebody who may, "
             "or to write give a repository of your own, or create_pr=True."
         ) from error

@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 
 from hf_fastif import __version__
+from hf_fastif.errors import InfluenceError, NotFoundError
 from hf_fastif.hub.errors import hub_errors
 from hf_fastif.manifests import MAX_BYTES, check_files, read_manifest
 
@@ -52,10 +53,10 @@ def fetch_factors(
     """
     folder = fetch(repo_id_or_path, "factors/", "manifest.json", revision, token)
     if not (folder / "manifest.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no factors; trainer.push_factors_to_hub() publishes some.")
+        raise NotFoundError(f"{folder} holds no factors; trainer.push_factors_to_hub() publishes some.")
     manifest = read_manifest(folder / "manifest.json", **FACTORS_TYPES)
     if set(manifest["files"]) != {FACTORS}:
-        raise ValueError(f"{folder / 'manifest.json'} does not name the one file {FACTORS}; get it anew.")
+        raise InfluenceError(f"{folder / 'manifest.json'} does not name the one file {FACTORS}; get it anew.")
     check_files(folder, manifest["files"])
     return folder / FACTORS, manifest
 
@@ -73,7 +74,7 @@ def _download(
     }
     found = hf_hub_download(repo_id, name, dry_run=True, **asked)
     if size is None and (found.file_size or 0) > MAX_BYTES:
-        raise ValueError(f"{repo_id}: {name} has {found.file_size:,} bytes; a manifest has {MAX_BYTES:,} at most.")
+        raise InfluenceError(f"{repo_id}: {name} has {found.file_size:,} bytes; a manifest has {MAX_BYTES:,} at most.")
     if size is not None and found.file_size not in (None, size):
-        raise ValueError(f"{repo_id}: {name} has {found.file_size:,} bytes; the manifest says {size:,}.")
+        raise InfluenceError(f"{repo_id}: {name} has {found.file_size:,} bytes; the manifest says {size:,}.")
     return Path(hf_hub_download(repo_id, name, **asked)), found.commit_hash

@@ -13,6 +13,7 @@ from transformers.utils import logging
 from hf_fastif.checks import check_dataset, check_index
 from hf_fastif.context import folder_of
 from hf_fastif.curvature import KroneckerFactors
+from hf_fastif.errors import InfluenceError
 from hf_fastif.files import write_whole
 from hf_fastif.hub.publishing import PushOptions
 from hf_fastif.index import InfluenceIndex
@@ -140,7 +141,7 @@ class HubMixin:
         """
         texts = self._files_with_text()
         if texts and not include_text:
-            raise ValueError(
+            raise InfluenceError(
                 f"include_text=False: {', '.join(path.name for path in texts)} in {self._influence_folder} hold texts "
                 "of training examples. Give include_text=True to publish them with the model; or take them out first, "
                 "as result.without_text().save_to_disk(folder) does."

@@ -9,6 +9,7 @@ import torch
 
 from hf_fastif.curvature import KroneckerFactors, Layer
 from hf_fastif.curvature.captures import LeafCapture, LinearCapture, loss_captures
+from hf_fastif.errors import InfluenceError
 from hf_fastif.objective import Batch, Objective
 
 
@@ -89,7 +90,7 @@ def last_layer_parts(objective: Objective, layers: list[Layer], module: str) -> 
     """
     own = [layer for layer in layers if layer.module == module]
     if not own:
-        raise ValueError(
+        raise InfluenceError(
             f"index_features='last_layer_gradient': the output layer {module!r} is not trained, so that no gradient "
             "reaches it; give 'gradient_sketch' or 'pooled'."
         )

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from hf_fastif.curvature.layers import layers_from_json, layers_to_json
+from hf_fastif.errors import InfluenceError, NotFoundError
 from hf_fastif.index.gradients import TENSORS, Part
 from hf_fastif.index.store import on_device, read_shard, read_shards, search_both_ends, shard_files, write_shards
 from hf_fastif.manifests import check_files, describe_files, read_manifest, reading
@@ -86,7 +87,7 @@ class InfluenceIndex:
         else:
             found = self.faiss_index.search(queries, k)[1]
         if (found < 0).any():
-            raise ValueError(
+            raise InfluenceError(
                 f"num_neighbors={k}: the index found only {int((found >= 0).sum(axis=1).min())} of them with "
                 f"index_search={self.manifest['search']!r}; let it visit more, as with 'nprobe=64'."
             )
@@ -99,7 +100,7 @@ class InfluenceIndex:
             ValueError: If the dataset has another number of rows.
         """
         if len(dataset) != len(self):
-            raise ValueError(f"dataset has {len(dataset):,} rows, but the index holds {len(self):,}.")
+            raise InfluenceError(f"dataset has {len(dataset):,} rows, but the index holds {len(self):,}.")
         dataset._indexes[self.name] = FaissIndex(custom_index=self.faiss_index)
 
     @staticmethod
@@ -161,15 +162,17 @@ class InfluenceIndex:
         """
         folder = Path(folder)
         if not (folder / MANIFEST).exists():
-            raise FileNotFoundError(f"{folder} holds no index; trainer.build_index() makes one.")
+            raise NotFoundError(f"{folder} holds no index; trainer.build_index() makes one.")
         manifest = read_manifest(folder / MANIFEST, **MANIFEST_TYPES)
         shards = {file.name for file in shard_files(folder)}
         if not shards or shards != set(manifest["files"]) - {PARTS}:
-            raise ValueError(f"{folder}: its manifest does not list the shards that are there; build the index anew.")
+            raise InfluenceError(
+                f"{folder}: its manifest does not list the shards that are there; build the index anew."
+            )
         check_files(folder, manifest["files"])
         whole = read_shards(folder, on_disk)
         if whole.ntotal != manifest["rows"]:
-            raise ValueError(f"{folder} holds {whole.ntotal:,} vectors; its manifest says {manifest['rows']:,}.")
+            raise InfluenceError(f"{folder} holds {whole.ntotal:,} vectors; its manifest says {manifest['rows']:,}.")
         parts = _read_parts(folder / PARTS) if PARTS in manifest["files"] else None
         return cls(manifest.pop("name"), on_device(whole, device), manifest, folder, parts)
 
@@ -245,7 +248,7 @@ class InfluenceIndex:
         """
         for what, name in belongs.items():
             if self.manifest[what] != name:
-                raise ValueError(
+                raise InfluenceError(
                     f"The index {self.name!r} was made with the {what} {self.manifest[what]}, and this is {name}; "
                     "build it anew with trainer.build_index()."
                 )
@@ -261,6 +264,6 @@ def _read_parts(path: Path) -> list[list[Part]]:
         layers = layers_from_json(file.metadata()["layers"])
         counts = json.loads(file.metadata()["counts"])
         if sum(counts) != len(layers):
-            raise ValueError(f"{len(layers)} parts are not {sum(counts)}")
+            raise InfluenceError(f"{len(layers)} parts are not {sum(counts)}")
         every = (Part(layer, *(file.get_tensor(f"{name}/{i}") for name in TENSORS)) for i, layer in enumerate(layers))
         return [[next(every) for _ in range(count)] for count in counts]

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from hf_fastif.batches import ExampleBatches
+from hf_fastif.errors import InfluenceError
 from hf_fastif.objective import IGNORED, Batch, Objective, TokenHead
 from hf_fastif.parameters import without_adapters
 from hf_fastif.passes import Passes
@@ -82,7 +83,7 @@ def output_layer(objective: Objective) -> nn.Linear:
     for _, module in reversed(list(model.named_modules())):
         if isinstance(module, nn.Linear) and module.out_features == count and id(module) not in encoder:
             return module
-    raise ValueError(
+    raise InfluenceError(
         f"model: found no linear layer with {count} outputs (config.num_labels) behind the encoder of "
         f"{type(model).__name__}; give index_features='gradient_sketch'."
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 
+from hf_fastif.errors import InfluenceError
 from hf_fastif.files import write_whole
 
 
@@ -52,7 +53,7 @@ def on_device(index: faiss.Index, device: int | None) -> faiss.Index:
         return index
     seen = faiss.get_num_gpus()
     if device >= seen:
-        raise ValueError(
+        raise InfluenceError(
             f"index_device={device}: FAISS sees {seen} GPUs; give None to search on the CPU, or install faiss-gpu."
         )
     return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device, index)
@@ -140,7 +141,7 @@ def _named(what: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise ValueError(f"{what}: {str(error).strip().splitlines()[-1]}") from error
+        raise InfluenceError(f"{what}: {str(error).strip().splitlines()[-1]}") from error
 
 
 def _write(folder: Path, number: int, shard: faiss.Index) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import evaluate
 import numpy as np
 
+from hf_fastif.errors import InfluenceError
 from hf_fastif.metrics.info import FASTIF, metric_info
 
 
@@ -40,6 +41,6 @@ class RecallAtM(evaluate.Metric):
     ) -> dict[str, float]:
         shortest = min(len(row) for row in references)
         if shortest < (1 if m is None else m):
-            raise ValueError(f"m={m}: a query has only {shortest} references; give more of them or a smaller m.")
+            raise InfluenceError(f"m={m}: a query has only {shortest} references; give more of them or a smaller m.")
         pairs = zip(predictions, references, strict=True)
         return {"recall": float(np.mean([len({*found[:k]} & {*best[:m]}) / len(best[:m]) for found, best in pairs]))}

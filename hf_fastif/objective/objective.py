@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_fastif.config import Reduction
+from hf_fastif.errors import InfluenceError
 from hf_fastif.objective.heads import Batch, TokenHead, head_of
 from hf_fastif.objective.own_loss import OwnLoss, OwnStep
 from hf_fastif.parameters import ParameterSpace, without_adapters
@@ -128,7 +129,7 @@ class Objective:
             logits = self.head.outputs(functional_call(self.model, theta, (), inputs), batch)
         logits = logits.float() if self.bf16 else logits
         if logits.ndim != 2 + self.head.several:
-            raise ValueError(
+            raise InfluenceError(
                 f"model: {type(self.model).__name__} returned logits of shape {tuple(logits.shape)}, and influence "
                 "does not know what they are; it knows the heads of transformers for classification (of sequences, "
                 "images, choices and tokens), language models, sequence to sequence and question answering."
@@ -250,7 +251,7 @@ def _switch_to_eager(model: nn.Module) -> str | None:
     model.set_attn_implementation("eager")
     # torch's own attention needs no switch: the math kernel stands in for it.
     if model.config._attn_implementation != "eager" and before != "sdpa":
-        raise ValueError(
+        raise InfluenceError(
             f"model: the attention of {type(model).__name__} is {before!r}, which has no second derivative, and it "
             "cannot be switched; load the model with attn_implementation='eager'."
         )

@@ -10,6 +10,7 @@ from torch import nn
 from torch.func import functional_call
 from transformers.modeling_outputs import ModelOutput
 
+from hf_fastif.errors import InfluenceError
 from hf_fastif.objective.heads import IGNORED, Batch
 
 
@@ -109,7 +110,7 @@ def check_mean(name: str, items: Items, whole: torch.Tensor, singles: torch.Tens
         return items
     if close(whole, singles.mean()):
         return replace(items, summed=False)
-    raise ValueError(
+    raise InfluenceError(
         f"{name}: the loss of a batch of {len(singles)} is {float(whole):.6g}, and those of its examples alone are "
         f"{', '.join(f'{loss:.6g}' for loss in singles.tolist())}, whose mean is another. Influence needs the loss of "
         "single examples: sum over examples (or labelled tokens) and divide by their number, as in compute_loss_func="

@@ -10,6 +10,7 @@ import torch
 from transformers import Trainer
 
 from hf_fastif.batches import ExampleBatches
+from hf_fastif.errors import InfluenceError
 from hf_fastif.objective.heads import Batch, TokenHead
 from hf_fastif.objective.objective import Objective
 from hf_fastif.objective.own_loss import Items, OwnLoss, OwnStep, check_mean, close
@@ -62,13 +63,13 @@ def trained_loss(trainer: Trainer, objective: Objective, examples: ExampleBatche
 def _check_other_loss(trainer: Trainer, overridden: bool, losses: torch.Tensor, expected: torch.Tensor) -> None:
     """A loss that is not the head's must be one that is overridden, and needs a curvature that asks for no outputs."""
     if not overridden:
-        raise ValueError(
+        raise InfluenceError(
             f"model: for single examples {type(trainer.model).__name__} gives the losses {losses.tolist()}, and its "
             f"head should give {expected.tolist()}; influence does not know this loss. Give it as compute_loss_func("
             "outputs, labels, num_items_in_batch)."
         )
     if trainer.args.curvature == "gauss_newton" and trainer.args.solver != "identity":
-        raise ValueError(
+        raise InfluenceError(
             f"{type(trainer).__name__}.compute_loss is overridden and gives another loss than the model's head. The "
             "Gauss-Newton matrix takes a loss that is a function of outputs: give it as compute_loss_func(outputs, "
             "labels, num_items_in_batch) instead of overriding, or ask for curvature='hessian' or solver='identity'."
@@ -79,7 +80,7 @@ def _own_loss(
     trainer: Trainer, objective: Objective, items: Items, batch: Batch, alone: list[Batch]
 ) -> OwnLoss | None:
     if objective.head.label_names != ("labels",):
-        raise ValueError(
+        raise InfluenceError(
             "compute_loss_func: Trainer gives it no labels for this head, so that it cannot say what the loss is; "
             "leave it out."
         )

@@ -10,6 +10,7 @@ import torch
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.config import ScoringName
 from hf_fastif.curvature import Layer, captured_layers, covered_names
+from hf_fastif.errors import InfluenceError
 from hf_fastif.objective import Batch, Objective
 from hf_fastif.passes import Passes
 from hf_fastif.pieces import Pieces
@@ -52,7 +53,7 @@ def choose_scoring(name: ScoringName, objective: Objective, examples: ExampleBat
     if layers is not None:
         return Scoring(layers, f"gradients of single examples, layer by layer, shared by {num_queries} queries")
     if name == "gradients":
-        raise ValueError(
+        raise InfluenceError(
             "scoring='gradients': some trained parameters are in no layer that tells the gradients of single "
             "examples, or part of every loss (loss_weight_decay); give scoring='forward_mode' or 'auto'."
         )
@@ -104,5 +105,7 @@ def influence_scores(
     scores = passes.over(examples, rows, len(s_test), compute, "Scoring", pieces, name).T
     if not np.isfinite(scores).all():
         row = int(rows[np.flatnonzero(~np.isfinite(scores).all(axis=0))[0]])
-        raise ValueError(f"candidates: row {row} has a NaN or infinite influence; look at its text, label and loss.")
+        raise InfluenceError(
+            f"candidates: row {row} has a NaN or infinite influence; look at its text, label and loss."
+        )
     return scores

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.func import jvp, vmap
 
+from hf_fastif.errors import InfluenceError
 from hf_fastif.objective import Batch, Objective, TokenHead
 
 
@@ -20,7 +21,7 @@ def check_token_losses(objective: Objective) -> None:
         ValueError: Saying which heads have losses of single tokens.
     """
     if not has_token_losses(objective):
-        raise ValueError(
+        raise InfluenceError(
             f"model: {type(objective.model).__name__} with this loss has no losses of single tokens; language models, "
             "sequence to sequence and token classification have, with transformers' own loss."
         )

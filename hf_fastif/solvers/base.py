@@ -10,13 +10,15 @@ from typing import Protocol
 import torch
 from torch.nn.functional import pad
 
+from hf_fastif.errors import InfluenceError
+
 
 Precondition = Callable[[torch.Tensor], torch.Tensor]
 Callback = Callable[[int, torch.Tensor], None]
 TENSORS = ("vectors", "residual", "std_err", "trace")
 
 
-class DivergenceError(ArithmeticError):
+class DivergenceError(InfluenceError, ArithmeticError):
     """A solver left every bound, or met a direction without curvature; the message names the setting that helps.
 
     Attributes:

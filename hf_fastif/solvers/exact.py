@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from hf_fastif.curvature import Curvature, CurvatureSample, GaussNewton, jacobian_gram
+from hf_fastif.errors import InfluenceError
 from hf_fastif.solvers.base import Solution
 
 
@@ -56,7 +57,7 @@ def decompose(curvature: Curvature, whole: CurvatureSample, show_progress: bool 
         return _decomposed((matrix + matrix.T) / 2, whole, primal=True)
     rows = whole.num_examples * objective.output_rank(whole.examples.take([0]))
     if not isinstance(curvature, GaussNewton) or rows > MAX_DUAL:
-        raise ValueError(
+        raise InfluenceError(
             f"solver='exact': with {objective.space.size:,} parameters (more than {MAX_PRIMAL:,}) it needs "
             f"curvature='gauss_newton' and at most {MAX_DUAL:,} rows of Jacobians (here {rows:,}, outputs that matter "
             "times training examples; inf where an example has outputs at many places, as language models have); take "

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hf_fastif.errors import InfluenceError
 from hf_fastif.files import write_whole
 from hf_fastif.visualization.graph import InfluenceGraph
 from hf_fastif.visualization.layout import Layout, lay_out, on_circle
@@ -36,7 +37,7 @@ def plot_graph(graph: InfluenceGraph, *paths: str | os.PathLike[str], title: str
     """
     for path in map(Path, paths):
         if path.suffix[1:] not in FORMATS:
-            raise ValueError(f"path={str(path)!r}: give a name that ends in .{', .'.join(FORMATS)}.")
+            raise InfluenceError(f"path={str(path)!r}: give a name that ends in .{', .'.join(FORMATS)}.")
     from matplotlib.figure import Figure  # slow to import
 
     layout = lay_out(graph)

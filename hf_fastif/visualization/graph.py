@@ -9,6 +9,7 @@ import numpy as np
 from datasets import Dataset
 
 from hf_fastif.columns import with_label_names
+from hf_fastif.errors import InfluenceError
 
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def influence_graph(
     """
     columns = result.influences.with_format("arrow")[:]
     if not len(columns):
-        raise ValueError("result.influences has no rows: no training example helps or harms any of the queries.")
+        raise InfluenceError("result.influences has no rows: no training example helps or harms any of the queries.")
     slices, of_query = _slices(result, slice_column)
     order = np.argsort(of_query, kind="stable")
     place = np.empty_like(order)
@@ -132,7 +133,7 @@ def _slices(result: InfluenceResult, column: str | None) -> tuple[list[str], np.
         return _named(result.queries, "slice_column", column, first)
     sizes = result.summary.get("slices", {"queries": count})
     if sum(sizes.values()) != count:
-        raise ValueError(f"result.summary['slices'] is {sizes}, which is not {count} queries in all.")
+        raise InfluenceError(f"result.summary['slices'] is {sizes}, which is not {count} queries in all.")
     return list(sizes), np.repeat(np.arange(len(sizes)), list(sizes.values()))
 
 
@@ -149,7 +150,7 @@ def _named(
     """The distinct values of a column in some rows by their names, sorted, and the number of each row's value."""
     if prefix + column not in table.column_names:
         known = [name.removeprefix(prefix) for name in table.column_names if name.startswith(prefix)]
-        raise ValueError(f"{argument}={column!r}: there is no such column; give one of {', '.join(known)}.")
+        raise InfluenceError(f"{argument}={column!r}: there is no such column; give one of {', '.join(known)}.")
     values = with_label_names(table.select_columns(prefix + column).select(rows))[prefix + column]
     names, numbers = np.unique([str(value) for value in values], return_inverse=True)
     return names.tolist(), numbers
