@@ -192,14 +192,16 @@ def check_index(
     if index is None or index.name not in dataset.list_indexes():
         raise InfluenceError(f"{name} has no index to find num_neighbors in; call {rebuild} first.")
     reasons = {
-        "model": "(or other checkpoints chosen, or other parameters trained)",
+        "trained": "(what has requires_grad)",
+        "model": "(or other checkpoints chosen)",
         "dataset": "(its rows, or what its transform or the data_collator makes of them)",
         "loss": "(compute_loss_func, or a setting of it)",
     }
+    names = {"trained": "trained part of the model"}
     for what in differences(index.manifest, belongs):
         raise InfluenceError(
-            f"{name}: the {what} was changed after its index was built {reasons[what]}; it was "
-            f"{index.manifest[what]}, and is {belongs[what]}. Call {rebuild} again."
+            f"{name}: the {names.get(what, what)} was changed after its index was built {reasons[what]}; it was "
+            f"{index.manifest.get(what)}, and is {belongs[what]}. Call {rebuild} again."
         )
     return index
 

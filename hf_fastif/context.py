@@ -32,7 +32,7 @@ from hf_fastif.frozen import FrozenStates, find_frozen_states
 from hf_fastif.identity import hexdigest, same_loss
 from hf_fastif.index import InfluenceIndex
 from hf_fastif.objective import LossFacts, Objective, differentiable, trained_loss
-from hf_fastif.parameters import frozen_digest, weights_digest
+from hf_fastif.parameters import frozen_digest, trained_part, trained_state
 from hf_fastif.passes import Passes
 from hf_fastif.pieces import Pieces, pieces_of
 from hf_fastif.processes import check_shared_folder
@@ -142,14 +142,15 @@ class Context:
 
     def belongs(self, pool: ExampleBatches) -> dict[str, str]:
         """What an artifact about a dataset must belong to: model, dataset and loss."""
-        return {"model": self.checkpoints.fingerprint, "dataset": pool.digest, "loss": self.loss}
+        model = {"trained": trained_part(self.objective.model), "model": self.checkpoints.fingerprint}
+        return model | {"dataset": pool.digest, "loss": self.loss}
 
     def origin(self, queries: ExampleBatches, as_one: bool) -> Origin:
         """What the s_test of some queries belongs to."""
         digests = queries.row_digests
         return Origin(
             queries=(hexdigest(digests),) if as_one else digests,
-            belongs=self.belongs(self.train) | {"loss": self.loss},
+            belongs=self.belongs(self.train),
         )
 
     def training_facts(self) -> dict[str, str]:
@@ -188,8 +189,7 @@ class Context:
         args = self.args
         self.trainer.accelerator.wait_for_everyone()  # the main process may have written one just now
         objective = self.objective
-        weights = weights_digest(objective.model)
-        members, line = find_checkpoints(args.checkpoints, args.output_dir, weights, objective.state)
+        members, line = find_checkpoints(args.checkpoints, args.output_dir, objective.model)
         if line and (line != self.kept.said or members == [Checkpoint()]):
             logger.warning(line)
         self.kept.said = line
@@ -200,9 +200,9 @@ class Context:
 
     def signals(self) -> list[Signal]:
         """What each checkpoint that training left still holds, and the final model."""
-        weights, state = weights_digest(self.objective.model), self.objective.state
-        members = checkpoints_of(self.args.output_dir, run_that_led_to(self.args.output_dir, weights, state))
-        if members and holds(members[-1], state):
+        folder, model = self.args.output_dir, self.objective.model
+        members = checkpoints_of(folder, run_that_led_to(folder, model))
+        if members and holds(members[-1], trained_state(model)):
             members.pop()
         members.append(Checkpoint())
         checkpoints = CheckpointSet(self.objective, members, [1.0] * len(members))

@@ -115,6 +115,11 @@ def saved_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: buffer for name, buffer in model.named_buffers() if name in saved}
 
 
+def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return what differs between moments of training, by name: trained parameters and saved buffers."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad} | saved_buffers(model)
+
+
 def weights_digest(model: nn.Module) -> str:
     """Return a digest of the bytes of a model's parameters and buffers, by name.
 
@@ -134,8 +139,13 @@ def frozen_digest(model: nn.Module) -> str:
     return hexdigest(part for pair in named for part in pair)
 
 
+def model_digest(model: nn.Module) -> str:
+    """Return a digest of a model's weights and of which of its parameters are trained."""
+    return hexdigest([weights_digest(model), trained_part(model)])
+
+
 def model_fingerprint(model: nn.Module) -> str:
-    """Return what stands for a model in manifests: a digest of its weights, and which of its parameters are trained.
+    """Return what stands for a model in manifests: its digest, if all of its parameters are numbers.
 
     Raises:
         InfluenceError: If a parameter holds NaN or infinite numbers.
@@ -145,7 +155,7 @@ def model_fingerprint(model: nn.Module) -> str:
             raise InfluenceError(
                 f"model: parameter {name} holds NaN or infinite numbers; load a checkpoint that is whole."
             )
-    return f"{weights_digest(model)} ({trained_part(model)})"
+    return model_digest(model)
 
 
 def trained_part(model: nn.Module) -> str:

@@ -27,6 +27,7 @@ from hf_fastif.errors import InfluenceError
 from hf_fastif.files import write_whole
 from hf_fastif.identity import differences
 from hf_fastif.objective import Objective
+from hf_fastif.parameters import trained_part
 from hf_fastif.processes import from_main
 from hf_fastif.solvers import (
     ConjugateGradient,
@@ -260,10 +261,11 @@ class SolverSetup:
         """What Kronecker factors will not be used without."""
         args = self.args
         return {
+            "trained": trained_part(self.objective.model),
             "model": self.objective.fingerprint,
             "dataset": self.examples.digest,
             "loss": self.loss,
-            "settings": f"blocks=linear,norms samples={args.ekfac_samples} seed={args.seed}",
+            "settings": f"blocks=linear,norms samples={args.ekfac_samples} seed={args.seed} bf16={args.influence_bf16}",
         }
 
     def adopt_factors(self, path: Path, found: Mapping[str, Any]) -> KroneckerFactors:
@@ -278,7 +280,7 @@ class SolverSetup:
         """
         for what in differences(found, self.factors_manifest):
             raise InfluenceError(
-                f"The EK-FAC factors were fitted with the {what} {found[what]}, and this is "
+                f"The EK-FAC factors were fitted with the {what} {found.get(what)}, and this is "
                 f"{self.factors_manifest[what]}; do not load them, and EK-FAC is fitted here when it is needed."
             )
         if self.accelerator.is_main_process:

@@ -13,7 +13,7 @@ from hf_fastif.checkpoints.checkpoint import Checkpoint, read_parameters
 from hf_fastif.errors import InfluenceError
 from hf_fastif.identity import hexdigest, same_loss
 from hf_fastif.objective import Objective
-from hf_fastif.parameters import frozen_digest, trained_part
+from hf_fastif.parameters import frozen_digest, trained_state
 
 
 FINAL = "take the model as it is with checkpoints='final'"
@@ -49,7 +49,7 @@ class CheckpointSet:
         if member == before:
             yield self.weights[number]
             return
-        with self.objective.holding(read_parameters(member.path, self.objective.state)):
+        with self.objective.holding(read_parameters(member.path, trained_state(self.objective.model))):
             self.present = member
             try:
                 yield self.weights[number]
@@ -65,7 +65,7 @@ class CheckpointSet:
                 prints.append((self.objective.fingerprint, weight))
         if len(self) == 1:
             return prints[0][0]
-        return f"{hexdigest([repr(prints)])} ({len(self)} checkpoints, {trained_part(self.objective.model)})"
+        return hexdigest([repr(prints)])
 
     def check(self, train: ExampleBatches) -> None:
         """Refuse checkpoints of another architecture, frozen part, training set or loss.
@@ -95,10 +95,11 @@ class CheckpointSet:
                 )
 
     def _check_parameters(self, member: Checkpoint) -> None:
-        model, objective = self.objective.model, self.objective
-        tensors = dict(model.named_parameters()) | objective.state
+        model = self.objective.model
+        state = trained_state(model)
+        tensors = dict(model.named_parameters()) | state
         saved = read_parameters(member.path, tensors)
-        for name in objective.state:
+        for name in state:
             if name not in saved and member.frozen is not None:
                 raise InfluenceError(
                     f"checkpoints: {member.path} holds no {name}, which was frozen then and is trained now; freeze "
@@ -111,14 +112,14 @@ class CheckpointSet:
                     f"model's is {tuple(tensors[name].shape)}."
                 )
         for name, p in tensors.items():
-            if name in saved and name not in objective.state and not torch.equal(saved[name].to(p), p):
+            if name in saved and name not in state and not torch.equal(saved[name].to(p), p):
                 raise InfluenceError(
                     f"checkpoints: {member.path} has another {name} than the model, which is frozen; only trained "
                     "parameters may differ. Leave trained what was trained then (requires_grad_(True)) and freeze "
                     f"what was frozen, or {FINAL}."
                 )
         frozen = frozen_digest(model)
-        if member.frozen not in (None, frozen) and set(saved) == set(objective.state):
+        if member.frozen not in (None, frozen) and set(saved) == set(state):
             raise InfluenceError(
                 f"checkpoints: {member.path} was trained beside the frozen parameters {member.frozen}, and the "
                 f"model's are {frozen}; load the model that it was trained from, or {FINAL}."

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from huggingface_hub import snapshot_download
+from torch import nn
 
 from hf_fastif.checkpoints.checkpoint import STATE, Checkpoint, holds, open_checkpoint
 from hf_fastif.checkpoints.runs import FOLDER, RunEnd, checkpoints_of, latest_run, run_that_led_to
 from hf_fastif.errors import InfluenceError
+from hf_fastif.parameters import trained_state
 
 
-def find_checkpoints(
-    wanted: Sequence[str], output_dir: str, weights: str, state: Mapping[str, torch.Tensor]
-) -> tuple[list[Checkpoint], str]:
+def find_checkpoints(wanted: Sequence[str], output_dir: str, model: nn.Module) -> tuple[list[Checkpoint], str]:
     """Find the checkpoints that `InfluenceConfig.checkpoints` names.
 
     Args:
         wanted (`Sequence[str]`): `["auto"]`, `["final"]`, `["epochs"]`, `["3"]`, `["early-3"]`, or paths and Hub
             revisions.
         output_dir (`str`): Where training kept some.
-        weights (`str`): Digest of the weights of the model as it is.
-        state (`Mapping`): Its trained parameters and buffers.
+        model (`torch.nn.Module`): The model as it is.
 
     Returns:
         The checkpoints, and a line for the user about a choice that was made; empty where there was none.
@@ -37,14 +35,14 @@ def find_checkpoints(
     count, by_name = count_of(wanted), list(wanted) not in (["auto"], ["epochs"])
     if count is None and by_name:
         return [member for name in wanted for member in _named(name)], ""
-    end = run_that_led_to(output_dir, weights, state)
+    end = run_that_led_to(output_dir, model)
     if list(wanted) == ["auto"]:
-        return _automatic(output_dir, end, state)
+        return _automatic(output_dir, end, model)
     members = checkpoints_of(output_dir, end or latest_run(output_dir))
     return (_spaced(members, wanted[0]), "") if count is not None else _epochs(output_dir, members)
 
 
-def _automatic(output_dir: str, end: RunEnd | None, state: Mapping[str, torch.Tensor]) -> tuple[list[Checkpoint], str]:
+def _automatic(output_dir: str, end: RunEnd | None, model: nn.Module) -> tuple[list[Checkpoint], str]:
     """The end of the first epoch of the run that led to the model; the model as it is where that is not known."""
     final = (
         "Influence is taken at the model as it is, whose training examples may be fitted and have little left to say"
@@ -65,7 +63,7 @@ def _automatic(output_dir: str, end: RunEnd | None, state: Mapping[str, torch.Te
             f"{final}: its run left no checkpoint at the end of the first epoch (those in {output_dir} are of epoch "
             f"{moments or '-'}); {way_out}."
         )
-    if holds(first, state):
+    if holds(first, trained_state(model)):
         return [Checkpoint()], (
             f"Influence is taken at the model as it is, which is the end of the first epoch of its run ({first.name})."
         )

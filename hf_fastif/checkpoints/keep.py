@@ -17,7 +17,7 @@ from hf_fastif.checkpoints.checkpoint import Checkpoint, log_digest, save_checkp
 from hf_fastif.checkpoints.find import count_of, steps_of
 from hf_fastif.checkpoints.runs import FOLDER, RECORD, RunEnd, end_of_folder, light_checkpoints, mark_folder
 from hf_fastif.config import InfluenceConfig
-from hf_fastif.parameters import saved_buffers, weights_digest
+from hf_fastif.parameters import trained_state, weights_digest
 
 
 logger = logging.get_logger(__name__)
@@ -111,5 +111,4 @@ class KeepCheckpoints(TrainerCallback):
                 oldest.path.unlink()
 
     def _tensors(self, model: nn.Module) -> dict[str, torch.Tensor]:
-        model = self.unwrap(model)
-        return {name: p for name, p in model.named_parameters() if p.requires_grad} | saved_buffers(model)
+        return trained_state(self.unwrap(model))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import nn
 
 from hf_fastif.checkpoints.checkpoint import (
     RUN,
@@ -20,6 +19,7 @@ from hf_fastif.checkpoints.checkpoint import (
     read_json,
 )
 from hf_fastif.files import write_whole
+from hf_fastif.parameters import trained_state, weights_digest
 
 
 FOLDER = Path("influence", "checkpoints")  # of the light checkpoints, under output_dir
@@ -102,20 +102,20 @@ def saved_folders(output_dir: str) -> list[Checkpoint]:
     return sorted((open_checkpoint(path) for path in folders), key=lambda member: member.step)
 
 
-def run_that_led_to(output_dir: str, weights: str, state: Mapping[str, torch.Tensor]) -> RunEnd | None:
+def run_that_led_to(output_dir: str, model: nn.Module) -> RunEnd | None:
     """Find where the run ended, or stood, that left a model.
 
     Args:
         output_dir (`str`): Of the runs.
-        weights (`str`): Digest of the model's weights.
-        state (`Mapping`): Its trained parameters and buffers.
+        model (`torch.nn.Module`): The model.
 
     Returns:
         [`RunEnd`] or None: None if no run in this folder left such a model.
     """
     record = read_run_end(output_dir)
-    if record is not None and record.weights == weights:
+    if record is not None and record.weights == weights_digest(model):
         return record
+    state = trained_state(model)
     for folder in reversed(saved_folders(output_dir)):
         if holds(folder, state):
             return end_of_folder(folder.path)

@@ -36,7 +36,6 @@ MANIFEST_TYPES = {
     "name": str,
     "model": str,
     "dataset": str,
-    "loss": str,
     "model_name": str,
     "base_model": str | None,
     "datasets": list,
@@ -250,7 +249,7 @@ class InfluenceIndex:
         """
         for what in differences(self.manifest, belongs):
             raise InfluenceError(
-                f"The index {self.name!r} was made with the {what} {self.manifest[what]}, and this is "
+                f"The index {self.name!r} was made with the {what} {self.manifest.get(what)}, and this is "
                 f"{belongs[what]}; build it anew with trainer.build_index()."
             )
 

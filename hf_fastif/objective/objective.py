@@ -20,7 +20,7 @@ from hf_fastif.errors import InfluenceError
 from hf_fastif.identity import loss_identity
 from hf_fastif.objective.heads import Batch, TokenHead, head_of
 from hf_fastif.objective.own_loss import OwnLoss, OwnStep
-from hf_fastif.parameters import ParameterSpace, fill, model_fingerprint, saved_buffers, without_adapters
+from hf_fastif.parameters import ParameterSpace, fill, model_fingerprint, trained_state, without_adapters
 
 
 logger = logging.get_logger(__name__)
@@ -136,7 +136,7 @@ class Objective:
     @contextmanager
     def holding(self, values: Mapping[str, torch.Tensor]) -> Iterator[None]:
         """Put other parameters and buffers, by name, into the model, and put back its own."""
-        tensors = {name: tensor for name, tensor in self.state.items() if name in values}
+        tensors = {name: tensor for name, tensor in trained_state(self.model).items() if name in values}
         before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         fingerprint, self._fingerprint = self._fingerprint, None
         try:
@@ -145,11 +145,6 @@ class Objective:
         finally:
             fill(tensors, before)
             self._fingerprint = fingerprint
-
-    @property
-    def state(self) -> dict[str, torch.Tensor]:
-        """What a moment of training differs in from others: trained parameters and saved buffers, by name."""
-        return dict(self.theta) | saved_buffers(self.model)
 
     def labels(self, batch: Batch) -> torch.Tensor:
         """The labels (B, ...) of a batch, one for each place where its examples have outputs."""

@@ -16,6 +16,7 @@ from hf_fastif.errors import InfluenceError
 from hf_fastif.objective.heads import Batch, TokenHead
 from hf_fastif.objective.objective import Objective
 from hf_fastif.objective.own_loss import Items, OwnLoss, OwnStep, check_mean, close, weighted_mean
+from hf_fastif.parameters import model_digest
 
 
 PROBED = 8  # examples, from all over the dataset, which may be sorted
@@ -61,17 +62,18 @@ def trained_loss(
         InfluenceError: If the loss of a batch is no mean of losses of its examples, or the Gauss-Newton matrix is
             asked for and there is none, or the model's own loss is not that of its head.
     """
-    fingerprint, objective = objective.fingerprint, copy.copy(objective)
+    objective = copy.copy(objective)
     objective.bf16 = False  # what is compared is formulas, not digits
     head, overridden = objective.head, type(trainer).compute_loss is not Trainer.compute_loss
     items = Items(isinstance(head, TokenHead) and head.shift, isinstance(head, TokenHead) and head.reduction == "sum")
-    label_name = head.label_names[0]
+    key = (model_digest(objective.model), trainer.args.label_smoothing_factor, head, type(trainer))
+    if trainer.compute_loss_func is None and not overridden and key in known:  # the model's own was looked at
+        return None
     rows = _rows_of_every_label(examples, PROBED)
     # An example without any label has no loss at all, or one that is not a number.
-    rows = rows[(items.count(examples.take(rows)[label_name]) > 0).cpu().numpy()]
+    rows = rows[(items.count(examples.take(rows)[head.label_names[0]]) > 0).cpu().numpy()]
     if not len(rows):
         return None
-    key = (fingerprint, trainer.args.label_smoothing_factor, head, type(trainer))
     with torch.no_grad():
         if trainer.compute_loss_func is not None:
             return _own_loss(trainer, objective, items, examples, rows, known)
