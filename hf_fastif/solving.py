@@ -259,13 +259,13 @@ class SolverSetup:
     @cached_property
     def factors_manifest(self) -> dict[str, str]:
         """What Kronecker factors will not be used without."""
-        args = self.args
+        args, seed = self.args, self.args.seed
         return {
             "trained": trained_part(self.objective.model),
             "model": self.objective.fingerprint,
             "dataset": self.examples.digest,
             "loss": self.loss,
-            "settings": f"blocks=linear,norms samples={args.ekfac_samples} seed={args.seed} bf16={args.influence_bf16}",
+            "settings": f"blocks=linear,norms samples={args.ekfac_samples} seed={seed} bf16={args.influence_bf16}",
         }
 
     def adopt_factors(self, path: Path, found: Mapping[str, Any]) -> KroneckerFactors:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from datasets import Dataset
 from torch import nn
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from hf_fastif.checkpoints import KeepCheckpoints, write_run_end
@@ -369,14 +368,10 @@ class InfluenceMixin(HubMixin):
         self._kept.indexes[dataset._fingerprint] = index
         return index
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Trains as `Trainer.train` does, and notes which run left the model, however it ends."""
-        folder = resume_from_checkpoint
-        if folder is True:
-            folder = get_last_checkpoint(self.args.output_dir)
-        self._keeper.resumed_from = Path(folder) if folder else None
         try:
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+            return super().train(*args, **kwargs)
         finally:
             self._note_run_end()
 

@@ -20,7 +20,7 @@ from hf_fastif.identity import hexdigest
 
 WEIGHTS, WEIGHTS_INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"
 STATE = "trainer_state.json"
-RUN = "influence_run.json"  # beside it, where our trainer saved the folder: the run that it is of
+RUN = "InfluenceRun"  # the entry of a trainer's state that names the run, where our trainer began it
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
         rates = [entry["learning_rate"] for entry in state["log_history"] if "learning_rate" in entry]
         facts = {"step": state["global_step"], "epoch": state["epoch"], "learning_rate": (rates or [None])[-1]}
         facts |= {"log_size": len(state["log_history"]), "log": log_digest(state["log_history"])}
-        facts |= {"run": read_json(path / RUN)["run"]} if (path / RUN).exists() else {}
+        facts["run"] = run_name(state)
     return Checkpoint(path=path, **facts)
+
+
+def run_name(state: Mapping[str, Any]) -> str | None:
+    """Return the name that our trainer gave the run, from a trainer's state; whoever resumes it keeps the name."""
+    entry = (state.get("stateful_callbacks") or {}).get(RUN)
+    return None if entry is None else entry["attributes"]["run"]
 
 
 def log_digest(entries: Sequence[Mapping[str, Any]]) -> str:

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from hf_fastif.checkpoints.checkpoint import Checkpoint, log_digest, save_checkpoint
+from hf_fastif.checkpoints.checkpoint import RUN, Checkpoint, log_digest, run_name, save_checkpoint
 from hf_fastif.checkpoints.find import count_of, steps_of
-from hf_fastif.checkpoints.runs import FOLDER, RECORD, RunEnd, end_of_folder, light_checkpoints, mark_folder
+from hf_fastif.checkpoints.runs import FOLDER, RECORD, RunEnd, light_checkpoints
 from hf_fastif.config import InfluenceConfig
 from hf_fastif.parameters import trained_state, weights_digest
 
@@ -34,7 +33,6 @@ class KeepCheckpoints(TrainerCallback):
     def __init__(self, describe: Callable[[], Mapping[str, str | None]], unwrap: Callable[[nn.Module], nn.Module]):
         self.describe = describe
         self.unwrap = unwrap
-        self.resumed_from: Path | None = None  # set by the trainer before it trains
         self.run: str | None = None
         self.facts: Mapping[str, str | None] = {}
 
@@ -46,11 +44,11 @@ class KeepCheckpoints(TrainerCallback):
         self.facts = self.describe() if steps or epochs else {}  # by all processes together
         if not state.is_world_process_zero:
             return
-        end = end_of_folder(self.resumed_from) if state.global_step and self.resumed_from is not None else None
-        before = [] if end is None else [one for one in light_checkpoints(args.output_dir) if end.led_from(one)]
-        self.run = (end and end.run) or next((one.run for one in before if one.run), None) or uuid.uuid4().hex[:12]
+        resumed = run_name(vars(state)) if state.global_step else None
+        self.run = resumed or uuid.uuid4().hex[:12]
+        state.stateful_callbacks[RUN] = {"args": {}, "attributes": {"run": self.run}}
         for light in light_checkpoints(args.output_dir):
-            if light not in before:
+            if light.run != resumed or light.step > state.global_step:
                 light.path.unlink()
         (Path(args.output_dir) / FOLDER / RECORD).unlink(missing_ok=True)
         if steps or epochs:
@@ -66,12 +64,6 @@ class KeepCheckpoints(TrainerCallback):
         ended = Checkpoint(step=state.global_step, epoch=state.epoch).ends_epoch
         if ended is not None and ended <= self._wanted(args, state)[1]:
             self._keep(args, state, kwargs["model"], kwargs["lr_scheduler"])
-
-    def on_save(self, args: InfluenceConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Write down which run a folder of `Trainer` is of."""
-        folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        if state.is_world_process_zero and folder.is_dir():
-            mark_folder(folder, self.run)
 
     def end(self, state: TrainerState, model: nn.Module) -> RunEnd:
         """Where the run ended, however it did."""

@@ -10,13 +10,13 @@ from typing import Any
 from torch import nn
 
 from hf_fastif.checkpoints.checkpoint import (
-    RUN,
     STATE,
     Checkpoint,
     holds,
     log_digest,
     open_checkpoint,
     read_json,
+    run_name,
 )
 from hf_fastif.files import write_whole
 from hf_fastif.parameters import trained_state, weights_digest
@@ -50,12 +50,12 @@ class RunEnd:
     def led_from(self, earlier: Checkpoint) -> bool:
         """Tell whether a checkpoint is an earlier moment of this run, or the same.
 
-        Runs that our trainer named tell themselves apart. Of others the checkpoint must have been logged alike,
-        written before, and have as many steps an epoch.
+        Names tell runs of our trainer apart, and a run that another trainer resumes keeps its name. Checkpoints
+        without one must have been logged alike, written before, and have as many steps an epoch.
         """
         if earlier.step is None or not earlier.epoch or earlier.step > self.step:
             return False
-        if earlier.run and self.run:
+        if earlier.run is not None:
             return earlier.run == self.run
         as_fast = abs(earlier.step / earlier.epoch - self.step / self.epoch) < 1
         logged_alike = earlier.log == log_digest(self.log[: earlier.log_size])
@@ -80,14 +80,8 @@ def read_run_end(output_dir: str) -> RunEnd | None:
 def end_of_folder(folder: Path) -> RunEnd:
     """Where a run stood when it saved a folder `checkpoint-*`."""
     state = read_json(folder / STATE)
-    run = read_json(folder / RUN)["run"] if (folder / RUN).exists() else None
     saved_at = (folder / STATE).stat().st_mtime
-    return RunEnd(state["global_step"], state["epoch"] or 0.0, state["log_history"], saved_at, run)
-
-
-def mark_folder(folder: Path, run: str) -> None:
-    """Write down which run a folder `checkpoint-*` is of."""
-    write_whole(folder / RUN, lambda file: file.write_text(json.dumps({"run": run}), encoding="utf-8"))
+    return RunEnd(state["global_step"], state["epoch"] or 0.0, state["log_history"], saved_at, run_name(state))
 
 
 def light_checkpoints(output_dir: str) -> list[Checkpoint]:
@@ -139,5 +133,6 @@ def checkpoints_of(output_dir: str, end: RunEnd | None) -> list[Checkpoint]:
     """The checkpoints that a run left up to some moment, by step; light ones where there are two of a step."""
     if end is None:
         return []
-    members = {member.step: member for member in [*saved_folders(output_dir), *light_checkpoints(output_dir)]}
-    return [members[step] for step in sorted(members) if end.led_from(members[step])]
+    every = [*saved_folders(output_dir), *light_checkpoints(output_dir)]
+    members = {member.step: member for member in every if end.led_from(member)}
+    return [members[step] for step in sorted(members)]
