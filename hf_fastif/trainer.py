@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -371,15 +371,19 @@ class InfluenceMixin(HubMixin):
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Trains as `Trainer.train` does, and notes which run left the model, however it ends."""
         try:
-            return super().train(*args, **kwargs)
-        finally:
-            self._note_run_end()
+            output = super().train(*args, **kwargs)
+        except BaseException:
+            with suppress(Exception):  # what stopped training is what the user must see
+                self._note_run_end()
+            raise
+        self._note_run_end()
+        self.accelerator.wait_for_everyone()
+        return output
 
     def _note_run_end(self) -> None:
-        # A model in shards cannot be taken up by its weights; it is refused where influence is asked for.
+        # A model in shards is not known by its weights; influence refuses it.
         if self._keeper.run is not None and sharded_by(self.model) is None:
             write_run_end(self.args.output_dir, self._keeper.end(self.state, self.model))
-        self.accelerator.wait_for_everyone()
 
     def _training_facts(self) -> dict[str, str]:
         """What checkpoints will keep about the run that begins; nothing where influence does not know its model."""

@@ -326,7 +326,9 @@ def test_other_losses(tmp_path):
     ],
 )
 def test_the_summary_says_how_candidates_were_scored(tmp_path, monkeypatch, num_neighbors, batch_size, expected):
-    trainer = tiny_trainer(tmp_path, train=TRAIN, solver="identity", query_batch_size=batch_size)
+    trainer = tiny_trainer(
+        tmp_path, train=TRAIN, solver="identity", index_features="pooled", query_batch_size=batch_size
+    )
     trainer.build_index()
     used, choose = set(), scan.choose_scoring
     monkeypatch.setattr(scan, "choose_scoring", lambda *args: used.add((way := choose(*args)).why) or way)
