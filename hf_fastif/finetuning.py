@@ -12,6 +12,7 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
 from hf_fastif.config import InfluenceConfig
+from hf_fastif.context import batches_of
 from hf_fastif.data import DataArguments, default_encoder, load_examples, tokenize
 from hf_fastif.errors import InfluenceError
 from hf_fastif.files import write_whole
@@ -131,7 +132,8 @@ def fine_tune(
     trainer, examples = make_trainer(model, data, config)
     if train is not None:
         trainer.train_dataset = train
-    settings = training_settings(model, data, config) | {"train_dataset": trainer._train_digest()}
+    train_digest = batches_of(trainer, trainer._kept, trainer.train_dataset).training_digest
+    settings = training_settings(model, data, config) | {"train_dataset": train_digest}
     if config.overwrite or not path.exists():
         trainer.train()
         trainer.save_model()

@@ -11,7 +11,7 @@ from datasets import Dataset, concatenate_datasets
 from tiny import batches, tiny_data, tiny_model, tiny_tokenizer, tiny_trainer
 from transformers import Trainer, TrainingArguments
 
-from hf_fastif import InfluenceConfig, InfluenceTrainer
+from hf_fastif import InfluenceConfig, InfluenceTrainer, attribution
 from hf_fastif.scoring import scan
 
 
@@ -326,10 +326,10 @@ def test_other_losses(tmp_path):
     ],
 )
 def test_the_summary_says_how_candidates_were_scored(tmp_path, monkeypatch, num_neighbors, batch_size, expected):
-    trainer = tiny_trainer(
-        tmp_path, train=TRAIN, solver="identity", index_features="pooled", query_batch_size=batch_size
-    )
+    trainer = tiny_trainer(tmp_path, train=TRAIN, solver="identity", query_batch_size=batch_size)
     trainer.build_index()
+    if num_neighbors == 4:  # as if each query had candidates of its own
+        monkeypatch.setattr(attribution, "SHARED_COST", 1e9)
     used, choose = set(), scan.choose_scoring
     monkeypatch.setattr(scan, "choose_scoring", lambda *args: used.add((way := choose(*args)).why) or way)
     summary = trainer.find_influential(QUERIES, num_neighbors=num_neighbors).summary
