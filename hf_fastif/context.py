@@ -166,8 +166,9 @@ class Context:
         """The examples of a dataset that many passes are made over: what frozen layers make of them is kept."""
         examples, states = self.examples(name, dataset), self.kept.states
         memory = int(self.args.frozen_states_gb * 2**30)
-        trained = tuple(self.objective.theta)
-        key = (frozen_digest(self.objective.model), trained, examples.digest, memory, self.args.influence_bf16)
+        model = self.objective.model
+        key = (id(model), frozen_digest(model), examples.digest, tuple(self.objective.theta), memory)
+        key += (self.args.influence_bf16,)
         if memory and self.objective.own_step is None and key not in states:
             states[key] = find_frozen_states(self.objective, examples, memory)
         if key in states:

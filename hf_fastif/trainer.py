@@ -385,13 +385,15 @@ class InfluenceMixin(HubMixin):
         if self._keeper.run is not None and sharded_by(self.model) is None:
             write_run_end(self.args.output_dir, self._keeper.end(self.state, self.model))
 
-    def _training_facts(self) -> dict[str, str]:
-        """What checkpoints will keep about the run that begins; nothing where influence does not know its model."""
+    def _training_facts(self) -> dict[str, str] | None:
+        """What checkpoints say about the run that begins: None where there can be none, since the model is sharded."""
+        if sharded_by(self.model) is not None:
+            return None
         with same_random_state():
             try:
                 with self._context() as context:
                     return context.training_facts()
-            except InfluenceError as error:
+            except Exception as error:  # a model that influence does not know may be trained all the same
                 logger.info(f"Checkpoints for influence will not say what they were trained on: {error}")
                 return {}
 

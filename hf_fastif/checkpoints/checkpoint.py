@@ -19,6 +19,7 @@ from hf_fastif.identity import hexdigest
 
 
 WEIGHTS, WEIGHTS_INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"
+REPLACED = {"base_layer", "original_module"}  # what PEFT calls a part of the model that its own stands in for
 STATE = "trainer_state.json"
 RUN = "InfluenceRun"  # the entry of a trainer's state that names the run, where our trainer began it
 
@@ -171,6 +172,8 @@ def _saved_name(name: str, saved: Collection[str]) -> str | None:
     if name in saved:
         return name
     parts = name.split(".")
+    if not REPLACED.isdisjoint(parts):
+        return None
     for place in range(1, len(parts)):
         before = parts[: place - 1] if parts[place - 1] == "modules_to_save" else parts[:place]
         shorter = ".".join([*before, *parts[place + 1 :]])

@@ -26,22 +26,23 @@ class KeepCheckpoints(TrainerCallback):
     """Writes trained parameters and buffers, and nothing else, at the moments that `args.checkpoints` names.
 
     Args:
-        describe (`Callable`): Gives `train_dataset`, `loss` and `frozen` of a [`Checkpoint`].
+        describe (`Callable`): Gives `train_dataset`, `loss` and `frozen` of a [`Checkpoint`], or None if none can be
+            kept.
         unwrap (`Callable`): Gives the model itself, without what training wraps around it.
     """
 
-    def __init__(self, describe: Callable[[], Mapping[str, str | None]], unwrap: Callable[[nn.Module], nn.Module]):
+    def __init__(self, describe: Callable[[], Mapping[str, str] | None], unwrap: Callable[[nn.Module], nn.Module]):
         self.describe = describe
         self.unwrap = unwrap
         self.run: str | None = None
-        self.facts: Mapping[str, str | None] = {}
+        self.facts: Mapping[str, str] | None = None
 
     def on_train_begin(
         self, args: InfluenceConfig, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Forget checkpoints that are not of this run, and say what will be kept."""
         steps, epochs = self._wanted(args, state)
-        self.facts = self.describe() if steps or epochs else {}  # by all processes together
+        self.facts = self.describe() if steps or epochs else None  # by all processes together
         if not state.is_world_process_zero:
             return
         resumed = run_name(vars(state)) if state.global_step else None
@@ -51,7 +52,7 @@ class KeepCheckpoints(TrainerCallback):
             if light.run != resumed or light.step > state.global_step:
                 light.path.unlink()
         (Path(args.output_dir) / FOLDER / RECORD).unlink(missing_ok=True)
-        if steps or epochs:
+        if self.facts is not None:
             self._announce(args, kwargs["model"], steps, epochs)
 
     def on_step_end(self, args: InfluenceConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -86,7 +87,7 @@ class KeepCheckpoints(TrainerCallback):
         )
 
     def _keep(self, args: InfluenceConfig, state: TrainerState, model: nn.Module, scheduler: Any) -> None:
-        if not state.is_world_process_zero:
+        if self.facts is None or not state.is_world_process_zero:
             return
         about = Checkpoint(
             step=state.global_step,
