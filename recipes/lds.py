@@ -50,6 +50,8 @@ class RecipeArguments(ModelArguments, ResultArguments):
 def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) -> None:
     check_processes(config.world_size)
     check_methods(recipe.methods)
+    if config.checkpoints == ["auto"]:
+        config.checkpoints = ["epochs"]  # moments are compared, so training keeps them all
     runs = runs_of(config, recipe.num_seeds)
     processes = PartialState()
     for run in runs[processes.process_index :: processes.num_processes]:

@@ -9,14 +9,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from datasets import ClassLabel, Value
+from torch import nn
 from transformers import Trainer
 
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.errors import InfluenceError
+from hf_fastif.identity import hexdigest
 from hf_fastif.objective.heads import Batch, TokenHead
 from hf_fastif.objective.objective import Objective
 from hf_fastif.objective.own_loss import Items, OwnLoss, OwnStep, check_mean, close, weighted_mean
-from hf_fastif.parameters import model_digest
+from hf_fastif.parameters import saved_buffers, without_adapters
 
 
 PROBED = 8  # examples, from all over the dataset, which may be sorted
@@ -66,7 +68,7 @@ def trained_loss(
     objective.bf16 = False  # what is compared is formulas, not digits
     head, overridden = objective.head, type(trainer).compute_loss is not Trainer.compute_loss
     items = Items(isinstance(head, TokenHead) and head.shift, isinstance(head, TokenHead) and head.reduction == "sum")
-    key = (model_digest(objective.model), trainer.args.label_smoothing_factor, head, type(trainer))
+    key = (_class_digest(objective.model), trainer.args.label_smoothing_factor, head, type(trainer))
     if trainer.compute_loss_func is None and not overridden and key in known:  # the model's own was looked at
         return None
     rows = _rows_of_every_label(examples, PROBED)
@@ -85,6 +87,13 @@ def trained_loss(
         return None
     _check_needs_no_outputs(trainer)
     return OwnStep(objective.model, trainer.compute_loss, known[key].items, probe)
+
+
+def _class_digest(model: nn.Module) -> str:
+    """What the formula of a model's own loss may depend on: its class, configuration and buffers, and no parameter."""
+    plain = without_adapters(model)
+    config = plain.config.to_json_string() if hasattr(plain, "config") else ""
+    return hexdigest([str(type(plain)), config, *(part for pair in saved_buffers(plain).items() for part in pair)])
 
 
 def _own_loss(

@@ -124,7 +124,7 @@ def test_looking_takes_no_part_in_the_time(monkeypatch):
 
 def test_it_is_measured_at_the_checkpoint(trainer, tmp_path):
     theta = {name: p.detach() + 0.2 for name, p in trainer.model.named_parameters() if p.requires_grad}
-    save_checkpoint(tmp_path, theta, Checkpoint(step=1, train_dataset=trainer._train_digest()))
+    save_checkpoint(tmp_path, theta, Checkpoint(step=1))
     path = str(tmp_path / "step-00000001.safetensors")
     exact = {"exact": {"solver": "exact"}}
     few = {"depths": [1], "batch_sizes": [4], "repeats": [1], "reference": {"solver": "exact"}, "others": exact}

@@ -96,7 +96,7 @@ def test_scores_are_those_of_the_trainer(trainer, found):
 
 def test_the_loss_is_that_of_the_checkpoint(trainer, tmp_path):
     theta = {name: p.detach() + 0.2 for name, p in trainer.model.named_parameters() if p.requires_grad}
-    save_checkpoint(tmp_path, theta, Checkpoint(step=1, train_dataset=trainer._train_digest()))
+    save_checkpoint(tmp_path, theta, Checkpoint(step=1))
     with changed(trainer, checkpoints=[str(tmp_path / "step-00000001.safetensors")]):
         found = suspicion(trainer, ANCHORS)["loss"]
     moved = tiny_model()
