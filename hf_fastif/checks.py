@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
-from datasets import ClassLabel, Dataset, Value
+from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, IterableDatasetDict, Value
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
+from transformers import Trainer, default_data_collator
 from transformers.utils import logging
 
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.errors import InfluenceError
 from hf_fastif.index import InfluenceIndex
+from hf_fastif.label_checks import check_label_type, check_rows_of
 from hf_fastif.objective import Objective, TokenHead
 from hf_fastif.parameters import without_adapters
+from hf_fastif.row_checks import lengths_of, shortest_and_longest
 from hf_fastif.solvers import Solution
 
 
@@ -26,38 +29,88 @@ logger = logging.get_logger(__name__)
 PACKED = ("seq_lengths", "seq_idx", "cu_seqlens", "cu_seq_lens_q", "cu_seq_lens_k")
 
 
+INSTEAD = {  # of a dataset
+    DatasetDict: "give one of its splits, as in dataset[{first!r}] (there are {keys})",
+    IterableDatasetDict: "load the data set without streaming=True, and give one of its splits",
+    IterableDataset: (
+        "its rows have no positions; load the data set without streaming=True, or make one of it with "
+        "datasets.Dataset.from_generator"
+    ),
+    Mapping: "for one row give dataset.select([0]) and not dataset[0], for several dataset.select(range(3))",
+    str: "make one with datasets.Dataset.from_list([{{'text': ..., 'label': ...}}]), and tokenize it with map",
+    list: "make one of rows with datasets.Dataset.from_list, and tokenize it with map",
+    type(None): "make the trainer with train_dataset=..., the data that the model was trained on",
+}
+
+
 def check_dataset(name: str, dataset: Any) -> None:
     """The argument `name` must be a map-style `datasets.Dataset` with rows."""
     if not isinstance(dataset, Dataset):
+        fixes = (fix for kind, fix in INSTEAD.items() if isinstance(dataset, kind))
+        fix = next(fixes, "datasets.Dataset.from_list and from_generator make one")
+        keys = list(dataset) if isinstance(dataset, Mapping) else [""]
+        fix = fix.format(first=next(iter(keys), ""), keys=", ".join(map(str, keys)))
         raise InfluenceError(
-            f"{name} is a {type(dataset).__name__}; influence needs a datasets.Dataset, whose rows have positions "
-            "(datasets.Dataset.from_list and from_generator make one)."
+            f"{name} is a {type(dataset).__name__}; influence needs a datasets.Dataset, whose rows have positions: "
+            f"{fix}."
         )
     if len(dataset) == 0:
         raise InfluenceError(f"{name} has no rows; give at least one example.")
 
 
-def check_inputs(name: str, examples: ExampleBatches, model_input: str | None, objective: Objective) -> None:
-    """The rows must hold the column that the model reads (None: the collator makes it) and labels that it knows."""
-    columns = examples.dataset.column_names
-    if model_input is not None and model_input not in columns:
+def check_train_dataset(dataset: Any) -> None:
+    """What a trainer is made with must not be something that nothing can be trained on, or no influence computed."""
+    if isinstance(dataset, DatasetDict | IterableDatasetDict | IterableDataset | Mapping | str):
+        check_dataset("train_dataset", dataset)
+
+
+def check_model(model: Any) -> None:
+    """A model must not be the name of one."""
+    if isinstance(model, str | os.PathLike):
         raise InfluenceError(
-            f"{name} has no column {model_input!r} (of its columns the model can use: {', '.join(columns)}); "
-            "tokenize it "
-            f"first, as in {name}.map(lambda rows: tokenizer(rows['text'], truncation=True), batched=True)."
+            f"model={str(model)!r} is a name; load the model, as in "
+            f"AutoModelForSequenceClassification.from_pretrained({str(model)!r})."
         )
+
+
+def check_inputs(
+    name: str, dataset: Dataset, examples: ExampleBatches, trainer: Trainer, objective: Objective
+) -> None:
+    """The rows of a dataset must have what the model reads, and labels that it knows.
+
+    Args:
+        name (`str`): The argument.
+        dataset (`Dataset`): It, with all columns.
+        examples (`ExampleBatches`): Its examples, without the columns that the trainer drops.
+        trainer (`Trainer`): Whose model, collator and settings they are for.
+        objective (`Objective`): The loss.
+
+    Raises:
+        InfluenceError: Naming argument, column, row and fix.
+    """
+    columns, used = f"(columns: {', '.join(dataset.column_names)})", examples.dataset.column_names
+    # A collator that is given all columns may tokenize by itself.
+    if trainer.args.remove_unused_columns and trainer.model.main_input_name not in used:
+        fix = (
+            f"tokenize it first, as in {name}.map(lambda rows: tokenizer(rows['text'], truncation=True), batched=True)"
+        )
+        if dataset.format["type"] == "custom":
+            fix = "its transform needs columns that the trainer drops before; give remove_unused_columns=False"
+        raise InfluenceError(f"{name} has no column {trainer.model.main_input_name!r} {columns}; {fix}.")
     _check_rows(name, examples.dataset, objective)
-    rows = list(range(min(2, len(examples))))
-    batch = examples.collate(examples.dataset.__getitems__(rows))
+    check_rows_of(name, examples, objective)
+    rows = shortest_and_longest(examples.dataset)
+    batch = _collated(name, examples, rows)
     missing = [label for label in objective.head.label_names if label not in batch]
     if missing:
         raise InfluenceError(
-            f"{name} has no {', '.join(missing)} (columns: {', '.join(columns)}), and influence is about the loss; "
-            "add a column 'label' with the class numbers (for language models 'labels' with token ids, -100 where "
-            "there is no loss; for question answering 'start_positions' and 'end_positions'). For a prediction whose "
-            "true label is not known, put the predicted one."
+            f"{name} has no {', '.join(missing)} {columns}, and influence is about the loss; "
+            "add or rename a column: 'label' with the class numbers (for language models 'labels' with token ids, "
+            "-100 where there is no loss; for question answering 'start_positions' and 'end_positions'), as in "
+            f"{name}.rename_column('sentiment', 'label'). For a prediction whose true label is not known, put the "
+            "predicted one."
         )
-    again = examples.collate(examples.dataset.__getitems__(rows))
+    again = _collated(name, examples, rows)
     if any(isinstance(values, torch.Tensor) and not torch.equal(values, again[key]) for key, values in batch.items()):
         raise InfluenceError(
             "data_collator: it gives another batch of the same rows each time (as masking for language models does), "
@@ -65,11 +118,25 @@ def check_inputs(name: str, examples: ExampleBatches, model_input: str | None, o
         )
     if any(isinstance(values, torch.Tensor) and values.ndim and len(values) != len(rows) for values in batch.values()):
         raise InfluenceError(_packed(name, "batches are flat"))
-    num_labels = without_adapters(objective.model).config.num_labels
-    for column in () if objective.head.several or objective.head.choices else ("label", "labels"):
-        feature = examples.dataset.features.get(column)
-        if isinstance(feature, Value | ClassLabel) and num_labels > 1 and feature.dtype.startswith("int"):
-            _check_label_range(name, examples.dataset, column, num_labels)
+    has_own_loss = trainer.compute_loss_func is not None or type(trainer).compute_loss is not Trainer.compute_loss
+    if objective.head.label_names == ("labels",) and not has_own_loss:
+        check_label_type(name, examples.dataset, batch["labels"], objective)
+
+
+def _collated(name: str, examples: ExampleBatches, rows: list[int]) -> dict[str, Any]:
+    try:
+        return examples.collate(examples.dataset.__getitems__(rows))
+    except Exception as error:  # whatever a collator or a transform raises
+        if len(set(lengths_of(examples.dataset.select(rows)))) > 1 and examples.collate is default_data_collator:
+            raise InfluenceError(
+                f"data_collator: rows {rows} of {name} differ in length, and nothing pads them: make the trainer with "
+                "processing_class=tokenizer, or data_collator=DataCollatorWithPadding(tokenizer)."
+            ) from error
+        raise InfluenceError(
+            f"data_collator: it makes no batch of the rows {rows} of {name} (columns: "
+            f"{', '.join(examples.dataset.column_names)}): {type(error).__name__}: {error}. Give a data_collator for "
+            "these columns, or drop those that it does not know (remove_unused_columns=True)."
+        ) from error
 
 
 def _check_rows(name: str, dataset: Dataset, objective: Objective) -> None:
@@ -96,18 +163,6 @@ def _packed(name: str, why: str) -> str:
         "row: SFTConfig(packing=False, padding_free=False) in trl, a collator that pads instead of "
         "DataCollatorWithFlattening in transformers."
     )
-
-
-def _check_label_range(name: str, dataset: Dataset, column: str, num_labels: int) -> None:
-    for chunk in dataset.select_columns(column).with_format("arrow").iter(batch_size=100_000):
-        ends = pc.min_max(chunk[column]).as_py()
-        if ends["min"] is None or ends["min"] < 0 or ends["max"] >= num_labels:
-            raise InfluenceError(
-                f"{name}: column {column!r} holds labels from {ends['min']} to {ends['max']}, but the model knows 0 "
-                "to "
-                f"{num_labels - 1} (config.num_labels={num_labels}); filter or map the rows, or load the model with "
-                "as many labels."
-            )
 
 
 def check_whole(model: nn.Module) -> None:

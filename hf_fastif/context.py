@@ -100,9 +100,7 @@ class Context:
         trainer = self.trainer
         rows = trainer._remove_unused_columns(dataset, name)
         examples = ExampleBatches(rows, trainer.data_collator, trainer._prepare_inputs)
-        # A collator that is given all columns may tokenize by itself.
-        model_input = trainer.model.main_input_name if self.args.remove_unused_columns else None
-        check_inputs(name, examples, model_input, self.objective)
+        check_inputs(name, dataset, examples, trainer, self.objective)
         if not self._loss_known:
             train = trainer.train_dataset
             if name != "train_dataset" and isinstance(train, Dataset) and len(train):
