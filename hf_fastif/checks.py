@@ -195,6 +195,16 @@ def check_adapters(model: nn.Module) -> None:
         )
 
 
+def check_trainable_outside_inference(model: nn.Module) -> None:
+    """Parameters that were made in `torch.inference_mode()` can have no gradient, wherever they are used."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_inference():
+            raise InfluenceError(
+                f"model: {name} was made inside torch.inference_mode(), and such parameters have no gradients; load "
+                "the model outside of it."
+            )
+
+
 def warn_of_half_precision(objective: Objective) -> None:
     """Gradients have the precision of the parameters they are of."""
     half = [name for name, p in objective.theta.items() if p.dtype in (torch.bfloat16, torch.float16)]

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from transformers import Trainer
@@ -17,7 +18,14 @@ from transformers import Trainer
 from hf_fastif.attribution import Attribution
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.checkpoints import Checkpoint, CheckpointSet, find_checkpoints, holds, kept_checkpoints, weights_of
-from hf_fastif.checks import check_adapters, check_dataset, check_inputs, check_whole, warn_of_half_precision
+from hf_fastif.checks import (
+    check_adapters,
+    check_dataset,
+    check_inputs,
+    check_trainable_outside_inference,
+    check_whole,
+    warn_of_half_precision,
+)
 from hf_fastif.config import InfluenceConfig
 from hf_fastif.frozen import FrozenStates, find_frozen_states
 from hf_fastif.index import InfluenceIndex
@@ -170,12 +178,12 @@ class Context:
 
     def setup(self) -> SolverSetup:
         """Curvature, damping and solver, at the checkpoint that is in the model."""
-        fingerprint = self.trainer.train_dataset._fingerprint
+        train, fingerprint = self.train, self.trainer.train_dataset._fingerprint
         accelerator, fitted = self.trainer.accelerator, self.kept.fitted
         final = self.checkpoints.present.path is None
         name = "ekfac" if final else f"ekfac-{model_fingerprint(self.objective.model)}"
         factors = folder_of(self.args) / f"{name}.safetensors"
-        return SolverSetup(self.args, self.objective, self.train, fingerprint, accelerator, fitted, factors)
+        return SolverSetup(self.args, self.objective, train, fingerprint, accelerator, fitted, factors)
 
     @contextmanager
     def attribution(
@@ -242,10 +250,11 @@ def context_of(trainer: Trainer, kept: Kept) -> Iterator[Context]:
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     check_whole(model)
     check_adapters(model)
+    check_trainable_outside_inference(model)
     if not kept.prepared:
         _prepare_folder(args, trainer.accelerator)
         kept.prepared = True
-    with differentiable(model):
+    with torch.inference_mode(False), torch.enable_grad(), differentiable(model):
         decayed = trainer.get_decay_parameter_names(model) if args.loss_weight_decay else ()
         smoothing, weight_decay = args.label_smoothing_factor, args.loss_weight_decay
         objective = Objective(model, smoothing, weight_decay, decayed, args.influence_bf16, args.loss_reduction)

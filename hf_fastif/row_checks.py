@@ -102,7 +102,8 @@ def text_checks(name: str, model: nn.Module) -> list[RowCheck]:
                 lambda batch: "input_ids" in batch and bool((batch["input_ids"] >= vocabulary).any()),
                 lambda row, value: (
                     f"{name}: column 'input_ids' holds the tokens {span_of(value)} in row {row}, but the model knows "
-                    f"0 to {vocabulary - 1} (config.vocab_size={vocabulary}); tokenize with the tokenizer of this model."
+                    f"0 to {vocabulary - 1} (config.vocab_size={vocabulary}); tokenize with the tokenizer of this "
+                    "model."
                 ),
             )
         )
