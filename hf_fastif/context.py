@@ -33,7 +33,7 @@ from hf_fastif.objective import Objective, OwnLoss, OwnStep, differentiable, tra
 from hf_fastif.parameters import model_fingerprint
 from hf_fastif.passes import Passes
 from hf_fastif.pieces import Pieces, digest, pieces_of
-from hf_fastif.processes import check_shared_folder
+from hf_fastif.processes import check_same_folder, check_shared_folder
 from hf_fastif.provenance import model_name, sources
 from hf_fastif.queries import Predictions, predict
 from hf_fastif.signals import Signal, measure_signal
@@ -279,6 +279,7 @@ def folder_of(args: InfluenceConfig) -> Path:
 def _prepare_folder(args: InfluenceConfig, accelerator: Accelerator) -> None:
     """Looks whether all machines see the folder; forgets what earlier runs left to go on from, if that is wanted."""
     folder = folder_of(args)
+    check_same_folder(Path(args.output_dir), accelerator)
     check_shared_folder(folder, accelerator)
     if args.overwrite and accelerator.is_main_process:
         shutil.rmtree(folder / UNFINISHED, ignore_errors=True)

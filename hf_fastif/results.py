@@ -15,7 +15,7 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 
 from hf_fastif.columns import with_label_names
 from hf_fastif.errors import InfluenceError, NoSuchQueryError, NotFoundError
-from hf_fastif.files import write_whole
+from hf_fastif.files import write_whole, writing
 from hf_fastif.manifests import check_files, describe_files, read_manifest, reading
 
 
@@ -137,7 +137,8 @@ class InfluenceResult:
         digest of the other two.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         (folder / SUMMARY).unlink(missing_ok=True)
         write_whole(folder / "influences.parquet", self.influences.to_parquet)
         write_whole(folder / "queries.parquet", self.queries.to_parquet)

@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from hf_fastif.checkpoints.checkpoint import STATE, Checkpoint, holds, open_checkpoint
 from hf_fastif.errors import InfluenceError
+from hf_fastif.suggestions import check_path
 
 
 logger = logging.get_logger(__name__)
@@ -131,6 +132,7 @@ def _named(name: str) -> list[Checkpoint]:
     if run:
         return [open_checkpoint(file) for file in run]
     if not path.exists():
+        check_path("checkpoints", name)
         repo, _, revision = name.partition("@")
         patterns = ["*.safetensors", "*.safetensors.index.json", STATE]
         path = Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns))
