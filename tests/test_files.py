@@ -58,7 +58,7 @@ def test_an_index_that_does_not_fit_is_built_when_there_is_space(tmp_path, monke
         full.setattr(influence_index, "write_shards", lambda folder, *_: fill(folder / "shard-00000.faiss"))
         with pytest.raises(InfluenceError, match=r"no space is left on its disk.*do the same again"):
             trainer.build_index()
-    assert not [path for path in (tmp_path / "influence" / "indexes").iterdir()]
+    assert not list((tmp_path / "influence" / "indexes").iterdir())
     assert len(trainer.build_index()) == 20
 
 
