@@ -53,6 +53,7 @@ class Kept:
         states (`dict`): States behind frozen layers, by dataset; None where there are none to keep.
         fitted (`dict`): Spectra, factors and the like, by what they belong to.
         digests (`dict`): Of the rows of datasets, by their fingerprint.
+        checked (`dict`): The collators that datasets were checked with.
         losses (`dict`): What computes the loss of single examples, if it is not the model's head.
         prepared (`bool`): Whether the folder for all this was looked at.
         begun (`set[Path]`): Folders of what is kept for good that were opened.
@@ -62,6 +63,7 @@ class Kept:
     states: dict[tuple[Hashable, ...], FrozenStates | None] = field(default_factory=dict)
     fitted: dict[tuple[Hashable, ...], Any] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
+    checked: dict[tuple[Hashable, ...], Any] = field(default_factory=dict)
     losses: dict[tuple[Hashable, ...], OwnLoss | OwnStep | None] = field(default_factory=dict)
     prepared: bool = False
     begun: set[Path] = field(default_factory=set)
@@ -108,7 +110,10 @@ class Context:
         trainer = self.trainer
         rows = trainer._remove_unused_columns(dataset, name)
         examples = ExampleBatches(rows, trainer.data_collator, trainer._prepare_inputs)
-        check_inputs(name, dataset, examples, trainer, self.objective)
+        key = (dataset._fingerprint, id(self.objective.model), self.args.remove_unused_columns)
+        if self.kept.checked.get(key) is not trainer.data_collator:
+            check_inputs(name, dataset, examples, trainer, self.objective)
+            self.kept.checked[key] = trainer.data_collator
         if not self._loss_known:
             train = trainer.train_dataset
             if name != "train_dataset" and isinstance(train, Dataset) and len(train):

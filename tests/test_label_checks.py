@@ -221,3 +221,15 @@ def test_all_columns_are_listed_where_there_is_no_label(tmp_path):
     assert "examples has no labels (columns: text, " in said
     assert "sentiment" in said.split("(columns: ")[1].split(")")[0]
     assert "examples.rename_column('sentiment', 'label')" in said
+
+
+def test_rows_are_looked_at_once_for_each_collator(tmp_path, monkeypatch):
+    looked = []
+    monkeypatch.setattr("hf_fastif.checks.check_rows_of", lambda name, *_: looked.append(name))
+    trainer = tiny_trainer(tmp_path, train=TRAIN)
+    trainer.find_misclassified(QUERIES)
+    trainer.find_misclassified(QUERIES)
+    assert looked == ["examples", "train_dataset"]
+    trainer.data_collator = DataCollatorWithPadding(tiny_tokenizer())
+    trainer.find_misclassified(QUERIES)
+    assert looked == ["examples", "train_dataset"] * 2
