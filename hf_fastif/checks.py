@@ -30,7 +30,7 @@ PACKED = ("seq_lengths", "seq_idx", "cu_seqlens", "cu_seq_lens_q", "cu_seq_lens_
 
 
 INSTEAD = {  # of a dataset
-    DatasetDict: "give one of its splits, as in dataset[{first!r}] (there are {keys})",
+    DatasetDict: "give one of its splits, as in dataset[{first!r}] (there are {splits})",
     IterableDatasetDict: "load the data set without streaming=True, and give one of its splits",
     IterableDataset: (
         "its rows have no positions; load the data set without streaming=True, or make one of it with "
@@ -39,23 +39,28 @@ INSTEAD = {  # of a dataset
     Mapping: "for one row give dataset.select([0]) and not dataset[0], for several dataset.select(range(3))",
     str: "make one with datasets.Dataset.from_list([{{'text': ..., 'label': ...}}]), and tokenize it with map",
     list: "make one of rows with datasets.Dataset.from_list, and tokenize it with map",
-    type(None): "make the trainer with train_dataset=..., the data that the model was trained on",
+    object: "datasets.Dataset.from_list, from_pandas and from_generator make one",
 }
 
 
 def check_dataset(name: str, dataset: Any) -> None:
     """The argument `name` must be a map-style `datasets.Dataset` with rows."""
     if not isinstance(dataset, Dataset):
-        fixes = (fix for kind, fix in INSTEAD.items() if isinstance(dataset, kind))
-        fix = next(fixes, "datasets.Dataset.from_list and from_generator make one")
-        keys = list(dataset) if isinstance(dataset, Mapping) else [""]
-        fix = fix.format(first=next(iter(keys), ""), keys=", ".join(map(str, keys)))
         raise InfluenceError(
             f"{name} is a {type(dataset).__name__}; influence needs a datasets.Dataset, whose rows have positions: "
-            f"{fix}."
+            f"{_instead(name, dataset)}."
         )
     if len(dataset) == 0:
         raise InfluenceError(f"{name} has no rows; give at least one example.")
+
+
+def _instead(name: str, given: Any) -> str:
+    """What to give in place of something that is no data set."""
+    if name == "train_dataset" and given is None:
+        return "make the trainer with train_dataset=..., the data that the model was trained on"
+    fix = next(fix for kind, fix in INSTEAD.items() if isinstance(given, kind))
+    splits = list(given) if isinstance(given, DatasetDict) else [""]
+    return fix.format(first=splits[0], splits=", ".join(splits))
 
 
 def check_train_dataset(dataset: Any) -> None:
@@ -88,7 +93,7 @@ def check_inputs(
     Raises:
         InfluenceError: Naming argument, column, row and fix.
     """
-    columns, used = f"(columns: {', '.join(dataset.column_names)})", examples.dataset.column_names
+    columns, used = _columns_of(dataset), examples.dataset.column_names
     # A collator that is given all columns may tokenize by itself.
     if trainer.args.remove_unused_columns and trainer.model.main_input_name not in used:
         fix = (
@@ -98,19 +103,21 @@ def check_inputs(
             fix = "its transform needs columns that the trainer drops before; give remove_unused_columns=False"
         raise InfluenceError(f"{name} has no column {trainer.model.main_input_name!r} {columns}; {fix}.")
     _check_rows(name, examples.dataset, objective)
-    check_rows_of(name, examples, objective)
+    own_loss = trainer.compute_loss_func is not None or type(trainer).compute_loss is not Trainer.compute_loss
+    check_rows_of(name, examples, objective, own_loss)
     rows = shortest_and_longest(examples.dataset)
-    batch = _collated(name, examples, rows)
+    batch = _collated(name, examples, rows, objective)
     missing = [label for label in objective.head.label_names if label not in batch]
     if missing:
         raise InfluenceError(
-            f"{name} has no {', '.join(missing)} {columns}, and influence is about the loss; "
-            "add or rename a column: 'label' with the class numbers (for language models 'labels' with token ids, "
-            "-100 where there is no loss; for question answering 'start_positions' and 'end_positions'), as in "
-            f"{name}.rename_column('sentiment', 'label'). For a prediction whose true label is not known, put the "
-            "predicted one."
+            f"{name} has no {', '.join(missing)} {columns}, and influence is about the loss; add or rename a column, "
+            f"as in {name}.rename_column('sentiment', 'label'): 'label' with the class numbers; for language models "
+            "'labels' with token ids, -100 where there is no loss, or else the trainer needs "
+            "data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False); for question answering "
+            "'start_positions' and 'end_positions'. For a prediction whose true label is not known, put the predicted "
+            "one."
         )
-    again = _collated(name, examples, rows)
+    again = _collated(name, examples, rows, objective)
     if any(isinstance(values, torch.Tensor) and not torch.equal(values, again[key]) for key, values in batch.items()):
         raise InfluenceError(
             "data_collator: it gives another batch of the same rows each time (as masking for language models does), "
@@ -118,24 +125,37 @@ def check_inputs(
         )
     if any(isinstance(values, torch.Tensor) and values.ndim and len(values) != len(rows) for values in batch.values()):
         raise InfluenceError(_packed(name, "batches are flat"))
-    has_own_loss = trainer.compute_loss_func is not None or type(trainer).compute_loss is not Trainer.compute_loss
-    if objective.head.label_names == ("labels",) and not has_own_loss:
+    if objective.head.label_names == ("labels",) and not own_loss:
         check_label_type(name, examples.dataset, batch["labels"], objective)
 
 
-def _collated(name: str, examples: ExampleBatches, rows: list[int]) -> dict[str, Any]:
+def _columns_of(dataset: Dataset) -> str:
+    """The names of the columns, and which of them a format hides."""
+    hidden = [name for name in dataset.column_names if name not in dataset.format["columns"]]
+    hides = f"; its format hides {', '.join(hidden)}" if hidden else ""
+    return f"(columns: {', '.join(dataset.column_names)}{hides})"
+
+
+def _collated(name: str, examples: ExampleBatches, rows: list[int], objective: Objective) -> dict[str, Any]:
+    """The batch of some rows."""
     try:
         return examples.collate(examples.dataset.__getitems__(rows))
     except Exception as error:  # whatever a collator or a transform raises
+        columns = examples.dataset.column_names
         if len(set(lengths_of(examples.dataset.select(rows)))) > 1 and examples.collate is default_data_collator:
             raise InfluenceError(
                 f"data_collator: rows {rows} of {name} differ in length, and nothing pads them: make the trainer with "
                 "processing_class=tokenizer, or data_collator=DataCollatorWithPadding(tokenizer)."
             ) from error
+        fix = "Give a data_collator for these columns, or remove_unused_columns=True to drop what it does not know."
+        if isinstance(objective.head, TokenHead) and "labels" in columns:
+            fix = (
+                "Give a data_collator that pads labels as well: DataCollatorForTokenClassification(tokenizer), for "
+                "sequence to sequence DataCollatorForSeq2Seq(tokenizer)."
+            )
         raise InfluenceError(
-            f"data_collator: it makes no batch of the rows {rows} of {name} (columns: "
-            f"{', '.join(examples.dataset.column_names)}): {type(error).__name__}: {error}. Give a data_collator for "
-            "these columns, or drop those that it does not know (remove_unused_columns=True)."
+            f"data_collator: it makes no batch of the rows {rows} of {name} {_columns_of(examples.dataset)}: "
+            f"{type(error).__name__}: {error}. {fix}"
         ) from error
 
 

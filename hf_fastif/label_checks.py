@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,14 @@ from hf_fastif.row_checks import (
 LABELS = ("label", "labels", "label_ids")  # columns that collators make "labels" of
 
 
-def check_rows_of(name: str, examples: ExampleBatches, objective: Objective) -> None:
+def check_rows_of(name: str, examples: ExampleBatches, objective: Objective, own_loss: bool = False) -> None:
     """Looks at labels and lengths in all rows of a dataset.
+
+    Args:
+        name (`str`): The argument.
+        examples (`ExampleBatches`): Its rows.
+        objective (`Objective`): The loss.
+        own_loss (`bool`, *optional*, defaults to `False`): Whether the user computes it, from labels of any shape.
 
     Raises:
         InfluenceError: Naming column, row, value and fix, if the model cannot take a row.
@@ -49,6 +56,7 @@ def check_rows_of(name: str, examples: ExampleBatches, objective: Objective) -> 
     for column in columns:
         if column in dataset.column_names:
             checks += _label_checks(name, column, examples, objective)
+            checks += [] if own_loss else _width_checks(name, column, objective)
     for column in dict.fromkeys(check.column for check in checks):
         look_at(examples, column, [check for check in checks if check.column == column])
     if isinstance(objective.head, TokenHead) and objective.head.prepare is None:
@@ -115,6 +123,25 @@ def _label_checks(name: str, column: str, examples: ExampleBatches, objective: O
     if isinstance(objective.head, TokenHead) and objective.head.prepare is not None:
         checks += _answer_checks(name, column, without_adapters(objective.model))
     return checks
+
+
+def _width_checks(name: str, column: str, objective: Objective) -> list[RowCheck]:
+    """Where labels are lists, each must have a number for each output of the model."""
+    num_labels = getattr(without_adapters(objective.model).config, "num_labels", 1)
+    if objective.head.several or objective.head.choices or num_labels == 1:
+        return []
+    return [
+        RowCheck(
+            column,
+            lambda part: ~np.isin(token_counts(part, np.maximum.reduceat, 0), (1, num_labels)),
+            lambda batch: not isinstance(batch.get("labels"), torch.Tensor) or batch["labels"].shape[-1] != num_labels,
+            lambda row, value: (
+                f"{name}: column {column!r} holds a list of {len(value)} in row {row}, and the model has {num_labels} "
+                "labels (config.num_labels); give a float32 for each, 1.0 for those that the example has and 0.0 for "
+                "the others."
+            ),
+        )
+    ]
 
 
 def _answer_checks(name: str, column: str, model: nn.Module) -> list[RowCheck]:
@@ -224,12 +251,16 @@ def _ends(dataset: Dataset, column: str, ignored: bool) -> str:
 
 def _names_for_numbers(name: str, column: str, row: int, value: Any, config: PretrainedConfig) -> str:
     text, names = flat(value)[0], list(config.label2id)
-    if text in names:
-        known, fix = f"{name}.map(lambda row: {{{column!r}: model.config.label2id[row[{column!r}]]}})", ""
-    else:
-        known = f"{name}.class_encode_column({column!r})"
-        fix = f" (alphabetically), or with {name}.map and a dict; the model's names are {', '.join(names)}"
+    number = f"model.config.label2id[row[{column!r}]]"
+    if isinstance(value, list):
+        number = f"[model.config.label2id[one] for one in row[{column!r}]]"
+    fix = f"{name}.map(lambda row: {{{column!r}: {number}}})"
+    if re.fullmatch(r"[-+]?\d+(\.\d+)?", text):
+        kind = "int64" if config.num_labels > 1 and text.isdecimal() else "float32"
+        fix = f"{name}.cast_column({column!r}, datasets.Value({kind!r}))"
+    elif text not in names and not isinstance(value, list):
+        fix = f"{name}.class_encode_column({column!r}) (alphabetically), or with {name}.map and a dict"
     return (
         f"{name}: column {column!r} holds texts ({text!r} in row {row}), and the model takes numbers; map them, with "
-        f"{known}{fix}."
+        f"{fix}. The model's names are {', '.join(map(str, names))}."
     )

@@ -54,6 +54,13 @@ def test_what_is_no_dataset(tmp_path, given, fix):
         made(tmp_path, model=tiny_model(), train_dataset=TRAIN).find_influential(given)
 
 
+@pytest.mark.parametrize("given", [None, torch.ones(2, 3), QUERIES.to_pandas()])
+def test_other_things_that_are_no_dataset(tmp_path, given):
+    said = f"examples is a {type(given).__name__}; .*: datasets.Dataset.from_list, from_pandas and from_generator make"
+    with pytest.raises(InfluenceError, match=said):
+        made(tmp_path, model=tiny_model(), train_dataset=TRAIN).find_influential(given)
+
+
 def test_a_list_of_rows(tmp_path):
     with pytest.raises(InfluenceError, match=r"examples is a list.*Dataset.from_list, and tokenize it"):
         made(tmp_path, model=tiny_model(), train_dataset=TRAIN).find_influential(QUERIES.to_list())

@@ -65,6 +65,15 @@ def test_labels_that_are_texts(tmp_path):
     assert "train_dataset.map(lambda row: {'label': model.config.label2id[row['label']]})" in said
 
 
+@pytest.mark.parametrize(("text", "num_labels", "kind"), [("1", 3, "int64"), ("-0.5", 1, "float32")])
+def test_numbers_that_are_texts(tmp_path, text, num_labels, kind):
+    said = labels_refused(tmp_path, [text] * 40, tiny_model(num_labels=num_labels))
+    assert f"train_dataset.cast_column('label', datasets.Value('{kind}'))" in said
+    cast = with_labels([text] * 40).cast_column("label", Value(kind))
+    scan = tiny_trainer(tmp_path, tiny_model(num_labels=num_labels), cast, solver="identity", checkpoints="final")
+    assert scan.compute_influence(cast.select([0])).shape == (1, 40)
+
+
 @pytest.mark.parametrize(("labels", "kind"), [([1.0, 0.0] * 20, "float32"), ([True, False] * 20, "bool")])
 def test_class_labels_that_are_no_whole_numbers(tmp_path, labels, kind):
     said = labels_refused(tmp_path, labels)
@@ -110,8 +119,8 @@ def test_several_labels_at_once_are_floats(tmp_path):
     settings = {"solver": "identity", "checkpoints": "final"}
     scan = tiny_trainer(tmp_path, model, cast, **settings).compute_influence(cast.select([0]))
     assert scan.shape == (1, 40)
-    said = refused(tiny_trainer(tmp_path, model, with_labels([[0.0, 1.0]] * 40)))
-    assert "shape (2,) a row" in said
+    said = refused(tiny_trainer(tmp_path, model, with_labels([[0.0, 1.0, 1.0]] * 39 + [[0.0, 2.0]])))
+    assert "column 'label' holds a list of 2 in row 39, and the model has 3 labels" in said
 
 
 def test_labels_of_tokens_out_of_range(tmp_path):
@@ -123,6 +132,29 @@ def test_labels_of_tokens_out_of_range(tmp_path):
     assert "row 17 is the first such" in said
     assert "-100 is for tokens without a loss" in said
     assert len(case.trainer(tmp_path, data).find_misclassified(data)) <= 30
+
+
+def test_labels_of_tokens_that_are_texts(tmp_path):
+    case = CASES["token"]
+    data = case.data(30)
+    named = data.map(lambda row: {"labels": [f"TAG{label}" for label in row["labels"]]})
+    said = refused(case.trainer(tmp_path, named), data)
+    assert "column 'labels' holds texts ('TAG-100' in row 0)" in said
+    assert "{'labels': [model.config.label2id[one] for one in row['labels']]}" in said
+
+
+def test_a_collator_that_does_not_pad_labels(tmp_path):
+    case = CASES["token"]
+    trainer = case.trainer(tmp_path, case.data(30))
+    trainer.data_collator = DataCollatorWithPadding(tiny_tokenizer())
+    said = refused(trainer, case.data(30))
+    assert "Give a data_collator that pads labels as well: DataCollatorForTokenClassification(tokenizer)" in said
+
+
+def test_labels_that_a_format_hides(tmp_path):
+    said = refused(tiny_trainer(tmp_path), QUERIES.with_format("torch", columns=["input_ids", "attention_mask"]))
+    assert "examples has no labels" in said
+    assert "its format hides text, label)" in said
 
 
 def test_labels_of_tokens_must_fit_the_tokens(tmp_path):
