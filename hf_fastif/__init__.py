@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hf_fastif.config import InfluenceConfig
+    from hf_fastif.errors import InfluenceError
     from hf_fastif.index import InfluenceIndex
     from hf_fastif.parameters import freeze
     from hf_fastif.results import InfluenceResult
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "InfluenceConfig",
+    "InfluenceError",
     "InfluenceIndex",
     "InfluenceMixin",
     "InfluenceResult",
@@ -27,6 +29,7 @@ __all__ = [
 
 _HOMES = {
     "InfluenceConfig": "hf_fastif.config",
+    "InfluenceError": "hf_fastif.errors",
     "InfluenceIndex": "hf_fastif.index",
     "InfluenceMixin": "hf_fastif.trainer",
     "InfluenceResult": "hf_fastif.results",

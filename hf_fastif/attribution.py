@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +21,7 @@ from hf_fastif.passes import Passes
 from hf_fastif.pieces import Pieces, Tensors
 from hf_fastif.processes import Alone, dealt
 from hf_fastif.queries import dealt_gradients, loss_gradients
-from hf_fastif.scoring import covering_layers, influence_scores, self_influence
+from hf_fastif.scoring import choose_scoring, covering_layers, influence_scores, self_influence
 from hf_fastif.solvers import Repeated, Solution, Solver
 from hf_fastif.solving import SolverSetup
 from hf_fastif.tokens import influence_of_tokens
@@ -56,6 +57,14 @@ class Attribution:
     pieces: Pieces
     as_one: bool = False
     _solvers: dict[int, Solver] = field(default_factory=dict)
+    _scorings: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def scoring(self) -> str:
+        """How candidates were scored, of all queries of `outcomes`."""
+        if len(self._scorings) < 2:
+            return "".join(self._scorings)
+        return "; ".join(f"{count} queries by {why}" for why, count in self._scorings.items())
 
     def s_test(self, queries: ExampleBatches) -> Solution:
         """s_test of every query."""
@@ -94,9 +103,13 @@ class Attribution:
 
             found = self.pieces.get(f"queries-{i}", work)
             solution, scores = Solution.from_tensors(found), found["scores"].cpu().numpy()
+            candidates = None if search is None else found["candidates"].cpu().numpy()
+            together = len(scores) if self._is_shared(candidates) else 1
+            why = choose_scoring(self.args.scoring, self.objective, pool, together).why
+            self._scorings[why] += len(scores)
             everything = np.arange(len(pool))
             for q in range(len(scores)):
-                scored = everything if search is None else found["candidates"][q].cpu().numpy()
+                scored = everything if candidates is None else candidates[q]
                 tokens = _unpacked(found, q) if num_shown is not None else None
                 yield QueryOutcome(scored, scores[q], solution[q : q + 1].quality(), tokens)
 
@@ -209,11 +222,16 @@ class Attribution:
 
         if candidates is None:
             return score(vectors, np.arange(len(pool)), name)
-        union, places = np.unique(candidates, return_inverse=True)
-        if SHARED_COST * len(union) < candidates.size:
+        if self._is_shared(candidates):
+            union, places = np.unique(candidates, return_inverse=True)
             return np.take_along_axis(score(vectors, union, name), places.reshape(candidates.shape), axis=1)
         pairs = zip(vectors.split(1), candidates, strict=True)
         return np.concatenate([score(vector, rows, f"{name}-{q}") for q, (vector, rows) in enumerate(pairs)])
+
+    @staticmethod
+    def _is_shared(candidates: np.ndarray | None) -> bool:
+        """Whether some queries are scored together, given the candidates (Q, k) of each, or None for all of them."""
+        return candidates is None or SHARED_COST * len(np.unique(candidates)) < candidates.size
 
     def _tokens(
         self,

@@ -17,12 +17,13 @@ from transformers.utils import logging
 
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.errors import InfluenceError
+from hf_fastif.identity import differences
 from hf_fastif.index import InfluenceIndex
 from hf_fastif.label_checks import check_label_type, check_rows_of
 from hf_fastif.objective import Objective, TokenHead
 from hf_fastif.parameters import without_adapters
 from hf_fastif.row_checks import lengths_of, shortest_and_longest
-from hf_fastif.solvers import Solution
+from hf_fastif.solvers import Origin, Solution
 
 
 logger = logging.get_logger(__name__)
@@ -187,14 +188,7 @@ def _packed(name: str, why: str) -> str:
 
 def check_whole(model: nn.Module) -> None:
     """Every process must hold all parameters of the model: derivatives of single examples are taken by each alone."""
-    sharded = None
-    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
-        sharded = "FSDP"
-    for name, parameter in model.named_parameters():
-        if isinstance(parameter, DTensor):
-            sharded = f"FSDP2 or tensor parallelism ({name} is a DTensor)"
-        elif hasattr(parameter, "ds_id"):  # the mark of DeepSpeed's ZeRO, stage 3
-            sharded = "DeepSpeed ZeRO, stage 3"
+    sharded = sharded_by(model)
     if sharded is not None:
         raise InfluenceError(
             f"model: its parameters are dealt to the processes by {sharded}, and influence needs all of them in each. "
@@ -203,6 +197,18 @@ def check_whole(model: nn.Module) -> None:
             "is launched without sharding. hf_fastif.freeze makes that run smaller: only parameters with "
             "requires_grad have vectors."
         )
+
+
+def sharded_by(model: nn.Module) -> str | None:
+    """What deals the parameters of a model to processes; None if each holds all of them."""
+    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
+        return "FSDP"
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, DTensor):
+            return f"FSDP2 or tensor parallelism ({name} is a DTensor)"
+        if hasattr(parameter, "ds_id"):  # the mark of DeepSpeed's ZeRO, stage 3
+            return "DeepSpeed ZeRO, stage 3"
+    return None
 
 
 def check_adapters(model: nn.Module) -> None:
@@ -253,36 +259,61 @@ def check_rows(name: str, rows: Sequence[int], size: int) -> None:
         raise InfluenceError(f"{name}={outside}: there are {size} rows; give 0 to {size - 1}.")
 
 
-def check_index(name: str, dataset: Dataset, indexes: Mapping[str, InfluenceIndex], model: str) -> InfluenceIndex:
-    """The index of the dataset's present rows, which must have been made with the present model and checkpoints.
+def check_index(
+    name: str, dataset: Dataset, indexes: Mapping[str, InfluenceIndex], belongs: Mapping[str, str]
+) -> InfluenceIndex:
+    """The index of the dataset's present rows, which must have been made with the present model, loss and rows.
 
-    `indexes` maps the fingerprints of datasets to their indexes, `model` is the fingerprint of the checkpoints.
+    `indexes` maps the fingerprints of datasets to their indexes, `belongs` is what the index must have been made with.
     """
     rebuild = "trainer.build_index()" if name == "train_dataset" else f"trainer.build_index({name})"
-    found = indexes.get(dataset._fingerprint)
-    if found is None and (indexes or dataset.list_indexes()):
+    index = indexes.get(dataset._fingerprint)
+    if index is None and (indexes or dataset.list_indexes()):
         raise InfluenceError(
             f"{name} is not the dataset that the index was built for (its fingerprint is {dataset._fingerprint}, "
             f"indexed are {', '.join(indexes) or 'none by this trainer'}): rows were changed or replaced since; call "
             f"{rebuild} again."
         )
-    if found is None or found.name not in dataset.list_indexes():
+    if index is None or index.name not in dataset.list_indexes():
         raise InfluenceError(f"{name} has no index to find num_neighbors in; call {rebuild} first.")
-    if found.manifest["model"] != model:
+    reasons = {
+        "trained": "(what has requires_grad)",
+        "model": "(or other checkpoints chosen)",
+        "dataset": "(its rows, or what its transform or the data_collator makes of them)",
+        "loss": "(compute_loss_func, or a setting of it)",
+    }
+    names = {"trained": "trained part of the model"}
+    for what in differences(index.manifest, belongs):
         raise InfluenceError(
-            f"{name}: the model was changed after its index was built (or other checkpoints chosen); call {rebuild} "
-            "again."
+            f"{name}: the {names.get(what, what)} was changed after its index was built {reasons[what]}; it was "
+            f"{index.manifest.get(what)}, and is {belongs[what]}. Call {rebuild} again."
         )
-    return found
+    return index
 
 
-def check_s_test(s_test: Solution | None, num_queries: int, num_parameters: int) -> None:
-    """A given s_test must be that of these queries and this model."""
-    if s_test is not None and s_test.vectors.shape != (num_queries, num_parameters):
+def check_s_test(s_test: Solution | None, origin: Origin, num_parameters: int) -> None:
+    """A given s_test must be that of these queries, and of this model, training set and loss."""
+    if s_test is None:
+        return
+    num_queries = len(origin.queries)
+    if s_test.vectors.shape != (num_queries, num_parameters):
         raise InfluenceError(
             f"s_test holds {len(s_test)} vectors of {s_test.vectors.shape[1]:,} parameters, but there are "
-            f"{num_queries} "
-            f"examples and {num_parameters:,} trainable parameters; pass what compute_s_test(examples) returned for "
-            "these "
-            "examples and this model."
+            f"{num_queries} examples and {num_parameters:,} trainable parameters; pass what compute_s_test(examples) "
+            "returned for these examples and this model."
+        )
+    if s_test.origin is None:  # the user's own vectors
+        return
+    if s_test.origin.queries != origin.queries:
+        pairs = zip(s_test.origin.queries, origin.queries, strict=True)
+        row = next(row for row, (there, here) in enumerate(pairs) if there != here)
+        raise InfluenceError(
+            f"s_test was computed for other examples: its query {row} has the digest {s_test.origin.queries[row]}, "
+            f"and row {row} of examples is {origin.queries[row]}; pass what compute_s_test(examples) returned for "
+            "these examples, in their order."
+        )
+    for what in differences(s_test.origin.belongs, origin.belongs):
+        raise InfluenceError(
+            f"s_test was computed with the {what} {s_test.origin.belongs[what]}, and this is "
+            f"{origin.belongs[what]}; call compute_s_test(examples) again."
         )

@@ -73,9 +73,10 @@ class InfluenceConfig(TrainingArguments):
             The checkpoints that influence is summed over. `"final"` is the model as it is, and `"auto"` the end of
             the first epoch, if the run that led to the model left one, else the model. `"epochs"` are the ends of all
             epochs, a number such as 3 is that many evenly spaced steps, and `"early-3"` a quarter, a half and the
-            whole of training. `train()` keeps what is asked for (trained parameters alone; of `"auto"` the ends of
-            epochs), and folders `checkpoint-*` of an earlier run serve too. A list names files, folders, output
-            folders of other runs (seeds), or models on the Hub (`"user/model@revision"`).
+            whole of training. `train()` keeps what is asked for and no more (trained parameters and buffers; at most
+            `save_total_limit` of them), and folders `checkpoint-*` of the run that led to the model serve too. A list
+            names files, folders, output folders of other runs (seeds), or models on the Hub
+            (`"user/model@revision"`).
         checkpoint_weights (`str` or list of `float`, *optional*, defaults to `"uniform"`):
             Their weights in the sum: `"uniform"`, `"learning_rate"`, or a number each.
 

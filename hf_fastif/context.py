@@ -14,10 +14,19 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from transformers import Trainer
+from transformers.utils import logging
 
 from hf_fastif.attribution import Attribution
 from hf_fastif.batches import ExampleBatches
-from hf_fastif.checkpoints import Checkpoint, CheckpointSet, find_checkpoints, holds, kept_checkpoints, weights_of
+from hf_fastif.checkpoints import (
+    Checkpoint,
+    CheckpointSet,
+    checkpoints_of,
+    find_checkpoints,
+    holds,
+    run_that_led_to,
+    weights_of,
+)
 from hf_fastif.checks import (
     check_adapters,
     check_dataset,
@@ -28,18 +37,21 @@ from hf_fastif.checks import (
 )
 from hf_fastif.config import InfluenceConfig
 from hf_fastif.frozen import FrozenStates, find_frozen_states
+from hf_fastif.identity import hexdigest, same_loss
 from hf_fastif.index import InfluenceIndex
-from hf_fastif.objective import Objective, OwnLoss, OwnStep, differentiable, trained_loss
-from hf_fastif.parameters import model_fingerprint
+from hf_fastif.objective import LossFacts, Objective, differentiable, trained_loss
+from hf_fastif.parameters import frozen_digest, trained_part, trained_state
 from hf_fastif.passes import Passes
-from hf_fastif.pieces import Pieces, digest, pieces_of
+from hf_fastif.pieces import Pieces, pieces_of
 from hf_fastif.processes import check_same_folder, check_shared_folder
 from hf_fastif.provenance import model_name, sources
 from hf_fastif.queries import Predictions, predict
 from hf_fastif.signals import Signal, measure_signal
-from hf_fastif.solvers import Solution
+from hf_fastif.solvers import Origin, Solution
 from hf_fastif.solving import SolverSetup
 
+
+logger = logging.get_logger(__name__)
 
 UNFINISHED = "unfinished"  # under the folder of influence
 
@@ -52,9 +64,11 @@ class Kept:
         indexes (`dict`): Indexes by the fingerprint of their dataset.
         states (`dict`): States behind frozen layers, by dataset; None where there are none to keep.
         fitted (`dict`): Spectra, factors and the like, by what they belong to.
-        digests (`dict`): Of the rows of datasets, by their fingerprint.
+        digests (`dict`): Of the stored rows of datasets, by their fingerprint.
         checked (`dict`): The collators that datasets were checked with.
-        losses (`dict`): What computes the loss of single examples, if it is not the model's head.
+        losses (`dict`): What was found out about losses.
+        loss_identities (`list[str]`): What stands for the losses that there were.
+        said (`str`): What the user was last told about the moment of training.
         prepared (`bool`): Whether the folder for all this was looked at.
         begun (`set[Path]`): Folders of what is kept for good that were opened.
     """
@@ -64,7 +78,9 @@ class Kept:
     fitted: dict[tuple[Hashable, ...], Any] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     checked: dict[tuple[Hashable, ...], Any] = field(default_factory=dict)
-    losses: dict[tuple[Hashable, ...], OwnLoss | OwnStep | None] = field(default_factory=dict)
+    losses: dict[Hashable, LossFacts] = field(default_factory=dict)
+    loss_identities: list[str] = field(default_factory=list)
+    said: str = ""
     prepared: bool = False
     begun: set[Path] = field(default_factory=set)
 
@@ -108,8 +124,7 @@ class Context:
         """The examples of a dataset, checked."""
         check_dataset(name, dataset)
         trainer = self.trainer
-        rows = trainer._remove_unused_columns(dataset, name)
-        examples = ExampleBatches(rows, trainer.data_collator, trainer._prepare_inputs)
+        examples = batches_of(trainer, self.kept, dataset, name)
         key = (dataset._fingerprint, id(self.objective.model), self.args.remove_unused_columns)
         if self.kept.checked.get(key) is not trainer.data_collator:
             check_inputs(name, dataset, examples, trainer, self.objective)
@@ -123,20 +138,48 @@ class Context:
         return examples
 
     def _find_loss(self, examples: ExampleBatches) -> None:
-        args, losses = self.args, self.kept.losses
-        key = (id(self.objective.model), self.trainer.compute_loss_func, args.loss_reduction)
-        key += (args.curvature, args.solver == "identity", args.label_smoothing_factor)
-        if key not in losses:
-            losses[key] = trained_loss(self.trainer, self.objective, examples)
-        self.objective.use_loss(losses[key])
+        self.objective.use_loss(trained_loss(self.trainer, self.objective, examples, self.kept.losses))
         self._loss_known = True
+
+    @property
+    def loss(self) -> str:
+        """What stands for the loss; the same text for losses that compute the same."""
+        identity, before = self.objective.loss_identity, self.kept.loss_identities
+        for other in before:
+            if same_loss(identity, other):
+                return other
+        before.append(identity)
+        return identity
+
+    def belongs(self, pool: ExampleBatches) -> dict[str, str]:
+        """What an artifact about a dataset must belong to: model, dataset and loss."""
+        model = {"trained": trained_part(self.objective.model), "model": self.checkpoints.fingerprint}
+        return model | {"dataset": pool.digest, "loss": self.loss}
+
+    def origin(self, queries: ExampleBatches, as_one: bool) -> Origin:
+        """What the s_test of some queries belongs to."""
+        digests = queries.row_digests
+        return Origin(
+            queries=(hexdigest(digests),) if as_one else digests,
+            belongs=self.belongs(self.train),
+        )
+
+    def training_facts(self) -> dict[str, str]:
+        """What a checkpoint keeps about the run that it is of."""
+        examples = self.examples("train_dataset", self.trainer.train_dataset)
+        return {
+            "train_dataset": examples.training_digest,
+            "loss": self.objective.training_loss_identity,
+            "frozen": frozen_digest(self.objective.model),
+        }
 
     def pool(self, name: str, dataset: Dataset) -> ExampleBatches:
         """The examples of a dataset that many passes are made over: what frozen layers make of them is kept."""
         examples, states = self.examples(name, dataset), self.kept.states
         memory = int(self.args.frozen_states_gb * 2**30)
-        frozen = model_fingerprint(self.objective.model, frozen_only=True)
-        key = (id(self.objective.model), frozen, dataset._fingerprint, memory, self.args.influence_bf16)
+        model = self.objective.model
+        key = (id(model), frozen_digest(model), examples.digest, tuple(self.objective.theta), memory)
+        key += (self.args.influence_bf16,)
         if memory and self.objective.own_step is None and key not in states:
             states[key] = find_frozen_states(self.objective, examples, memory)
         if key in states:
@@ -157,20 +200,25 @@ class Context:
         """The moments of training that influence is summed over, checked."""
         args = self.args
         self.trainer.accelerator.wait_for_everyone()  # the main process may have written one just now
-        members = find_checkpoints(args.checkpoints, args.output_dir, self.objective.theta)
-        found = CheckpointSet(self.objective, members, weights_of(members, args.checkpoint_weights))
+        objective = self.objective
+        members, line = find_checkpoints(args.checkpoints, args.output_dir, objective.model)
+        if line and (line != self.kept.said or members == [Checkpoint()]):
+            logger.warning(line)
+        self.kept.said = line
+        checkpoints = CheckpointSet(objective, members, weights_of(members, args.checkpoint_weights))
         if any(member.path for member in members):
-            found.check(self.train.digest)
-        return found
+            checkpoints.check(self.train)
+        return checkpoints
 
     def signals(self) -> list[Signal]:
         """What each checkpoint that training left still holds, and the final model."""
-        members = kept_checkpoints(self.args.output_dir)
-        if members and holds(members[-1], self.objective.theta):
+        folder, model = self.args.output_dir, self.objective.model
+        members = checkpoints_of(folder, run_that_led_to(folder, model))
+        if members and holds(members[-1], trained_state(model)):
             members.pop()
         members.append(Checkpoint())
         checkpoints = CheckpointSet(self.objective, members, [1.0] * len(members))
-        checkpoints.check(self.train.digest)
+        checkpoints.check(self.train)
         found = []
         for number, member in enumerate(members):
             with checkpoints.at(number):
@@ -183,12 +231,11 @@ class Context:
 
     def setup(self) -> SolverSetup:
         """Curvature, damping and solver, at the checkpoint that is in the model."""
-        train, fingerprint = self.train, self.trainer.train_dataset._fingerprint
         accelerator, fitted = self.trainer.accelerator, self.kept.fitted
         final = self.checkpoints.present.path is None
-        name = "ekfac" if final else f"ekfac-{model_fingerprint(self.objective.model)}"
+        name = "ekfac" if final else f"ekfac-{hexdigest([self.objective.fingerprint])}"
         factors = folder_of(self.args) / f"{name}.safetensors"
-        return SolverSetup(self.args, self.objective, train, fingerprint, accelerator, fitted, factors)
+        return SolverSetup(self.args, self.objective, self.train, self.loss, accelerator, fitted, factors)
 
     @contextmanager
     def attribution(
@@ -207,22 +254,17 @@ class Context:
         """
         args, trainer, kept = self.args, self.trainer, self.kept
         train = trainer.train_dataset
-        about = (rows_digest(trainer, kept, thing) if isinstance(thing, Dataset) else thing for thing in on)
+        about = (batches_of(trainer, kept, thing).digest if isinstance(thing, Dataset) else thing for thing in on)
         about = (thing.vectors if isinstance(thing, Solution) else thing for thing in about)
-        folder = folder_of(args) / UNFINISHED / f"{work}-{digest(about)}"
-        training = {"seed": args.seed, "label_smoothing_factor": args.label_smoothing_factor}
+        folder = folder_of(args) / UNFINISHED / f"{work}-{hexdigest(about)}"
         manifest = {
-            "loss": self.objective.loss_name,
+            "loss": self.loss,
             "model": self.checkpoints.fingerprint,
-            "train_dataset": rows_digest(trainer, kept, train) if isinstance(train, Dataset) else None,
-            **{name: str(value) for name, value in (args.influence_settings() | training).items()},
+            "train_dataset": batches_of(trainer, kept, train).digest if isinstance(train, Dataset) else None,
+            "seed": str(args.seed),
+            **{name: str(value) for name, value in args.influence_settings().items()},
         }
         return pieces_of(folder, manifest, trainer.accelerator)
-
-    def loss_settings(self) -> dict[str, Any]:
-        """What gradients depend on, beside model and examples."""
-        names = ("label_smoothing_factor", "loss_weight_decay", "loss_reduction", "influence_bf16")
-        return {"function": self.objective.loss_name} | {name: getattr(self.args, name) for name in names}
 
     def settings(self, num_neighbors: int | None, num_examples: int | None) -> dict[str, Any]:
         """What a result says about how it was made."""
@@ -267,13 +309,10 @@ def context_of(trainer: Trainer, kept: Kept) -> Iterator[Context]:
         yield Context(trainer, objective, kept)
 
 
-def rows_digest(trainer: Trainer, kept: Kept, dataset: Dataset) -> str:
-    """A short digest of the rows of a dataset as the model sees them, computed once."""
-    if dataset._fingerprint not in kept.digests:
-        rows = trainer._remove_unused_columns(dataset)
-        examples = ExampleBatches(rows, trainer.data_collator, trainer._prepare_inputs)
-        kept.digests[dataset._fingerprint] = examples.digest
-    return kept.digests[dataset._fingerprint]
+def batches_of(trainer: Trainer, kept: Kept, dataset: Dataset, name: str | None = None) -> ExampleBatches:
+    """The rows of a dataset as the model sees them."""
+    rows = trainer._remove_unused_columns(dataset, name)
+    return ExampleBatches(rows, trainer.data_collator, trainer._prepare_inputs, kept.digests)
 
 
 def folder_of(args: InfluenceConfig) -> Path:

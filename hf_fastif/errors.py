@@ -9,6 +9,8 @@ class InfluenceError(ValueError):
     Example:
 
     ```python
+    from hf_fastif import InfluenceError
+
     try:
         result = trainer.find_influential(queries)
     except InfluenceError as error:

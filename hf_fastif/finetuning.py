@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 
 from hf_fastif.config import InfluenceConfig
+from hf_fastif.context import batches_of
 from hf_fastif.data import DataArguments, default_encoder, load_examples, tokenize
 from hf_fastif.errors import InfluenceError, NotFoundError
 from hf_fastif.files import write_whole
@@ -148,7 +149,8 @@ def fine_tune(
     trainer, examples = make_trainer(model, data, config)
     if train is not None:
         trainer.train_dataset = train
-    settings = training_settings(model, data, config) | {"train_dataset": trainer._train_digest()}
+    train_digest = batches_of(trainer, trainer._kept, trainer.train_dataset).training_digest
+    settings = training_settings(model, data, config) | {"train_dataset": train_digest}
     if config.overwrite or not path.exists():
         trainer.train()
         trainer.save_model()

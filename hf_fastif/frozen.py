@@ -77,6 +77,8 @@ def find_frozen_states(objective: Objective, examples: ExampleBatches, memory: i
     mask = batch.get("attention_mask")
     if not layers or mask is None or mask.ndim != 2:
         return None
+    if any(buffer.is_floating_point() for layer in layers for buffer in layer.buffers()):
+        return None  # running statistics, which may differ between checkpoints
     with torch.enable_grad():
         output = output_of_last(objective, layers, batch)
     states, *rest = output if isinstance(output, tuple) else (output,)

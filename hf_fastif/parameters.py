@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
 from hf_fastif.errors import InfluenceError
+from hf_fastif.identity import hexdigest
 
 
 def freeze(model: nn.Module, num_layers: int) -> None:
@@ -110,22 +109,62 @@ def fill(parameters: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tens
         parameter.copy_(values[name])
 
 
-def model_fingerprint(model: nn.Module, frozen_only: bool = False) -> str:
-    """A short digest of a model's weights, to notice that they changed: names, shapes, norms and sums.
+def saved_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the buffers that belong to a saved model, such as the running statistics of a BatchNorm, by name."""
+    saved = set(model.state_dict(keep_vars=True))
+    return {name: buffer for name, buffer in model.named_buffers() if name in saved}
+
+
+def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return what differs between moments of training, by name: trained parameters and saved buffers."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad} | saved_buffers(model)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return a digest of the bytes of a model's parameters and buffers, by name.
+
+    It is the same on any number of threads, processes and devices. Rotary frequencies are left out, since the model
+    computes them from its configuration and rewrites them for longer inputs.
 
     Args:
-        model (`torch.nn.Module`): The model.
-        frozen_only (`bool`, *optional*, defaults to `False`): Whether only what is not trained counts.
+        model (`torch.nn.Module`): The model, held whole by this process."""
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
+    named = sorted((name, tensor) for name, tensor in tensors.items() if not name.endswith("inv_freq"))
+    return hexdigest(part for pair in named for part in pair)
+
+
+def frozen_digest(model: nn.Module) -> str:
+    """Return a digest of the bytes of the parameters that are not trained, by name."""
+    named = sorted((name, p) for name, p in model.named_parameters() if not p.requires_grad)
+    return hexdigest(part for pair in named for part in pair)
+
+
+def model_digest(model: nn.Module) -> str:
+    """Return a digest of a model's weights and of which of its parameters are trained."""
+    return hexdigest([weights_digest(model), trained_part(model)])
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """Return what stands for a model in manifests: its digest, if all of its parameters are numbers.
+
+    Raises:
+        InfluenceError: If a parameter holds NaN or infinite numbers.
     """
-    named = [(name, p) for name, p in model.named_parameters() if not (frozen_only and p.requires_grad)]
-    if not named:
-        return "nothing"
-    numbers = torch.stack([torch.stack([p.detach().float().norm(), p.detach().float().sum()]) for _, p in named])
-    digest = hashlib.blake2b(digest_size=8)
-    for (name, parameter), (norm, total) in zip(named, numbers.tolist(), strict=True):
-        if not (math.isfinite(norm) and math.isfinite(total)):
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not _is_finite(parameter.detach()):
             raise InfluenceError(
                 f"model: parameter {name} holds NaN or infinite numbers; load a checkpoint that is whole."
             )
-        digest.update(f"{name}{tuple(parameter.shape)}{norm!r}{total!r}".encode())
-    return digest.hexdigest()
+    return model_digest(model)
+
+
+def trained_part(model: nn.Module) -> str:
+    """Return how many parameters of a model are trained, and a digest of their names."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    count, total = sum(p.numel() for _, p in trained), sum(p.numel() for p in model.parameters())
+    return f"{count:,} of {total:,} parameters trained, {hexdigest(name for name, _ in trained)[:8]}"
+
+
+def _is_finite(values: torch.Tensor) -> bool:
+    # A sum allocates nothing; only where it overflows every entry is looked at.
+    return bool(torch.isfinite(values.sum(dtype=torch.float32))) or bool(torch.isfinite(values).all())

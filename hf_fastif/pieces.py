@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, tqdm
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from transformers.utils import logging
 
 from hf_fastif.files import write_whole
+from hf_fastif.identity import differences, hexdigest
 from hf_fastif.processes import from_main
 
 
@@ -30,7 +30,8 @@ class Pieces:
     """Keeps what long work has finished, so that a run that was killed goes on from there.
 
     The main process writes and reads; every process must make the same calls and gets the same answers. What is kept
-    of other work (another model, dataset or setting) is deleted, with a line that says what has changed.
+    of other work (another model, dataset or setting) is deleted, with a line that says what has changed. Two runs may
+    go on with the same work: each piece says what it depends on, and one that the other run has deleted is computed.
 
     Args:
         folder (`Path`): For the pieces; made when the first one is written.
@@ -56,6 +57,7 @@ class Pieces:
                 return {key: values.to(self.accelerator.device, copy=True) for key, values in tensors.items()}
         tensors = compute()
         self._add(name, tensors)
+        self._finished.add(name)
         return tensors
 
     def has(self, name: str) -> bool:
@@ -84,22 +86,22 @@ class Pieces:
 
     def delete(self) -> None:
         """Deletes all pieces: the work is done."""
-        if self.accelerator.is_main_process and self.folder.exists():
-            shutil.rmtree(self.folder)
+        if self.accelerator.is_main_process:
+            _delete_folder(self.folder)
 
     def _open(self) -> set[str]:
-        path = self.folder / MANIFEST
-        if not path.exists():
-            return set()
         try:
-            there = json.loads(path.read_text(encoding="utf-8"))
+            there = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return set()
         except ValueError:
             there = {"manifest": "damaged"}
-        changed = [key for key in there | self.manifest if self.manifest.get(key) != there.get(key)]
+        changed = differences(there, dict.fromkeys(there) | self.manifest)
         if changed:
             logger.warning(f"Starting afresh in {self.folder}: since it was begun, {', '.join(changed)} changed.")
-            shutil.rmtree(self.folder)
+            _delete_folder(self.folder)
             return set()
+        self.manifest = there  # which may differ in the last digits of a loss
         found = {file.stem for file in self.folder.glob("*.safetensors")}
         if found:
             logger.warning(f"Going on with {self.folder}: {len(found)} pieces of the work are there already.")
@@ -108,10 +110,15 @@ class Pieces:
     def _read(self, name: str) -> Tensors | None:
         path = self._path(name)
         try:
-            return load_file(path)
+            with safe_open(path, framework="pt") as file:
+                written = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+        except FileNotFoundError:
+            return None  # another run was done first
         except SafetensorError as error:
             logger.warning(f"{path} is damaged ({error}) and is computed again.")
             return None
+        return tensors if written == self._mark else None
 
     def _add(self, name: str, tensors: Tensors) -> None:
         if self.accelerator.is_main_process:
@@ -121,13 +128,33 @@ class Pieces:
         return self.folder / f"{name}.safetensors"
 
     def _write(self, path: Path, tensors: Tensors) -> None:
-        if not self.folder.exists():
-            self.folder.mkdir(parents=True)
+        values = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        try:
+            self._write_into_folder(path, values)
+        except (FileNotFoundError, SafetensorError):
+            if self.folder.exists():
+                raise
+            self._write_into_folder(path, values)  # another run was done, and deleted the folder meanwhile
+        for part in self.folder.glob(f"{path.stem}.*.safetensors"):
+            part.unlink(missing_ok=True)
+
+    def _write_into_folder(self, path: Path, values: Tensors) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / MANIFEST).exists():
             text = json.dumps(self.manifest, indent=2)
             write_whole(self.folder / MANIFEST, lambda file: file.write_text(text, encoding="utf-8"))
-        write_whole(path, lambda file: save_file({k: v.contiguous() for k, v in tensors.items()}, file))
-        for part in self.folder.glob(f"{path.stem}.*.safetensors"):
-            part.unlink()
+        write_whole(path, lambda file: save_file(values, file, self._mark))
+
+    @property
+    def _mark(self) -> dict[str, str]:
+        """What a piece says it depends on."""
+        return {"work": hexdigest([json.dumps(self.manifest, sort_keys=True)])}
+
+
+def _delete_folder(folder: Path) -> None:
+    """Delete a folder that another run may be writing to or deleting."""
+    (folder / MANIFEST).unlink(missing_ok=True)  # first: without it nothing that stays is taken up again
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -136,11 +163,3 @@ def pieces_of(folder: Path, manifest: Mapping[str, str], accelerator: Accelerato
     pieces = Pieces(folder, manifest, accelerator)
     yield pieces
     pieces.delete()
-
-
-def digest(things: Iterable[torch.Tensor | str | int | bool | None]) -> str:
-    """A short name for what a piece of work is about, the same in another run."""
-    found = hashlib.blake2b(digest_size=8)
-    for thing in things:
-        found.update(thing.detach().cpu().numpy() if isinstance(thing, torch.Tensor) else repr(thing).encode())
-    return found.hexdigest()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState, GradientState, PartialState
@@ -86,6 +88,18 @@ def alone() -> Iterator[None]:
         for state, values in zip(states, before, strict=True):
             state._shared_state.clear()
             state._shared_state.update(values)
+
+
+@contextmanager
+def same_random_state() -> Iterator[None]:
+    """Give back the random states as they were: what is done within the block leaves no trace in training."""
+    before, of_numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(before)
+            np.random.set_state(of_numpy)
 
 
 def check_same_folder(folder: Path, accelerator: Accelerator) -> None:

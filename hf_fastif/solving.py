@@ -25,8 +25,9 @@ from hf_fastif.curvature import (
 )
 from hf_fastif.errors import InfluenceError
 from hf_fastif.files import write_whole
+from hf_fastif.identity import differences
 from hf_fastif.objective import Objective
-from hf_fastif.parameters import model_fingerprint
+from hf_fastif.parameters import trained_part
 from hf_fastif.processes import from_main
 from hf_fastif.solvers import (
     ConjugateGradient,
@@ -58,7 +59,7 @@ class SolverSetup:
         args ([`InfluenceConfig`]): What is asked for.
         objective (`Objective`): The loss.
         examples (`ExampleBatches`): The training set.
-        fingerprint (`str`): Of the training set.
+        loss (`str`): What stands for the loss.
         accelerator (`Accelerator`): The processes.
         kept (`dict`): What earlier setups have fitted.
         factors_file (`Path`): For Kronecker factors.
@@ -69,7 +70,7 @@ class SolverSetup:
         args: InfluenceConfig,
         objective: Objective,
         examples: ExampleBatches,
-        fingerprint: str,
+        loss: str,
         accelerator: Accelerator,
         kept: dict[tuple[Hashable, ...], Any],
         factors_file: Path,
@@ -77,7 +78,7 @@ class SolverSetup:
         self.args = args
         self.objective = objective
         self.examples = examples
-        self.fingerprint = fingerprint
+        self.loss = loss
         self.accelerator = accelerator
         self.kept = kept
         self.factors_file = factors_file
@@ -258,13 +259,13 @@ class SolverSetup:
     @cached_property
     def factors_manifest(self) -> dict[str, str]:
         """What Kronecker factors will not be used without."""
-        args = self.args
+        args, seed = self.args, self.args.seed
         return {
-            "model": model_fingerprint(self.objective.model),
+            "trained": trained_part(self.objective.model),
+            "model": self.objective.fingerprint,
             "dataset": self.examples.digest,
-            "settings": f"blocks=linear,norms samples={args.ekfac_samples} seed={args.seed} bf16={args.influence_bf16}"
-            f"{'' if args.loss_reduction == 'sum' else ' reduction=mean'}"
-            f"{' loss=' + self.objective.loss_name if self.objective.loss_name else ''}",
+            "loss": self.loss,
+            "settings": f"blocks=linear,norms samples={args.ekfac_samples} seed={seed} bf16={args.influence_bf16}",
         }
 
     def adopt_factors(self, path: Path, found: Mapping[str, Any]) -> KroneckerFactors:
@@ -277,12 +278,11 @@ class SolverSetup:
         Raises:
             ValueError: If they were fitted to another model or training set, or otherwise, naming both.
         """
-        for what, expected in self.factors_manifest.items():
-            if found[what] != expected:
-                raise InfluenceError(
-                    f"The EK-FAC factors were fitted with the {what} {found[what]}, and this is {expected}; do not "
-                    "load them, and EK-FAC is fitted here when it is needed."
-                )
+        for what in differences(found, self.factors_manifest):
+            raise InfluenceError(
+                f"The EK-FAC factors were fitted with the {what} {found.get(what)}, and this is "
+                f"{self.factors_manifest[what]}; do not load them, and EK-FAC is fitted here when it is needed."
+            )
         if self.accelerator.is_main_process:
             self.factors_file.parent.mkdir(parents=True, exist_ok=True)
             write_whole(self.factors_file, lambda file: shutil.copyfile(path, file))
@@ -332,10 +332,7 @@ class SolverSetup:
         return min(wanted, len(self.examples))
 
     def _once(self, what: tuple[Hashable, ...], fit: Callable[[], Any]) -> Any:
-        args = self.args
-        key = (*what, model_fingerprint(self.objective.model), self.fingerprint, args.curvature, args.seed)
-        key += (args.influence_bf16, args.label_smoothing_factor, args.loss_weight_decay, args.loss_reduction)
-        key += (self.objective.own_loss, self.objective.own_step)
+        key = (*what, self.objective.fingerprint, self.examples.digest, self.loss, self.args.curvature, self.args.seed)
         if key not in self.kept:
             self.kept[key] = fit()
         return self.kept[key]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 from datasets import Dataset
 from torch import nn
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import TrainOutput
+from transformers.utils import logging
 
-from hf_fastif.checkpoints import KeepCheckpoints
+from hf_fastif.checkpoints import KeepCheckpoints, write_run_end
 from hf_fastif.checks import (
     check_dataset,
     check_index,
@@ -20,21 +23,26 @@ from hf_fastif.checks import (
     check_rows,
     check_s_test,
     check_train_dataset,
+    sharded_by,
 )
 from hf_fastif.config import with_influence
-from hf_fastif.context import Context, Kept, context_of, rows_digest
+from hf_fastif.context import Context, Kept, context_of
 from hf_fastif.diagnosis import Diagnosis, diagnose
 from hf_fastif.errors import InfluenceError
 from hf_fastif.hub.mixin import HubMixin
 from hf_fastif.index import InfluenceIndex, Vectors, without_indexes, write_index
 from hf_fastif.indexing import features_of, index_features, own_features, searching
 from hf_fastif.outcomes import build_result
+from hf_fastif.processes import same_random_state
 from hf_fastif.provenance import model_name, sources
 from hf_fastif.queries import dealt_gradients
 from hf_fastif.results import InfluenceResult
-from hf_fastif.scoring import choose_scoring, has_token_losses
+from hf_fastif.scoring import has_token_losses
 from hf_fastif.solvers import Solution
 from hf_fastif.tokens import influence_of_tokens, texts_of_tokens
+
+
+logger = logging.get_logger(__name__)
 
 
 class InfluenceMixin(HubMixin):
@@ -59,7 +67,8 @@ class InfluenceMixin(HubMixin):
         check_train_dataset(train_dataset)
         super().__init__(model, with_influence(args), *other, **named)
         self._kept = Kept()
-        self.add_callback(KeepCheckpoints(self._train_digest))
+        self._keeper = KeepCheckpoints(self._training_facts, self._unwrapped)
+        self.add_callback(self._keeper)
 
     def build_index(
         self,
@@ -97,7 +106,7 @@ class InfluenceMixin(HubMixin):
             kind = "own" if features is not None else self.args.index_features if add_to is None else add_to.name
             if add_to is not None:
                 rows = without_indexes(dataset).select(range(min(len(add_to), len(dataset))))
-                add_to.check(self._belongs(context, context.examples(name, rows).digest))
+                add_to.check(context.belongs(context.examples(name, rows)))
             if features is not None:
                 made = own_features(dataset, features)
             elif add_to is not None:
@@ -112,8 +121,7 @@ class InfluenceMixin(HubMixin):
             with context.pieces("build_index", dataset, kind, known) as pieces:
                 vectors = Vectors(made, pool, checkpoints, context.passes, pieces)
                 about = {"model_name": model_name(self.model), **sources(self.model, dataset)}
-                about |= {"loss": context.loss_settings()}
-                write_index(folder, kind, vectors, self.args, self._belongs(context, pool.digest) | about, add_to)
+                write_index(folder, kind, vectors, self.args, context.belongs(pool) | about, add_to)
         return self._attach(InfluenceIndex.load(folder, **self._index_place()), dataset)
 
     def find_candidates(
@@ -136,8 +144,9 @@ class InfluenceMixin(HubMixin):
         solution = self.compute_s_test(examples, as_one) if s_test is None else s_test
         with self._context() as context:
             queries, checkpoints = context.examples("examples", examples), context.checkpoints
-            check_s_test(solution, 1 if as_one else len(queries), checkpoints.size)
-            index = check_index(name, candidates, self._kept.indexes, checkpoints.fingerprint)
+            check_s_test(solution, context.origin(queries, as_one), checkpoints.size)
+            belongs = context.belongs(context.examples(name, candidates))
+            index = check_index(name, candidates, self._kept.indexes, belongs)
             search = searching(index, checkpoints, queries, query_features, num_neighbors, context.passes, as_one)
             return search(range(len(solution)), solution.vectors)
 
@@ -177,7 +186,7 @@ class InfluenceMixin(HubMixin):
             queries = context.examples("examples", examples)
             context.predict(queries)  # a NaN loss is an error now, not in an hour
             with context.attribution("compute_s_test", examples, as_one=as_one) as attribution:
-                return attribution.s_test(queries)
+                return replace(attribution.s_test(queries), origin=context.origin(queries, as_one))
 
     def compute_influence(
         self,
@@ -202,7 +211,7 @@ class InfluenceMixin(HubMixin):
             queries = context.examples("examples", examples)
             name, candidates = self._named(candidates, "candidates")
             pool = context.pool(name, candidates)
-            check_s_test(s_test, 1 if as_one else len(queries), context.checkpoints.size)
+            check_s_test(s_test, context.origin(queries, as_one), context.checkpoints.size)
             context.predict(queries)
             on = (examples, candidates, s_test)
             with context.attribution("compute_influence", *on, as_one=as_one) as attribution:
@@ -235,7 +244,8 @@ class InfluenceMixin(HubMixin):
         check_rows("rows", rows, len(candidates))
         solution = self.compute_s_test(examples) if s_test is None else s_test
         with self._context() as context:
-            check_s_test(solution, len(examples), context.checkpoints.size)
+            origin = context.origin(context.examples("examples", examples), as_one=False)
+            check_s_test(solution, origin, context.checkpoints.size)
             pool, places = context.examples(name, candidates), np.array(rows)
             vectors, checkpoints = solution.vectors, context.checkpoints
             found = influence_of_tokens(context.objective, checkpoints, pool, vectors, places, context.passes)
@@ -308,11 +318,11 @@ class InfluenceMixin(HubMixin):
         with self._context() as context:
             queries, pool = context.examples("examples", examples), context.pool(name, candidates)
             checkpoints = context.checkpoints
-            check_s_test(s_test, 1 if as_one else len(queries), checkpoints.size)
+            check_s_test(s_test, context.origin(queries, as_one), checkpoints.size)
             predictions = context.predict(queries)
             on, search = (examples, candidates, s_test, num_neighbors), None
             if num_neighbors is not None:
-                index = check_index(name, candidates, self._kept.indexes, checkpoints.fingerprint)
+                index = check_index(name, candidates, self._kept.indexes, context.belongs(pool))
                 search = searching(index, checkpoints, queries, query_features, num_neighbors, context.passes, as_one)
                 on += (index.identity,)
             shown = num_examples if has_token_losses(context.objective) else None
@@ -320,9 +330,7 @@ class InfluenceMixin(HubMixin):
             with context.attribution("find_influential", *on, as_one=as_one) as attribution:
                 outcomes = list(attribution.outcomes(queries, pool, search, s_test, shown))
             texts = texts_of_tokens(context.objective, pool, outcomes, self.processing_class)
-            together = 1 if num_neighbors else min(len(outcomes), self.args.query_batch_size)
-            settings = context.settings(num_neighbors, num_examples)
-            settings["scoring"] = choose_scoring(self.args.scoring, context.objective, pool, together).why
+            settings = context.settings(num_neighbors, num_examples) | {"scoring": attribution.scoring}
         return build_result(
             without_indexes(examples),
             without_indexes(candidates),
@@ -355,28 +363,52 @@ class InfluenceMixin(HubMixin):
             examples = without_indexes(source).select(rows)
         with self._context() as context:
             queries, checkpoints = context.examples("examples", examples), context.checkpoints
-            check_s_test(s_test, len(queries), checkpoints.size)
+            check_s_test(s_test, context.origin(queries, as_one=False), checkpoints.size)
             context.predict(queries)
             signals, solved = context.signals(), s_test if len(checkpoints) == 1 else None
             with checkpoints.at(0):
                 gradients = dealt_gradients(context.objective, queries, range(len(queries)), self.accelerator)
                 return diagnose(context.setup(), gradients, signals, solved)
 
+    def _unwrapped(self, model: nn.Module) -> nn.Module:
+        return self.accelerator.unwrap_model(model, keep_torch_compile=False)
+
     def _context(self) -> AbstractContextManager[Context]:
         return context_of(self, self._kept)
-
-    def _belongs(self, context: Context, dataset: str) -> dict[str, str]:
-        return {"model": context.checkpoints.fingerprint, "dataset": dataset}
 
     def _attach(self, index: InfluenceIndex, dataset: Dataset) -> InfluenceIndex:
         index.attach(dataset)
         self._kept.indexes[dataset._fingerprint] = index
         return index
 
-    def _train_digest(self) -> str | None:
-        if not isinstance(self.train_dataset, Dataset):
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Trains as `Trainer.train` does, and notes which run left the model, however it ends."""
+        try:
+            output = super().train(*args, **kwargs)
+        except BaseException:
+            with suppress(Exception):  # what stopped training is what the user must see
+                self._note_run_end()
+            raise
+        self._note_run_end()
+        self.accelerator.wait_for_everyone()
+        return output
+
+    def _note_run_end(self) -> None:
+        # A model in shards is not known by its weights; influence refuses it.
+        if self._keeper.run is not None and sharded_by(self.model) is None:
+            write_run_end(self.args.output_dir, self._keeper.end(self.state, self.model))
+
+    def _training_facts(self) -> dict[str, str] | None:
+        """What checkpoints say about the run that begins: None where there can be none, since the model is sharded."""
+        if sharded_by(self.model) is not None:
             return None
-        return rows_digest(self, self._kept, self.train_dataset)
+        with same_random_state():
+            try:
+                with self._context() as context:
+                    return context.training_facts()
+            except Exception as error:  # a model that influence does not know may be trained all the same
+                logger.info(f"Checkpoints for influence will not say what they were trained on: {error}")
+                return {}
 
     def _named(self, dataset: Dataset | None, name: str) -> tuple[str, Dataset]:
         return ("train_dataset", self.train_dataset) if dataset is None else (name, dataset)

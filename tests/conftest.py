@@ -1,5 +1,7 @@
 """Settings of the whole suite: offline, quiet, one thread (tiny tensors only wait for each other on two).
 
+`TEST_THREADS=2` runs it with two, whose sums round otherwise.
+
 The address of the Hub is that of the tests' own server, which answers only tests that ask for the fixture `hub`.
 """
 
@@ -11,6 +13,7 @@ from hub_server import WRITER, HubServer
 
 
 SERVER = HubServer()
+THREADS = os.environ.get("TEST_THREADS", "1")
 os.environ.update(
     HF_HUB_OFFLINE="1",
     HF_ENDPOINT=SERVER.url,  # read when huggingface_hub is imported
@@ -18,7 +21,7 @@ os.environ.update(
     HF_HUB_DISABLE_TELEMETRY="1",
     HF_HUB_DISABLE_PROGRESS_BARS="1",
     HF_HOME=tempfile.mkdtemp(prefix="hf_fastif_tests_"),
-    OMP_NUM_THREADS="1",
+    OMP_NUM_THREADS=THREADS,
     TOKENIZERS_PARALLELISM="false",
     ACCELERATE_USE_CPU="true",
 )
@@ -30,7 +33,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(THREADS))
 datasets.disable_progress_bars()
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny import tiny_data, tiny_model, tiny_trainer
 from tiny_heads import CASES, HeadCase, gradients_and_curvature
+from transformers import TrainerCallback
 
 
 peft = pytest.importorskip("peft", reason="adapters need peft")
@@ -78,7 +79,7 @@ def test_s_test_over_adapters_is_the_exact_inverse(scoring, tmp_path):
 def test_adapters_are_whole_in_ekfac_and_sketches(tmp_path):
     trainer = trainer_of(tmp_path, with_adapters(CASE.model), solver="ekfac", index_size=16)
     diagnosis = trainer.diagnose(QUERIES)
-    assert diagnosis.linear == diagnosis.captured == 1
+    assert diagnosis.in_blocks == diagnosis.captured == 1
     trainer.build_index()
     scan = trainer.compute_influence(QUERIES)
     found = trainer.find_influential(QUERIES, num_examples=None, num_neighbors=len(TRAIN)).influences
@@ -112,3 +113,30 @@ def test_a_head_that_is_saved_with_the_adapters_is_attributed(tmp_path):
     assert s_test.vectors.shape[1] == sum(adapted.get_parameter(name).numel() for name in names)
     trainer.args.index_features = "last_layer_gradient"
     trainer.build_index()
+
+
+@pytest.mark.parametrize("kept_by", ["ours", "folders"])
+@pytest.mark.parametrize("more", [{}, {"modules_to_save": ["lm_head"]}])
+def test_the_first_epoch_of_adapters_is_found(tmp_path, caplog, kept_by, more):
+    """In a light checkpoint, or in folders of an ordinary run, whose files leave out the adapter's name."""
+    adapted = with_adapters(CASE.model, **more).float()
+    settings = {"num_train_epochs": 2, "per_device_train_batch_size": 2, "learning_rate": 1e-2, "solver": "identity"}
+    checkpoints = "auto" if kept_by == "ours" else "final"
+    run = CASE.trainer(tmp_path, TRAIN, checkpoints=checkpoints, save_strategy="epoch", **settings)
+    trainer = type(run)(adapted, run.args, train_dataset=TRAIN, data_collator=run.data_collator)
+    first = []
+
+    class Snapshot(TrainerCallback):
+        def on_epoch_end(self, args, state, control, model=None, **kwargs):
+            first.append(copy.deepcopy({name: p.detach() for name, p in model.named_parameters() if p.requires_grad}))
+
+    trainer.add_callback(Snapshot())
+    trainer.train()
+    trainer.args.checkpoints = ["auto"]
+    with trainer._context() as context:
+        (member,) = context.checkpoints.members
+        assert member.path.is_file() == (kept_by == "ours") and member.epoch == 1.0
+        with context.checkpoints.at(0):
+            now = {name: p.detach().clone() for name, p in context.objective.theta.items()}
+    assert now.keys() == first[0].keys() and all(torch.equal(now[name], values) for name, values in first[0].items())
+    assert "at the end of the first epoch" in caplog.text

@@ -97,6 +97,7 @@ def test_signal_of_each_checkpoint(tmp_path):
     trainer = tiny_trainer(tmp_path, tiny_model(frozen=0), tiny_data(40), **settings)
     only_final = trainer.diagnose(QUERIES)
     assert [signal.checkpoint.path for signal in only_final.signals] == [None]
+    trainer.args.checkpoints = ["epochs"]
     trainer.train()
     found = trainer.diagnose(QUERIES)
     assert [signal.checkpoint.epoch for signal in found.signals] == [1.0, 2.0, None]

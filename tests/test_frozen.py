@@ -86,12 +86,14 @@ def test_the_others_together_may_fill_the_memory_once_more(tmp_path):
     sets = {f"set-{number}": tiny_data(6, seed=number) for number in range(3)}
 
     def used_after(order, memory):
-        trainer = tiny_trainer(tmp_path, train=DATA, frozen_states_gb=memory / 2**30)
+        trainer, digests = tiny_trainer(tmp_path, train=DATA, frozen_states_gb=memory / 2**30), {}
         for name in order:
             with trainer._context() as context:
-                context.predict(context.pool(name, sets[name]))
+                pool = context.pool(name, sets[name])
+                digests[name] = pool.digest
+                context.predict(pool)
         by_set = {key[2]: states.used for key, states in trainer._kept.states.items()}
-        return {name: by_set[data._fingerprint] for name, data in sets.items() if data._fingerprint in by_set}
+        return {name: by_set[digests[name]] for name in sets if digests.get(name) in by_set}
 
     order = ["set-0", "set-1", "set-0", "set-2"]
     whole = used_after(order, PLENTY)

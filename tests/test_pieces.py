@@ -8,6 +8,7 @@ import torch
 from tiny import accelerator, tiny_data, tiny_trainer
 
 from hf_fastif import attribution, passes
+from hf_fastif import pieces as pieces_module
 from hf_fastif.pieces import Pieces
 from hf_fastif.scoring import Scoring
 
@@ -49,6 +50,55 @@ def test_a_whole_takes_the_place_of_its_parts(tmp_path):
     }
     pieces.delete()
     assert not pieces.folder.exists()
+
+
+def test_what_is_finished_is_not_computed_again_in_the_same_process(tmp_path):
+    pieces, computed = Pieces(tmp_path / "work", {"model": "one"}, accelerator()), []
+    for _ in range(2):
+        assert pieces.get("piece", lambda: computed.append(1) or number(len(computed)))["number"] == 1
+
+
+def test_two_runs_go_on_with_one_interrupted_work(tmp_path):
+    def opened():
+        return Pieces(tmp_path / "work", {"model": "one"}, accelerator())
+
+    opened().get("a", lambda: number(1))
+    first, second = opened(), opened()
+    first.get("b", lambda: number(2))
+    first.delete()  # done, while the second still needs what it saw
+    assert second.get("a", lambda: number(10))["number"] == 10
+    assert second.get("b", lambda: number(20))["number"] == 20
+    third = opened()
+    assert third.get("a", lambda: pytest.fail("computed"))["number"] == 10
+    second.delete()
+    second.delete()
+    assert third.get("c", lambda: number(3))["number"] == 3
+    third.delete()
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_folder_that_goes_while_a_piece_is_written(tmp_path, monkeypatch):
+    pieces, saved = Pieces(tmp_path / "work", {"model": "one"}, accelerator()), pieces_module.save_file
+    pieces.get("a", lambda: number(1))
+
+    def deleted_meanwhile(*args):
+        monkeypatch.setattr(pieces_module, "save_file", saved)
+        pieces.delete()
+        return saved(*args)
+
+    monkeypatch.setattr(pieces_module, "save_file", deleted_meanwhile)
+    pieces.get("b", lambda: number(2))
+    again = Pieces(tmp_path / "work", {"model": "one"}, accelerator())
+    assert again.get("b", lambda: pytest.fail("computed"))["number"] == 2
+
+
+def test_a_piece_of_other_work_in_the_folder_is_not_taken(tmp_path):
+    Pieces(tmp_path / "work", {"model": "one"}, accelerator()).get("a", lambda: number(1))
+    (tmp_path / "work" / "manifest.json").unlink()
+    other = Pieces(tmp_path / "work", {"model": "two"}, accelerator())
+    other.get("b", lambda: number(2))
+    again = Pieces(tmp_path / "work", {"model": "two"}, accelerator())
+    assert again.get("a", lambda: number(5))["number"] == 5
 
 
 def failing_after(monkeypatch, batches):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from test_finetuning import config
+from torch import nn
 
 from hf_fastif.checkpoints import find_checkpoints
 from hf_fastif.data import DataArguments
@@ -49,7 +50,7 @@ def test_what_is_there_or_may_be_on_the_hub(runs, name):
 
 def test_checkpoints_with_a_typing_error(runs):
     with pytest.raises(InfluenceError, match=r"checkpoints: there is no folder 'out/dem'; did you mean 'out/demo'\?"):
-        find_checkpoints(["out/dem"], "out/demo", {})
+        find_checkpoints(["out/dem"], "out/demo", nn.Linear(1, 1))
 
 
 def test_models_with_a_typing_error(runs):

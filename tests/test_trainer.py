@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,8 @@ from datasets import Dataset, concatenate_datasets
 from tiny import batches, tiny_data, tiny_model, tiny_tokenizer, tiny_trainer
 from transformers import Trainer, TrainingArguments
 
-from hf_fastif import InfluenceConfig, InfluenceTrainer
+from hf_fastif import InfluenceConfig, InfluenceTrainer, attribution
+from hf_fastif.scoring import scan
 
 
 TRAIN, QUERIES = tiny_data(40), tiny_data(5, seed=1)
@@ -310,3 +313,25 @@ def test_other_losses(tmp_path):
     )
     with pytest.raises(ValueError, match="Weighted.compute_loss is overridden"):
         weighted.compute_s_test(QUERIES)
+
+
+@pytest.mark.parametrize(
+    ("num_neighbors", "batch_size", "expected"),
+    [
+        (None, 8, "gradients of single examples, layer by layer, shared by 5 queries"),
+        (None, 1, "forward mode, 1 tangents on one forward pass"),
+        (35, 8, "gradients of single examples, layer by layer, shared by 5 queries"),
+        (4, 8, "forward mode, 1 tangents on one forward pass"),
+        (None, 4, "4 queries by gradients of .* shared by 4 queries; 1 queries by forward mode, 1 tangents"),
+    ],
+)
+def test_the_summary_says_how_candidates_were_scored(tmp_path, monkeypatch, num_neighbors, batch_size, expected):
+    trainer = tiny_trainer(tmp_path, train=TRAIN, solver="identity", query_batch_size=batch_size)
+    trainer.build_index()
+    if num_neighbors == 4:  # as if each query had candidates of its own
+        monkeypatch.setattr(attribution, "SHARED_COST", 1e9)
+    used, choose = set(), scan.choose_scoring
+    monkeypatch.setattr(scan, "choose_scoring", lambda *args: used.add((way := choose(*args)).why) or way)
+    summary = trainer.find_influential(QUERIES, num_neighbors=num_neighbors).summary
+    assert re.fullmatch(expected + ".*", summary["scoring"])
+    assert all(why in summary["scoring"] for why in used) and used

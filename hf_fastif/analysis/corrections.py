@@ -21,7 +21,8 @@ from hf_fastif.analysis.correcting import Correction
 from hf_fastif.analysis.corrector import ANCHORS, GUARD, Corrector, Log, Plan
 from hf_fastif.analysis.result import AnalysisResult
 from hf_fastif.analysis.work import digests
-from hf_fastif.pieces import Tensors, digest
+from hf_fastif.identity import hexdigest
+from hf_fastif.pieces import Tensors
 
 
 if TYPE_CHECKING:
@@ -233,7 +234,7 @@ def _kept_run(corrector: Corrector, plan: Plan, measured: Mapping[str, str]) -> 
         return {"log": torch.frombuffer(bytearray(json.dumps(correction.log).encode()), dtype=torch.uint8)}
 
     about = (plan, corrector.num_anchors, corrector.num_candidates, sorted(measured.items()))
-    kept = corrector.parts.get(f"run-{plan.system}-{digest([str(about)])}", run)
+    kept = corrector.parts.get(f"run-{plan.system}-{hexdigest([str(about)])}", run)
     return json.loads(kept["log"].cpu().numpy().tobytes())
 
 

@@ -17,11 +17,12 @@ from hf_fastif.batches import ExampleBatches
 from hf_fastif.checks import check_dataset, check_num_neighbors
 from hf_fastif.columns import with_label_names
 from hf_fastif.errors import InfluenceError
+from hf_fastif.identity import hexdigest
 from hf_fastif.index import without_indexes
 from hf_fastif.objective import Objective
 from hf_fastif.outcomes import label_column
 from hf_fastif.parameters import fill, model_fingerprint
-from hf_fastif.pieces import Tensors, digest
+from hf_fastif.pieces import Tensors
 
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ class Corrector:
             rate = self._move(self._gradient(plan.system, choice.rows), rate, limit, plan.learning_rate)
             if not rate:
                 return
-            before = digest([before, str(choice.rows.tolist()), str(rate)])
+            before = hexdigest([before, str(choice.rows.tolist()), str(rate)])
             yield _entry(step, self._measure(self.watched), rate, choice, self._labels(plan.system, choice.rows))
 
     def _move(self, gradient: torch.Tensor, rate: float, limit: float, first_rate: float) -> float:
@@ -210,7 +211,7 @@ class Corrector:
         asked = self.anchors.select(anchors)
         with self.trainer._context() as context:
             queries, pool = context.examples(ANCHORS, asked), context.pool(self.name, self.candidates)
-            name = digest([before, str(anchors.tolist()), str(scored.tolist())])
+            name = hexdigest([before, str(anchors.tolist()), str(scored.tolist())])
 
             def compute() -> Tensors:
                 with context.attribution("correct", asked, self.candidates, name, as_one=True) as attribution:

@@ -16,7 +16,8 @@ from torch.linalg import vector_norm
 from hf_fastif.analysis.result import AnalysisResult
 from hf_fastif.analysis.work import changed, influence_manifest, kept_parts
 from hf_fastif.errors import InfluenceError
-from hf_fastif.pieces import Pieces, Tensors, digest
+from hf_fastif.identity import hexdigest
+from hf_fastif.pieces import Pieces, Tensors
 from hf_fastif.queries import loss_gradients
 from hf_fastif.solvers import ConjugateGradient, DivergenceError, DualAscent, Lissa, Solver
 
@@ -163,7 +164,7 @@ def _measured(
     table, diverged = [], []
     for settings in lissa:
         about = {"solver": LISSA, "B": settings["lissa_batch_size"], "T": settings["num_repeats"]}
-        name = f"lissa-{about['B']}-{about['T']}-{digest([str(bench.depths)])}"
+        name = f"lissa-{about['B']}-{about['T']}-{hexdigest([str(bench.depths)])}"
         part = parts.get(name, lambda settings=settings: bench.measure(settings, bench.depths))
         table += [about | row for row in _rows(part)]
         if len(part["steps"]) < len(bench.depths):
@@ -172,7 +173,7 @@ def _measured(
     same = {"num_repeats": 1, "damping": damping}  # "auto" is another lambda for EK-FAC
     table += [{"solver": PLAIN} | alone | row for row in _rows(parts.get("plain", lambda: bench.plain(damping)))]
     for name, settings in others.items():
-        key = f"other-{digest([str(sorted(settings.items()))])}"
+        key = f"other-{hexdigest([str(sorted(settings.items()))])}"
         part = parts.get(key, lambda settings=settings: bench.measure(same | settings, None))
         table += [{"solver": name} | alone | row for row in _rows(part)]
     return table, diverged

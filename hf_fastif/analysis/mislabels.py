@@ -18,8 +18,8 @@ from hf_fastif.analysis.result import AnalysisResult
 from hf_fastif.analysis.work import Retrained, changed, digests, influence_manifest, kept_parts
 from hf_fastif.data import relabelled
 from hf_fastif.errors import InfluenceError
+from hf_fastif.identity import hexdigest
 from hf_fastif.index import without_indexes
-from hf_fastif.pieces import digest
 
 
 if TYPE_CHECKING:
@@ -247,7 +247,7 @@ def _accuracies(
 
     def model(action: str, rows: np.ndarray, repeat: int) -> tuple[str, int, Callable[[], Dataset]]:
         rows = rows if action == "dropped" else rows[wrong[rows]]  # the others are right already
-        return f"{action}-{digest([str(sorted(rows.tolist()))])}", repeat, lambda: left(action, rows)
+        return f"{action}-{hexdigest([str(sorted(rows.tolist()))])}", repeat, lambda: left(action, rows)
 
     plan = [(NOTHING, "dropped", 0.0, np.array([], dtype=np.int64))]
     for action in actions:

@@ -25,8 +25,8 @@ from hf_fastif.analysis.work import (
     random_rows,
     strongest_rows,
 )
+from hf_fastif.identity import hexdigest
 from hf_fastif.index import without_indexes
-from hf_fastif.pieces import digest
 
 
 if TYPE_CHECKING:
@@ -205,5 +205,5 @@ def _influential(
 
 def _model_without(train: Dataset, removed: np.ndarray, repeat: int) -> tuple[str, int, Callable[[], Dataset]]:
     """The model of what is left of a training set when some rows are removed, as [`Retrained`] takes it."""
-    name = f"without-{len(removed)}-{digest([str(sorted(removed.tolist()))])}"
+    name = f"without-{len(removed)}-{hexdigest([str(sorted(removed.tolist()))])}"
     return name, repeat, lambda: train.select(np.setdiff1d(np.arange(len(train)), removed))

@@ -28,10 +28,11 @@ from hf_fastif.analysis.work import (
 )
 from hf_fastif.data import relabelled
 from hf_fastif.errors import InfluenceError
+from hf_fastif.identity import hexdigest
 from hf_fastif.index import without_indexes
 from hf_fastif.objective import Batch, Objective
 from hf_fastif.parameters import model_fingerprint
-from hf_fastif.pieces import Tensors, digest
+from hf_fastif.pieces import Tensors
 
 
 if TYPE_CHECKING:
@@ -326,7 +327,7 @@ def _losses(
     rows = np.array([list(own.values()) for own in chosen])
     with simulator._context() as context:
         objective = context.objective
-        about = {"rows": digest([torch.from_numpy(rows)]), "learning_rates": str(list(learning_rates))}
+        about = {"rows": hexdigest([torch.from_numpy(rows)]), "learning_rates": str(list(learning_rates))}
         about |= {"simulator": model_fingerprint(objective.model), "bf16": str(simulator.args.influence_bf16)}
         about |= digests(simulator, simulated=simulated, examples=examples)
         parts = kept_parts(trainer, "simulated", about)

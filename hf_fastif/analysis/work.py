@@ -16,7 +16,8 @@ import torch
 from datasets import ClassLabel, Dataset
 
 from hf_fastif.errors import InfluenceError
-from hf_fastif.pieces import Pieces, Tensors, digest
+from hf_fastif.identity import hexdigest
+from hf_fastif.pieces import Pieces, Tensors
 from hf_fastif.processes import alone
 
 
@@ -153,7 +154,7 @@ def influence_manifest(trainer: InfluenceTrainer, **datasets: Dataset) -> dict[s
     """What influence depends on: the model, the training set, settings, and other datasets by their names."""
     settings = {name: str(value) for name, value in trainer.args.influence_settings().items()}
     with trainer._context() as context:
-        about = {"model": context.checkpoints.fingerprint, "seed": str(trainer.args.seed)}
+        about = {"model": context.checkpoints.fingerprint, "loss": context.loss, "seed": str(trainer.args.seed)}
     return about | settings | digests(trainer, train_dataset=trainer.train_dataset, **datasets)
 
 
@@ -169,7 +170,9 @@ def kept_parts(trainer: InfluenceTrainer, name: str, manifest: Mapping[str, str]
     They are left there, so that an analysis that was stopped or is made larger goes on from them, unless
     `trainer.args.overwrite` is set.
     """
-    folder = Path(trainer.args.output_dir) / name / digest([json.dumps(dict(manifest), sort_keys=True)])
+    # Probe values of a loss may differ by rounding; they are compared when the folder is opened.
+    exact = {key: value for key, value in manifest.items() if key != "loss"}
+    folder = Path(trainer.args.output_dir) / name / hexdigest([json.dumps(exact, sort_keys=True)])
     begun = trainer._kept.begun
     if trainer.args.overwrite and folder not in begun and trainer.is_world_process_zero():
         shutil.rmtree(folder, ignore_errors=True)

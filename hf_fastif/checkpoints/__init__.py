@@ -4,15 +4,19 @@ from hf_fastif.checkpoints.checkpoint import Checkpoint, holds, read_parameters
 from hf_fastif.checkpoints.checkpoint_set import CheckpointSet
 from hf_fastif.checkpoints.find import find_checkpoints, kept_checkpoints, weights_of
 from hf_fastif.checkpoints.keep import KeepCheckpoints
+from hf_fastif.checkpoints.runs import checkpoints_of, run_that_led_to, write_run_end
 
 
 __all__ = [
     "Checkpoint",
     "CheckpointSet",
     "KeepCheckpoints",
+    "checkpoints_of",
     "find_checkpoints",
     "holds",
     "kept_checkpoints",
     "read_parameters",
+    "run_that_led_to",
     "weights_of",
+    "write_run_end",
 ]

@@ -1,11 +1,13 @@
-"""One checkpoint: the trained parameters at one moment, in a file of ours or in a folder that `Trainer` saved."""
+"""One checkpoint: trained parameters and buffers at one moment, in a file of ours or a folder that `Trainer` saved."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -13,9 +15,13 @@ from safetensors.torch import save_file
 
 from hf_fastif.errors import InfluenceError
 from hf_fastif.files import write_whole
+from hf_fastif.identity import hexdigest
 
 
-WEIGHTS, WEIGHTS_INDEX, STATE = "model.safetensors", "model.safetensors.index.json", "trainer_state.json"
+WEIGHTS, WEIGHTS_INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"
+REPLACED = {"base_layer", "original_module"}  # what PEFT calls a part of the model that its own stands in for
+STATE = "trainer_state.json"
+RUN = "InfluenceRun"  # the entry of a trainer's state that names the run, where our trainer began it
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,11 @@ class Checkpoint:
         epoch (`float`, *optional*): Passes over the training set.
         learning_rate (`float`, *optional*): Of that step.
         train_dataset (`str`, *optional*): Digest of the training set, where it was written down.
+        loss (`str`, *optional*): What stands for the loss of training, where it was written down.
+        frozen (`str`, *optional*): Digest of the parameters that were not trained, where it was written down.
+        run (`str`, *optional*): Name of the run, where it was written down.
+        log_size (`int`, *optional*): How many entries the run's log had.
+        log (`str`, *optional*): Digest of these entries.
     """
 
     path: Path | None = None
@@ -36,6 +47,11 @@ class Checkpoint:
     epoch: float | None = None
     learning_rate: float | None = None
     train_dataset: str | None = None
+    loss: str | None = None
+    frozen: str | None = None
+    run: str | None = None
+    log_size: int | None = None
+    log: str | None = None
 
     @property
     def name(self) -> str:
@@ -50,55 +66,98 @@ class Checkpoint:
         """The same with the epoch."""
         return self.name if self.epoch is None else f"{self.name} (epoch {self.epoch:.3g})"
 
+    @property
+    def ends_epoch(self) -> int | None:
+        """The epoch that ends here, or None in the middle of one."""
+        if not self.epoch or not self.step:
+            return None
+        number = round(self.epoch)
+        steps_from_end = abs(self.epoch - number) / self.epoch * self.step
+        return number if number and steps_from_end < 0.5 else None
 
-def save_checkpoint(folder: Path, parameters: Mapping[str, torch.Tensor], about: Checkpoint) -> None:
-    """Writes the trained parameters alone, with what is known of them."""
+    @cached_property
+    def saved_at(self) -> float:
+        """When it was written, in seconds, as far as the file system remembers."""
+        return (self.path if self.path.is_file() else self.path / STATE).stat().st_mtime
+
+
+def save_checkpoint(folder: Path, tensors: Mapping[str, torch.Tensor], about: Checkpoint) -> Path:
+    """Write trained parameters and buffers, with what is known of them."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{about.step:08d}.safetensors"
     facts = {name: value for name, value in asdict(about).items() if name != "path"}
-    tensors = {name: p.detach().contiguous() for name, p in parameters.items()}
-    write_whole(path, lambda file: save_file(tensors, file, {"checkpoint": json.dumps(facts)}))
+    values = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    return write_whole(path, lambda file: save_file(values, file, {"checkpoint": json.dumps(facts)}))
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """What is known of a file or folder, without its parameters."""
-    facts = {}
+    """Read what is known of a file or folder, without its parameters."""
+    facts: dict[str, Any] = {}
     if path.is_file():
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {}).get("checkpoint", "{}"))
+        facts = {name: facts[name] for name in facts if name in {field.name for field in fields(Checkpoint)}}
     elif (path / STATE).exists():
-        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        state = read_json(path / STATE)
         rates = [entry["learning_rate"] for entry in state["log_history"] if "learning_rate" in entry]
         facts = {"step": state["global_step"], "epoch": state["epoch"], "learning_rate": (rates or [None])[-1]}
+        facts |= {"log_size": len(state["log_history"]), "log": log_digest(state["log_history"])}
+        facts["run"] = run_name(state)
     return Checkpoint(path=path, **facts)
 
 
+def run_name(state: Mapping[str, Any]) -> str | None:
+    """Return the name that our trainer gave the run, from a trainer's state; whoever resumes it keeps the name."""
+    entry = (state.get("stateful_callbacks") or {}).get(RUN)
+    return None if entry is None else entry["attributes"]["run"]
+
+
+def log_digest(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Return a digest of entries of a run's log."""
+    return hexdigest([json.dumps(list(entries), sort_keys=True, default=str)])
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def read_parameters(path: Path, names: Iterable[str]) -> dict[str, torch.Tensor]:
-    """Parameters of a checkpoint by name; those that it does not hold are left out.
+    """Read parameters and buffers of a checkpoint by name; those that it does not hold are left out.
 
     Raises:
-        ValueError: If the folder has no safetensors.
+        InfluenceError: If the folder has no safetensors.
     """
+    return dict(_read_one_by_one(path, names))
+
+
+def _read_one_by_one(path: Path, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
     homes = _homes(path)
-    found: dict[str, torch.Tensor] = {}
-    for home in sorted(set(homes.values())):
+    places = {name: saved for name in names if (saved := _saved_name(name, homes)) is not None}
+    for home in sorted({homes[saved] for saved in places.values()}):
         with safe_open(home, framework="pt") as file:
-            found |= {name: file.get_tensor(name) for name in names if homes.get(name) == home}
-    return found
+            for name, saved in places.items():
+                if homes[saved] == home:
+                    yield name, file.get_tensor(saved)
 
 
-def holds(member: Checkpoint, theta: Mapping[str, torch.Tensor]) -> bool:
-    """Whether a checkpoint has just these parameters."""
-    found = read_parameters(member.path, theta)
-    return all(name in found and torch.equal(found[name].to(p), p) for name, p in theta.items())
+def holds(member: Checkpoint, state: Mapping[str, torch.Tensor]) -> bool:
+    """Tell whether a checkpoint has just these parameters and buffers; it is read until one differs."""
+    missing = set(state)
+    for name, values in _read_one_by_one(member.path, state):
+        if values.shape != state[name].shape or not torch.equal(values.to(state[name]), state[name]):
+            return False
+        missing.remove(name)
+    return not missing
 
 
 def _homes(path: Path) -> dict[str, Path]:
-    """The file of each parameter."""
+    """The file of each parameter, by the name that it is saved under."""
     if path.is_dir() and (path / WEIGHTS_INDEX).exists():
-        index = json.loads((path / WEIGHTS_INDEX).read_text(encoding="utf-8"))
-        return {name: path / Path(file).name for name, file in index["weight_map"].items()}
-    file = path / WEIGHTS if path.is_dir() else path
+        return {name: path / Path(file).name for name, file in read_json(path / WEIGHTS_INDEX)["weight_map"].items()}
+    file = path
+    if path.is_dir():
+        file = path / (ADAPTER if (path / ADAPTER).exists() and not (path / WEIGHTS).exists() else WEIGHTS)
     if not file.is_file():
         raise InfluenceError(
             f"checkpoints: {path} holds no {WEIGHTS}; give a folder that Trainer or save_pretrained wrote (of a model "
@@ -106,3 +165,18 @@ def _homes(path: Path) -> dict[str, Path]:
         )
     with safe_open(file, framework="pt") as opened:
         return dict.fromkeys(opened.keys(), file)
+
+
+def _saved_name(name: str, saved: Collection[str]) -> str | None:
+    """The name that a parameter is saved under: PEFT leaves out the name of its adapter."""
+    if name in saved:
+        return name
+    parts = name.split(".")
+    if not REPLACED.isdisjoint(parts):
+        return None
+    for place in range(1, len(parts)):
+        before = parts[: place - 1] if parts[place - 1] == "modules_to_save" else parts[:place]
+        shorter = ".".join([*before, *parts[place + 1 :]])
+        if shorter in saved:
+            return shorter
+    return None

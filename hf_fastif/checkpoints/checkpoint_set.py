@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 
 import torch
 
+from hf_fastif.batches import ExampleBatches
 from hf_fastif.checkpoints.checkpoint import Checkpoint, read_parameters
 from hf_fastif.errors import InfluenceError
+from hf_fastif.identity import hexdigest, same_loss
 from hf_fastif.objective import Objective
-from hf_fastif.parameters import fill, model_fingerprint
+from hf_fastif.parameters import frozen_digest, trained_state
+
+
+FINAL = "take the model as it is with checkpoints='final'"
 
 
 class CheckpointSet:
@@ -40,61 +44,83 @@ class CheckpointSet:
 
     @contextmanager
     def at(self, number: int) -> Iterator[float]:
-        """Puts the parameters of one checkpoint into the model, gives its weight, and puts the model's own back."""
-        member, parameters = self.members[number], self.objective.theta
-        if member == self.present:
+        """Put a checkpoint's parameters and buffers into the model, give its weight, and put back the model's own."""
+        member, before = self.members[number], self.present
+        if member == before:
             yield self.weights[number]
             return
-        own, before = {name: p.detach().clone() for name, p in parameters.items()}, self.present
-        try:
-            fill(parameters, read_parameters(member.path, parameters))
+        with self.objective.holding(read_parameters(member.path, trained_state(self.objective.model))):
             self.present = member
-            yield self.weights[number]
-        finally:
-            fill(parameters, own)
-            self.present = before
+            try:
+                yield self.weights[number]
+            finally:
+                self.present = before
 
     @cached_property
     def fingerprint(self) -> str:
-        """A short digest of the weights of all checkpoints and how they are weighted."""
-        found = []
+        """What stands for the weights of all checkpoints, how they are weighted, and which of them are trained."""
+        prints = []
         for number in range(len(self)):
             with self.at(number) as weight:
-                found.append((model_fingerprint(self.objective.model), weight))
+                prints.append((self.objective.fingerprint, weight))
         if len(self) == 1:
-            return found[0][0]
-        return hashlib.blake2b(repr(found).encode(), digest_size=8).hexdigest()
+            return prints[0][0]
+        return hexdigest([repr(prints)])
 
-    def check(self, train_dataset: str) -> None:
-        """Refuses checkpoints of another architecture, of another frozen part, or of another training set.
+    def check(self, train: ExampleBatches) -> None:
+        """Refuse checkpoints of another architecture, frozen part, training set or loss.
 
         Args:
-            train_dataset (`str`): Digest of the training set.
+            train (`ExampleBatches`): The training set.
 
         Raises:
-            ValueError: If one is, naming it.
+            InfluenceError: If one is, naming it.
         """
-        model = self.objective.model
-        shapes = {name: p.shape for name, p in model.named_parameters()}
+        loss = self.objective.training_loss_identity
         for member in self.members:
             if member.path is None:
                 continue
-            found = read_parameters(member.path, shapes)
-            wrong = [name for name in self.objective.theta if name not in found or found[name].shape != shapes[name]]
-            if wrong:
-                raise InfluenceError(
-                    f"checkpoints: {member.path} is of another architecture than this {type(model).__name__}: its "
-                    f"{wrong[0]} is {tuple(found[wrong[0]].shape) if wrong[0] in found else 'missing'}, and the "
-                    f"model's is {tuple(shapes[wrong[0]])}."
-                )
-            for name, p in model.named_parameters():
-                if name in found and name not in self.objective.theta and not torch.equal(found[name].to(p), p):
-                    raise InfluenceError(
-                        f"checkpoints: {member.path} has another {name} than the model, which is frozen; only "
-                        "trained parameters may differ (freeze the model as it was when it was trained)."
-                    )
-            if member.train_dataset not in (None, train_dataset):
+            self._check_parameters(member)
+            if member.train_dataset is not None and not train.is_trained_on(member.train_dataset):
                 raise InfluenceError(
                     f"checkpoints: {member.path} was trained on the rows {member.train_dataset}, and train_dataset is "
-                    f"{train_dataset}; give the training set of that run, in its order."
+                    f"{train.training_digest}: other rows, another order or other preprocessing. Give the training "
+                    "set of that run as train_dataset; to score only some rows of it, pass them as candidates=...; "
+                    f"or {FINAL}."
                 )
+            if member.loss is not None and not same_loss(member.loss, loss):
+                raise InfluenceError(
+                    f"checkpoints: {member.path} was trained with the loss {member.loss}, and this is {loss}. Give "
+                    f"the trainer the compute_loss_func and label_smoothing_factor of that run, or {FINAL}."
+                )
+
+    def _check_parameters(self, member: Checkpoint) -> None:
+        model = self.objective.model
+        state = trained_state(model)
+        tensors = dict(model.named_parameters()) | state
+        saved = read_parameters(member.path, tensors)
+        for name in state:
+            if name not in saved and member.frozen is not None:
+                raise InfluenceError(
+                    f"checkpoints: {member.path} holds no {name}, which was frozen then and is trained now; freeze "
+                    f"the model as it was when it was trained, or {FINAL}."
+                )
+            if name not in saved or saved[name].shape != tensors[name].shape:
+                raise InfluenceError(
+                    f"checkpoints: {member.path} is of another architecture than this {type(model).__name__}: its "
+                    f"{name} is {tuple(saved[name].shape) if name in saved else 'missing'}, and the "
+                    f"model's is {tuple(tensors[name].shape)}."
+                )
+        for name, p in tensors.items():
+            if name in saved and name not in state and not torch.equal(saved[name].to(p), p):
+                raise InfluenceError(
+                    f"checkpoints: {member.path} has another {name} than the model, which is frozen; only trained "
+                    "parameters may differ. Leave trained what was trained then (requires_grad_(True)) and freeze "
+                    f"what was frozen, or {FINAL}."
+                )
+        frozen = frozen_digest(model)
+        if member.frozen not in (None, frozen) and set(saved) == set(state):
+            raise InfluenceError(
+                f"checkpoints: {member.path} was trained beside the frozen parameters {member.frozen}, and the "
+                f"model's are {frozen}; load the model that it was trained from, or {FINAL}."
+            )

@@ -2,70 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from huggingface_hub import snapshot_download
-from transformers.utils import logging
+from torch import nn
 
 from hf_fastif.checkpoints.checkpoint import STATE, Checkpoint, holds, open_checkpoint
+from hf_fastif.checkpoints.runs import FOLDER, RunEnd, checkpoints_of, latest_run, run_that_led_to
 from hf_fastif.errors import InfluenceError
+from hf_fastif.parameters import trained_state
 from hf_fastif.suggestions import check_path
 
 
-logger = logging.get_logger(__name__)
-
-
-FOLDER = Path("influence", "checkpoints")  # of the light ones, under output_dir
-EPOCH_END = 0.01  # an epoch this close to a whole number is whole
-
-
-def find_checkpoints(wanted: Sequence[str], output_dir: str, theta: Mapping[str, torch.Tensor]) -> list[Checkpoint]:
-    """The checkpoints that `InfluenceConfig.checkpoints` names.
+def find_checkpoints(wanted: Sequence[str], output_dir: str, model: nn.Module) -> tuple[list[Checkpoint], str]:
+    """Find the checkpoints that `InfluenceConfig.checkpoints` names.
 
     Args:
         wanted (`Sequence[str]`): `["auto"]`, `["final"]`, `["epochs"]`, `["3"]`, `["early-3"]`, or paths and Hub
             revisions.
         output_dir (`str`): Where training kept some.
-        theta (`Mapping`): The trained parameters of the model as it is.
+        model (`torch.nn.Module`): The model as it is.
+
+    Returns:
+        The checkpoints, and a line for the user about a choice that was made; empty where there was none.
 
     Raises:
-        ValueError: If there are none such.
+        InfluenceError: If there are none such.
     """
     if list(wanted) == ["final"]:
-        return [Checkpoint()]
-    kept = kept_checkpoints(output_dir)
+        return [Checkpoint()], ""
+    count, by_name = count_of(wanted), list(wanted) not in (["auto"], ["epochs"])
+    if count is None and by_name:
+        return [member for name in wanted for member in _named(name)], ""
+    end = run_that_led_to(output_dir, model)
     if list(wanted) == ["auto"]:
-        return [_automatic(kept, theta)]
-    if list(wanted) == ["epochs"]:
-        ends = [member for member in kept if _ends_epoch(member)]
-        if not ends:
-            raise InfluenceError(
-                f"checkpoints='epochs': {output_dir} holds no checkpoint from the end of an epoch; train with this "
-                "setting, or with save_strategy='epoch'."
-            )
-        return ends
-    count = count_of(wanted)
-    return [member for name in wanted for member in _named(name)] if count is None else _spaced(kept, wanted[0])
+        return _automatic(output_dir, end, model)
+    members = checkpoints_of(output_dir, end or latest_run(output_dir))
+    return (_spaced(members, wanted[0]), "") if count is not None else _epochs(output_dir, members)
 
 
-def _automatic(kept: list[Checkpoint], theta: Mapping[str, torch.Tensor]) -> Checkpoint:
-    """The end of the first epoch, if the model as it is comes from the run whose checkpoints these are."""
-    own = any(holds(member, theta) for member in reversed(kept))
-    early = [member for member in kept if (member.epoch or 0) > 1 - EPOCH_END] if own else []
-    if early and not holds(early[0], theta):
-        logger.warning_once(
-            f"Influence is taken at the end of the first epoch ({early[0].name}), where training examples are not "
-            "fitted yet and still pull at the parameters; checkpoints='final' takes the model as it is."
-        )
-        return early[0]
-    logger.warning_once(
-        "Influence is taken at the final model, whose training examples may be fitted and have little left to say: "
-        "there is no earlier checkpoint of its run. InfluenceTrainer keeps one at the end of each epoch."
+def _automatic(output_dir: str, end: RunEnd | None, model: nn.Module) -> tuple[list[Checkpoint], str]:
+    """The end of the first epoch of the run that led to the model; the model as it is where that is not known."""
+    final = (
+        "Influence is taken at the model as it is, whose training examples may be fitted and have little left to say"
     )
-    return Checkpoint()
+    if end is None:
+        there = latest_run(output_dir) is not None
+        why = "its weights are not those that a run there left" if there else "no run left checkpoints there"
+        return [Checkpoint()], (
+            f"{final}: the end of the first epoch of its training is not known, since {why} ({output_dir}). "
+            "InfluenceTrainer keeps that moment while it trains; checkpoints=['FOLDER'] names one."
+        )
+    members = checkpoints_of(output_dir, end)
+    first = next((member for member in members if member.ends_epoch == 1), None)
+    if first is None:
+        moments = ", ".join(f"{member.epoch:.4g}" for member in members)
+        way_out = f"checkpoints=['{members[0].path}'] takes the earliest of these" if members else "train again for it"
+        return [Checkpoint()], (
+            f"{final}: its run left no checkpoint at the end of the first epoch (those in {output_dir} are of epoch "
+            f"{moments or '-'}); {way_out}."
+        )
+    if holds(first, trained_state(model)):
+        return [Checkpoint()], (
+            f"Influence is taken at the model as it is, which is the end of the first epoch of its run ({first.name})."
+        )
+    return [first], (
+        f"Influence is taken at the end of the first epoch ({first.name}), where training examples are not fitted yet "
+        "and still pull at the parameters; checkpoints='final' takes the model as it is."
+    )
+
+
+def _epochs(output_dir: str, members: list[Checkpoint]) -> tuple[list[Checkpoint], str]:
+    ends = {member.ends_epoch: member for member in members if member.ends_epoch}
+    if not ends:
+        raise InfluenceError(
+            f"checkpoints='epochs': {output_dir} holds no checkpoint from the end of an epoch; train with this "
+            "setting, or with save_strategy='epoch'."
+        )
+    missing = sorted(set(range(1, max(ends))) - set(ends))
+    line = f"Influence is summed over the ends of the epochs {', '.join(map(str, sorted(ends)))}: no others were kept."
+    return [ends[number] for number in sorted(ends)], line if missing else ""
 
 
 def weights_of(members: Sequence[Checkpoint], wanted: Sequence[str]) -> list[float]:
@@ -94,10 +112,8 @@ def weights_of(members: Sequence[Checkpoint], wanted: Sequence[str]) -> list[flo
 
 
 def kept_checkpoints(output_dir: str) -> list[Checkpoint]:
-    """What training left in its folder, by step: checkpoints of ours, or else the folders that `Trainer` saved."""
-    light = sorted((Path(output_dir) / FOLDER).glob("step-*.safetensors"))
-    folders = [path.parent for path in Path(output_dir).glob(f"checkpoint-*/{STATE}")]
-    return sorted((open_checkpoint(path) for path in light or folders), key=lambda member: member.step)
+    """The checkpoints of the run that wrote last into its folder, by step."""
+    return checkpoints_of(output_dir, latest_run(output_dir))
 
 
 def count_of(wanted: Sequence[str]) -> int | None:
@@ -137,7 +153,3 @@ def _named(name: str) -> list[Checkpoint]:
         patterns = ["*.safetensors", "*.safetensors.index.json", STATE]
         path = Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns))
     return [open_checkpoint(path)]
-
-
-def _ends_epoch(member: Checkpoint) -> bool:
-    return member.epoch is not None and abs(member.epoch - max(1, round(member.epoch))) < EPOCH_END

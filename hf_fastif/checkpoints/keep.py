@@ -1,59 +1,107 @@
-"""Keeps light checkpoints while a `Trainer` trains."""
+"""Keeps light checkpoints while a `Trainer` trains, and which run each is of."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.utils import logging
 
-from hf_fastif.checkpoints.checkpoint import Checkpoint, save_checkpoint
-from hf_fastif.checkpoints.find import FOLDER, count_of, steps_of
+from hf_fastif.checkpoints.checkpoint import RUN, Checkpoint, log_digest, run_name, save_checkpoint
+from hf_fastif.checkpoints.find import count_of, steps_of
+from hf_fastif.checkpoints.runs import FOLDER, RECORD, RunEnd, light_checkpoints
 from hf_fastif.config import InfluenceConfig
+from hf_fastif.parameters import trained_state, weights_digest
+
+
+logger = logging.get_logger(__name__)
 
 
 class KeepCheckpoints(TrainerCallback):
-    """Writes the trained parameters, and nothing else, at the moments that `args.checkpoints` names.
+    """Writes trained parameters and buffers, and nothing else, at the moments that `args.checkpoints` names.
 
     Args:
-        digest (`Callable`): Gives the digest of the training set, if it has one.
+        describe (`Callable`): Gives `train_dataset`, `loss` and `frozen` of a [`Checkpoint`], or None if none can be
+            kept.
+        unwrap (`Callable`): Gives the model itself, without what training wraps around it.
     """
 
-    def __init__(self, digest: Callable[[], str | None]):
-        self.digest = digest
-        self.steps: list[int] = []
-        self.epochs = False
-        self.train_dataset: str | None = None
+    def __init__(self, describe: Callable[[], Mapping[str, str] | None], unwrap: Callable[[nn.Module], nn.Module]):
+        self.describe = describe
+        self.unwrap = unwrap
+        self.run: str | None = None
+        self.facts: Mapping[str, str] | None = None
 
     def on_train_begin(
         self, args: InfluenceConfig, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Forgets the checkpoints of an earlier run."""
-        self.steps = [] if count_of(args.checkpoints) is None else steps_of(args.checkpoints, state.max_steps)
-        self.epochs = args.checkpoints in (["auto"], ["epochs"])
+        """Forget checkpoints that are not of this run, and say what will be kept."""
+        steps, epochs = self._wanted(args, state)
+        self.facts = self.describe() if steps or epochs else None  # by all processes together
         if not state.is_world_process_zero:
             return
-        self.train_dataset = self.digest() if self.epochs or self.steps else None
-        if state.global_step == 0:
-            shutil.rmtree(Path(args.output_dir) / FOLDER, ignore_errors=True)
+        resumed = run_name(vars(state)) if state.global_step else None
+        self.run = resumed or uuid.uuid4().hex[:12]
+        state.stateful_callbacks[RUN] = {"args": {}, "attributes": {"run": self.run}}
+        for light in light_checkpoints(args.output_dir):
+            if light.run != resumed or light.step > state.global_step:
+                light.path.unlink()
+        (Path(args.output_dir) / FOLDER / RECORD).unlink(missing_ok=True)
+        if self.facts is not None:
+            self._announce(args, kwargs["model"], steps, epochs)
 
     def on_step_end(self, args: InfluenceConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Keeps the steps that are wanted."""
-        if state.global_step in self.steps:
+        """Keep the steps that are wanted."""
+        if state.global_step in self._wanted(args, state)[0]:
             self._keep(args, state, kwargs["model"], kwargs["lr_scheduler"])
 
     def on_epoch_end(self, args: InfluenceConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Keeps the end of an epoch."""
-        if self.epochs:
+        """Keep the end of an epoch that is wanted."""
+        ended = Checkpoint(step=state.global_step, epoch=state.epoch).ends_epoch
+        if ended is not None and ended <= self._wanted(args, state)[1]:
             self._keep(args, state, kwargs["model"], kwargs["lr_scheduler"])
 
+    def end(self, state: TrainerState, model: nn.Module) -> RunEnd:
+        """Where the run ended, however it did."""
+        weights = weights_digest(self.unwrap(model))
+        return RunEnd(state.global_step, state.epoch or 0.0, state.log_history, 0.0, self.run, weights)
+
+    def _wanted(self, args: InfluenceConfig, state: TrainerState) -> tuple[list[int], float]:
+        """The steps that are to be kept, and up to which epoch all ends are."""
+        steps = [] if count_of(args.checkpoints) is None else steps_of(args.checkpoints, state.max_steps)
+        last_epoch = {"auto": 1.0, "epochs": float("inf")}.get(args.checkpoints[0], 0.0)
+        return steps, last_epoch if len(args.checkpoints) == 1 else 0.0
+
+    def _announce(self, args: InfluenceConfig, model: nn.Module, steps: list[int], epochs: float) -> None:
+        size = sum(tensor.nbytes for tensor in self._tensors(model).values()) / 1e6
+        moments = f"{len(steps)} moments" if steps else "the end of the first epoch" if epochs == 1 else "every epoch"
+        limit = f", {args.save_total_limit} at most," if args.save_total_limit and epochs != 1 else ""
+        logger.warning(
+            f"For influence the trained parameters of {moments}{limit} are kept in {Path(args.output_dir) / FOLDER} "
+            f"({size:,.1f} MB each); checkpoints='final' keeps none."
+        )
+
     def _keep(self, args: InfluenceConfig, state: TrainerState, model: nn.Module, scheduler: Any) -> None:
-        if not state.is_world_process_zero:
+        if self.facts is None or not state.is_world_process_zero:
             return
-        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        rate = scheduler.get_last_lr()[0]
-        about = Checkpoint(None, state.global_step, state.epoch, rate, self.train_dataset)
-        save_checkpoint(Path(args.output_dir) / FOLDER, trained, about)
+        about = Checkpoint(
+            step=state.global_step,
+            epoch=state.epoch,
+            learning_rate=scheduler.get_last_lr()[0],
+            run=self.run,
+            log_size=len(state.log_history),
+            log=log_digest(state.log_history),
+            **self.facts,
+        )
+        save_checkpoint(Path(args.output_dir) / FOLDER, self._tensors(model), about)
+        if args.save_total_limit:
+            for oldest in light_checkpoints(args.output_dir)[: -args.save_total_limit]:
+                oldest.path.unlink()
+
+    def _tensors(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        return trained_state(self.unwrap(model))

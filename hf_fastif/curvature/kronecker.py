@@ -18,6 +18,7 @@ from hf_fastif.curvature.captures import Capture, LinearCapture, captures
 from hf_fastif.curvature.layers import Layer, captured_layers, covered_names, layers_from_json, layers_to_json
 from hf_fastif.curvature.products import GaussNewton
 from hf_fastif.files import write_whole
+from hf_fastif.identity import differences
 from hf_fastif.manifests import reading
 from hf_fastif.objective import Batch, Objective
 from hf_fastif.parameters import ParameterSpace
@@ -109,7 +110,7 @@ class KroneckerFactors:
         parts = ("output_basis", "input_basis", "eigenvalues")
         with reading(path), safe_open(path, framework="pt") as file:  # which knows no "cpu:0", as processes have it
             written = file.metadata()
-            if any(written.get(name) != value for name, value in manifest.items()):
+            if differences(written, manifest):
                 return None
             blocks = [
                 KroneckerBlock(layer, *(file.get_tensor(f"{part}/{i}").to(device) for part in parts))

@@ -51,7 +51,7 @@ class HubMixin:
         with self.args.main_process_first(desc="the index"):  # downloads it for the others on its machine
             index = InfluenceIndex.from_pretrained(repo_id_or_path, revision, token, **place)
         with self._context() as context:
-            index.check(self._belongs(context, context.examples(name, dataset).digest))
+            index.check(context.belongs(context.examples(name, dataset)))
         return self._attach(index, dataset)
 
     def push_index_to_hub(
@@ -76,7 +76,8 @@ class HubMixin:
         name, dataset = self._named(dataset, "dataset")
         check_dataset(name, dataset)
         with self._context() as context:
-            index = check_index(name, dataset, self._kept.indexes, context.checkpoints.fingerprint)
+            belongs = context.belongs(context.examples(name, dataset))
+            index = check_index(name, dataset, self._kept.indexes, belongs)
         if self.is_world_process_zero():
             return index.push_to_hub(repo_id, dataset, include_text, recall, **self._with_defaults(options))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.checkpoints import CheckpointSet
 from hf_fastif.config import InfluenceConfig
+from hf_fastif.identity import hexdigest
 from hf_fastif.index.gradients import GradientFeatures, Part
 from hf_fastif.index.influence_index import InfluenceIndex
 from hf_fastif.index.pooled import PooledFeatures
@@ -110,8 +110,7 @@ def write_index(
 ) -> None:
     """Computes the features of all examples and writes their index; the main process writes.
 
-    An index there that was made in the same way stays, and nothing is computed; but of a user's own loss only the name
-    is known, so that its index is made anew.
+    An index there that was made in the same way stays, and nothing is computed.
 
     Args:
         folder (`Path`): Of the index.
@@ -128,11 +127,11 @@ def write_index(
         "search": args.index_search,
         "shard_size": args.index_shard_size,
         "rows": len(vectors.examples),
-        "features": hashlib.blake2b(vectors.features, digest_size=8).hexdigest() if vectors.own else None,
+        "features": hexdigest([vectors.features]) if vectors.own else None,
         "versions": versions(),
     }
     accelerator = vectors.passes.accelerator
-    if not args.overwrite and add_to is None and not belongs["loss"]["function"]:
+    if not args.overwrite and add_to is None:
         if from_main(lambda: InfluenceIndex.is_written(folder, name, manifest, vectors.parts), accelerator):
             return
     if add_to is None:

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from hf_fastif.curvature.layers import layers_from_json, layers_to_json
 from hf_fastif.errors import InfluenceError, NotFoundError
 from hf_fastif.files import whole_folder
+from hf_fastif.identity import differences
 from hf_fastif.index.gradients import TENSORS, Part
 from hf_fastif.index.store import on_device, read_shard, read_shards, search_both_ends, shard_files, write_shards
 from hf_fastif.manifests import check_files, describe_files, read_manifest, reading
@@ -138,7 +139,7 @@ class InfluenceIndex:
         except (OSError, ValueError):
             return False
         own, wanted = (None if each is None else _tensors(each) for each in (there.parts, parts))
-        if there.name != name or {key: there.manifest.get(key) for key in manifest} != dict(manifest):
+        if there.name != name or differences(there.manifest, manifest):
             return False
         if own is None or wanted is None:
             return own is wanted
@@ -238,17 +239,16 @@ class InfluenceIndex:
         return index
 
     def check(self, belongs: Mapping[str, str]) -> None:
-        """Refuses another model, another dataset or another order of its rows.
+        """Refuses another model, another loss, another dataset or another order of its rows.
 
         Raises:
             ValueError: If the index was made with something else, naming both.
         """
-        for what, name in belongs.items():
-            if self.manifest[what] != name:
-                raise InfluenceError(
-                    f"The index {self.name!r} was made with the {what} {self.manifest[what]}, and this is {name}; "
-                    "build it anew with trainer.build_index()."
-                )
+        for what in differences(self.manifest, belongs):
+            raise InfluenceError(
+                f"The index {self.name!r} was made with the {what} {self.manifest.get(what)}, and this is "
+                f"{belongs[what]}; build it anew with trainer.build_index()."
+            )
 
 
 def _tensors(parts: list[list[Part]]) -> dict[str, torch.Tensor]:

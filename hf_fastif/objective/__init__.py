@@ -3,7 +3,7 @@
 from hf_fastif.objective.heads import IGNORED, Batch, TokenHead
 from hf_fastif.objective.objective import STATES, FrozenLayers, Objective, differentiable
 from hf_fastif.objective.own_loss import OwnLoss, OwnStep
-from hf_fastif.objective.trained_loss import trained_loss
+from hf_fastif.objective.trained_loss import LossFacts, trained_loss
 
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "STATES",
     "Batch",
     "FrozenLayers",
+    "LossFacts",
     "Objective",
     "OwnLoss",
     "OwnStep",

@@ -17,9 +17,10 @@ from transformers.utils import logging
 
 from hf_fastif.config import Reduction
 from hf_fastif.errors import InfluenceError
+from hf_fastif.identity import loss_identity
 from hf_fastif.objective.heads import Batch, TokenHead, head_of
 from hf_fastif.objective.own_loss import OwnLoss, OwnStep
-from hf_fastif.parameters import ParameterSpace, without_adapters
+from hf_fastif.parameters import ParameterSpace, fill, model_fingerprint, trained_state, without_adapters
 
 
 logger = logging.get_logger(__name__)
@@ -95,6 +96,7 @@ class Objective:
         self.frozen: FrozenLayers | None = None  # what batches with states of their own skip
         self.own_loss: OwnLoss | None = None  # in place of the head's
         self.own_step: OwnStep | None = None  # in place of outputs and loss
+        self._fingerprint: str | None = None  # of an objective's lifetime, in which only `holding` changes weights
 
     def use_loss(self, loss: OwnLoss | OwnStep | None) -> None:
         """Takes a loss of the user's in place of the head's."""
@@ -106,12 +108,43 @@ class Objective:
             self.head = replace(self.head, whole=True)
 
     @property
-    def loss_name(self) -> str:
-        """Who computes the loss, for manifests: the name of a function of the user's, or nothing."""
-        if self.own_step is not None:
-            return "compute_loss"
-        own = None if self.own_loss is None else self.own_loss.function
-        return "" if own is None else getattr(own, "__qualname__", type(own).__name__)
+    def loss_identity(self) -> str:
+        """What stands for the loss in manifests: its settings, and what the user's function gives, if there is one."""
+        settings = {
+            "label_smoothing": self.label_smoothing,
+            "weight_decay": self.weight_decay,
+            "reduction": getattr(self.head, "reduction", None),
+            "bf16": self.bf16,
+        }
+        users = self.own_step or self.own_loss
+        return loss_identity(users.name if users else "", users.probe if users else (), **settings)
+
+    @property
+    def training_loss_identity(self) -> str:
+        """What stands for the loss of training, in a checkpoint: what holds at any moment of it."""
+        name = self.own_step.name if self.own_step else self.own_loss.name if self.own_loss else ""
+        probe = self.own_loss.probe if self.own_loss else ()
+        return loss_identity(name, probe, label_smoothing=self.label_smoothing, overridden=self.own_step is not None)
+
+    @property
+    def fingerprint(self) -> str:
+        """What stands for the weights that are in the model, and for which of them are trained."""
+        if self._fingerprint is None:
+            self._fingerprint = model_fingerprint(self.model)
+        return self._fingerprint
+
+    @contextmanager
+    def holding(self, values: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """Put other parameters and buffers, by name, into the model, and put back its own."""
+        tensors = {name: tensor for name, tensor in trained_state(self.model).items() if name in values}
+        before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        fingerprint, self._fingerprint = self._fingerprint, None
+        try:
+            fill(tensors, values)
+            yield
+        finally:
+            fill(tensors, before)
+            self._fingerprint = fingerprint
 
     def labels(self, batch: Batch) -> torch.Tensor:
         """The labels (B, ...) of a batch, one for each place where its examples have outputs."""

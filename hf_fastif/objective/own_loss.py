@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import nn
 from torch.func import functional_call
@@ -12,6 +13,9 @@ from transformers.modeling_outputs import ModelOutput
 
 from hf_fastif.errors import InfluenceError
 from hf_fastif.objective.heads import IGNORED, Batch
+
+
+PROBED_CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -45,15 +49,34 @@ class OwnLoss:
     Attributes:
         function (`Callable`): `compute_loss_func(outputs, labels, num_items_in_batch=...)`.
         items (`Items`): What it is a mean over.
+        probe (`tuple[float, ...]`): What `probed` gave.
     """
 
     function: Callable[..., torch.Tensor]
     items: Items
+    probe: tuple[float, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return getattr(self.function, "__qualname__", type(self.function).__name__)
 
     def of_batch(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The loss of a batch, given its outputs (B, ..., C)."""
         count = self.items.count(labels).sum()
         return self.function(ModelOutput(logits=logits), labels, num_items_in_batch=count)
+
+    def probed(self, logits: torch.Tensor, labels: torch.Tensor) -> list[float]:
+        """What the function gives for made-up outputs of the same shape: it tells functions apart, and never models.
+
+        Where labels are classes, each class is tried.
+        """
+        if labels.ndim == 1 and not labels.is_floating_point():
+            labels = torch.arange(min(logits.shape[-1], PROBED_CLASSES), device=labels.device)
+        shape = (len(labels), *logits.shape[1:])
+        made_up = torch.from_numpy(np.random.default_rng(0).standard_normal(shape)).to(logits)
+        with torch.no_grad():
+            return self(made_up, labels).tolist()
 
     def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The loss (B,) of each example, given its outputs (B, ..., C)."""
@@ -71,13 +94,23 @@ class OwnStep(nn.Module):
         model (`torch.nn.Module`): The model.
         compute_loss (`Callable`): The trainer's.
         items (`Items`): What its loss is a mean over.
+        probe (`Sequence[float]`, *optional*): What it gives for a few examples, at the model as it is.
     """
 
-    def __init__(self, model: nn.Module, compute_loss: Callable[[nn.Module, Batch], torch.Tensor], items: Items):
+    name = "compute_loss"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        compute_loss: Callable[[nn.Module, Batch], torch.Tensor],
+        items: Items,
+        probe: Sequence[float] = (),
+    ):
         super().__init__()
         self.model = model
         self.compute_loss = compute_loss
         self.items = items
+        self.probe = tuple(probe)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """The loss of a batch."""
@@ -105,8 +138,7 @@ def check_mean(name: str, items: Items, whole: torch.Tensor, singles: torch.Tens
     Raises:
         ValueError: If it is neither.
     """
-    counts = items.count(labels).to(singles.dtype)
-    if close(whole, (singles * counts).sum() / counts.sum()):
+    if close(whole, weighted_mean(singles, items, labels)):
         return items
     if close(whole, singles.mean()):
         return replace(items, summed=False)
@@ -117,6 +149,12 @@ def check_mean(name: str, items: Items, whole: torch.Tensor, singles: torch.Tens
         "lambda outputs, labels, num_items_in_batch: F.cross_entropy(outputs.logits, labels, weight=weights, "
         "reduction='sum') / num_items_in_batch."
     )
+
+
+def weighted_mean(losses: torch.Tensor, items: Items, labels: torch.Tensor) -> torch.Tensor:
+    """The mean of the losses (B,) of examples, each as often as it has labelled places."""
+    counts = items.count(labels).to(losses.dtype)
+    return (losses * counts).sum() / counts.sum()
 
 
 def close(found: torch.Tensor, expected: torch.Tensor) -> bool:

@@ -1,6 +1,6 @@
 """Solvers of (C + lambda I) x = v, behind one protocol."""
 
-from hf_fastif.solvers.base import DivergenceError, Precondition, Solution, Solver
+from hf_fastif.solvers.base import DivergenceError, Origin, Precondition, Solution, Solver
 from hf_fastif.solvers.conjugate_gradient import ConjugateGradient
 from hf_fastif.solvers.direct import Ekfac, Identity
 from hf_fastif.solvers.exact import Decomposition, Exact, decompose
@@ -18,6 +18,7 @@ __all__ = [
     "Exact",
     "Identity",
     "Lissa",
+    "Origin",
     "Precondition",
     "Repeated",
     "Solution",

@@ -31,6 +31,19 @@ class DivergenceError(InfluenceError, ArithmeticError):
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What an s_test was computed for.
+
+    Attributes:
+        queries (`tuple[str, ...]`): Digests of the queries; of anchors a single one.
+        belongs (`dict[str, str]`): What stands for the model, the training set and the loss.
+    """
+
+    queries: tuple[str, ...]
+    belongs: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Solution:
     """s_test = (C + lambda I)^-1 v for Q right-hand sides v = grad L(z'), with the quality of the estimate.
 
@@ -45,6 +58,7 @@ class Solution:
         trace (`torch.Tensor` of shape `(steps, Q)`): The residual before each step, estimated from the examples
             that the solver itself works with; no rows where it has no steps or too few examples.
         scale (`float`, *optional*): The step size was 1 / scale.
+        origin ([`Origin`], *optional*): What it was computed for; only what `compute_s_test` returns says so.
     """
 
     vectors: torch.Tensor
@@ -54,6 +68,7 @@ class Solution:
     steps: int
     trace: torch.Tensor
     scale: float | None = None
+    origin: Origin | None = None
 
     @classmethod
     def direct(cls, vectors: torch.Tensor, residual: torch.Tensor, damping: float) -> Solution:
@@ -71,6 +86,7 @@ class Solution:
             residual=self.residual[queries],
             std_err=self.std_err[queries],
             trace=self.trace[:, queries],
+            origin=self.origin and replace(self.origin, queries=self.origin.queries[queries]),
         )
 
     def without_vectors(self) -> Solution:
