@@ -56,7 +56,7 @@ def check_dataset(name: str, dataset: Any) -> None:
 
 
 def _instead(name: str, given: Any) -> str:
-    """What to give in place of something that is no data set."""
+    """Say what to give instead of something that is not a data set."""
     if name == "train_dataset" and given is None:
         return "make the trainer with train_dataset=..., the data that the model was trained on"
     fix = next(fix for kind, fix in INSTEAD.items() if isinstance(given, kind))
@@ -65,13 +65,13 @@ def _instead(name: str, given: Any) -> str:
 
 
 def check_train_dataset(dataset: Any) -> None:
-    """What a trainer is made with must not be something that nothing can be trained on, or no influence computed."""
+    """Refuse a training set whose rows have no positions, before anything is trained on it."""
     if isinstance(dataset, DatasetDict | IterableDatasetDict | IterableDataset | Mapping | str):
         check_dataset("train_dataset", dataset)
 
 
 def check_model(model: Any) -> None:
-    """A model must not be the name of one."""
+    """Refuse the name of a model in place of the model."""
     if isinstance(model, str | os.PathLike):
         raise InfluenceError(
             f"model={str(model)!r} is a name; load the model, as in "
@@ -82,7 +82,7 @@ def check_model(model: Any) -> None:
 def check_inputs(
     name: str, dataset: Dataset, examples: ExampleBatches, trainer: Trainer, objective: Objective
 ) -> None:
-    """The rows of a dataset must have what the model reads, and labels that it knows.
+    """Check that the rows of a dataset have what the model reads, and labels that it knows.
 
     Args:
         name (`str`): The argument.
@@ -127,18 +127,18 @@ def check_inputs(
     if any(isinstance(values, torch.Tensor) and values.ndim and len(values) != len(rows) for values in batch.values()):
         raise InfluenceError(_packed(name, "batches are flat"))
     if objective.head.label_names == ("labels",) and not own_loss:
-        check_label_type(name, examples.dataset, batch["labels"], objective)
+        check_label_type(name, examples.dataset, batch["labels"], rows[0], objective)
 
 
 def _columns_of(dataset: Dataset) -> str:
-    """The names of the columns, and which of them a format hides."""
+    """List the columns, and those that a format hides."""
     hidden = [name for name in dataset.column_names if name not in dataset.format["columns"]]
     hides = f"; its format hides {', '.join(hidden)}" if hidden else ""
     return f"(columns: {', '.join(dataset.column_names)}{hides})"
 
 
 def _collated(name: str, examples: ExampleBatches, rows: list[int], objective: Objective) -> dict[str, Any]:
-    """The batch of some rows."""
+    """Collate some rows; say why, where that fails."""
     try:
         return examples.collate(examples.dataset.__getitems__(rows))
     except Exception as error:  # whatever a collator or a transform raises
@@ -221,8 +221,8 @@ def check_adapters(model: nn.Module) -> None:
         )
 
 
-def check_trainable_outside_inference(model: nn.Module) -> None:
-    """Parameters that were made in `torch.inference_mode()` can have no gradient, wherever they are used."""
+def check_no_inference_tensors(model: nn.Module) -> None:
+    """Refuse parameters that were made in `torch.inference_mode()`, which have no gradients anywhere."""
     for name, parameter in model.named_parameters():
         if parameter.is_inference():
             raise InfluenceError(

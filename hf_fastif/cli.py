@@ -25,15 +25,15 @@ SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"
 
 
 class Parser(HfArgumentParser):
-    """A parser that says what is wrong in one line, without the usage of all flags."""
+    """Parse flags; say what is wrong with them in one line, without the usage of all flags."""
 
     def error(self, message: str) -> NoReturn:
-        """Refuses the command line."""
+        """Refuse the command line."""
         raise InfluenceError(message)
 
 
 def run_recipe(main: Callable[..., None], *dataclasses: type) -> None:
-    """Runs a recipe on its command line.
+    """Run a recipe on its command line.
 
     What a user can mend (`InfluenceError`, a file that is not there, a disk that is full) ends it with one line and
     the exit code 2; everything else is an error of the program and keeps its traceback.

@@ -38,7 +38,7 @@ def with_label_names(dataset: Dataset) -> Dataset:
 
 
 def set_apart(dataset: Dataset) -> Dataset:
-    """Puts underscores behind the names of columns that are called like one of ours, and shows all columns."""
+    """Append underscores to the names of columns that are called like one of ours, and show all columns."""
     there, names = set(dataset.column_names), {}
     for name in there & set(COMPUTED):
         names[name] = f"{name}_"
@@ -48,5 +48,5 @@ def set_apart(dataset: Dataset) -> Dataset:
 
 
 def prefixed(dataset: Dataset, prefix: str) -> Dataset:
-    """Puts a prefix before the names of all columns."""
+    """Put a prefix before the names of all columns."""
     return dataset.rename_columns({name: f"{prefix}{name}" for name in dataset.column_names})

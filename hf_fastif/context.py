@@ -31,7 +31,7 @@ from hf_fastif.checks import (
     check_adapters,
     check_dataset,
     check_inputs,
-    check_trainable_outside_inference,
+    check_no_inference_tensors,
     check_whole,
     warn_of_half_precision,
 )
@@ -297,7 +297,7 @@ def context_of(trainer: Trainer, kept: Kept) -> Iterator[Context]:
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     check_whole(model)
     check_adapters(model)
-    check_trainable_outside_inference(model)
+    check_no_inference_tensors(model)
     if not kept.prepared:
         _prepare_folder(args, trainer.accelerator)
         kept.prepared = True

@@ -30,7 +30,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Lets a temporary folder be filled, then renames it to `folder`, in place of what is there.
+    """Let a temporary folder be filled, then rename it to `folder`, in place of what is there.
 
     Raises:
         DiskFullError: If it does not fit on the disk.
@@ -49,7 +49,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Says which disk is full, and how to go on."""
+    """Say which disk is full, and how to go on."""
     try:
         yield
     except Exception as error:  # each library has its own
@@ -62,6 +62,6 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def is_disk_full(error: Exception) -> bool:
-    """Whether an error means that no space is left; safetensors and FAISS tell it in words alone."""
+    """Tell whether an error means that no space is left; safetensors and FAISS say so in words alone."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     return full or isinstance(error, DiskFullError) or os.strerror(errno.ENOSPC) in str(error)

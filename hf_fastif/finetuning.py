@@ -85,7 +85,7 @@ def make_trainer(
 
 
 def check_model_path(path: str) -> None:
-    """A model is a folder with one, or the name of one on the Hub.
+    """Check that a model is a folder that holds one, or may be the name of one on the Hub.
 
     Raises:
         NotFoundError: If a folder is named that is not there, or holds no model.

@@ -1,4 +1,4 @@
-"""Labels that the model does not know, or cannot compute a loss of."""
+"""Checks of labels: each row must have one that the model knows and can compute a loss from."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LABELS = ("label", "labels", "label_ids")  # columns that collators make "labels
 
 
 def check_rows_of(name: str, examples: ExampleBatches, objective: Objective, own_loss: bool = False) -> None:
-    """Looks at labels and lengths in all rows of a dataset.
+    """Look at the labels and lengths of all rows of a dataset.
 
     Args:
         name (`str`): The argument.
@@ -64,7 +64,7 @@ def check_rows_of(name: str, examples: ExampleBatches, objective: Objective, own
 
 
 def _check_one_each(name: str, examples: ExampleBatches) -> None:
-    """A row must have a label for each of its tokens."""
+    """Check that each row has a label for each of its tokens."""
     columns, start = ["input_ids", "labels"], 0
     if not set(columns) <= set(examples.dataset.column_names):
         return
@@ -126,7 +126,7 @@ def _label_checks(name: str, column: str, examples: ExampleBatches, objective: O
 
 
 def _width_checks(name: str, column: str, objective: Objective) -> list[RowCheck]:
-    """Where labels are lists, each must have a number for each output of the model."""
+    """Check that labels that are lists have a number for each output of the model."""
     num_labels = getattr(without_adapters(objective.model).config, "num_labels", 1)
     if objective.head.several or objective.head.choices or num_labels == 1:
         return []
@@ -145,7 +145,7 @@ def _width_checks(name: str, column: str, objective: Objective) -> list[RowCheck
 
 
 def _answer_checks(name: str, column: str, model: nn.Module) -> list[RowCheck]:
-    """Labels of sequence to sequence are what the decoder reads."""
+    """Check that the decoder has positions for the labels of sequence to sequence, which it reads."""
     most = most_tokens(model, "labels")
     if most is None:
         return []
@@ -162,13 +162,14 @@ def _answer_checks(name: str, column: str, model: nn.Module) -> list[RowCheck]:
     ]
 
 
-def check_label_type(name: str, dataset: Dataset, labels: Any, objective: Objective) -> None:
-    """Class numbers must be whole numbers, and labels of several classes at once a float for each class.
+def check_label_type(name: str, dataset: Dataset, labels: Any, row: int, objective: Objective) -> None:
+    """Check that classes are whole numbers, and several labels at once a float for each class.
 
     Args:
         name (`str`): The argument.
         dataset (`Dataset`): It.
         labels (`torch.Tensor`): Of a few rows, as the model gets them.
+        row (`int`): The first of these rows.
         objective (`Objective`): The loss.
 
     Raises:
@@ -178,12 +179,12 @@ def check_label_type(name: str, dataset: Dataset, labels: Any, objective: Object
     whole = f"{name}.cast_column({column!r}, datasets.Value('int64'))"
     if not isinstance(labels, torch.Tensor):
         raise InfluenceError(f"data_collator: it gives labels as a {type(labels).__name__}; give a torch.Tensor.")
-    kind = labels.dtype
+    kind, example = labels.dtype, f"{labels[0].tolist()} in row {row}"
     integral = not kind.is_floating_point and kind is not torch.bool
     if objective.head.several or objective.head.choices:
         if not integral:
             raise InfluenceError(
-                f"{name}: column {column!r} gives {kind} labels, and the labels of a "
+                f"{name}: column {column!r} gives {kind} labels ({example}), and the labels of a "
                 f"{type(without_adapters(objective.model)).__name__} are whole numbers; map them to integers."
             )
         return
@@ -193,20 +194,22 @@ def check_label_type(name: str, dataset: Dataset, labels: Any, objective: Object
     one_each = labels.ndim == 1 or labels.shape[1:] == (1,)
     if one_each and num_labels > 1 and not integral:
         raise InfluenceError(
-            f"{name}: column {column!r} gives one {kind} a row, and classes are whole numbers; cast them, with "
-            f"{whole}."
+            f"{name}: column {column!r} gives one {kind} a row ({example}), and classes are whole numbers; cast "
+            f"them, with {whole}."
         )
-    if not one_each and (labels.shape[1:] != (num_labels,) or not kind.is_floating_point):
+    several = problem == "multi_label_classification" or not one_each
+    if several and num_labels > 1 and (labels.shape[1:] != (num_labels,) or not kind.is_floating_point):
         raise InfluenceError(
-            f"{name}: column {column!r} gives labels of {kind} and shape {tuple(labels.shape[1:])} a row; for several "
-            f"labels at once the model (config.num_labels={num_labels}) takes {num_labels} floats, 0 or 1: "
+            f"{name}: column {column!r} gives labels of {kind} and shape {tuple(labels.shape[1:])} a row "
+            f"({example}); for several labels at once the model (config.num_labels={num_labels}) takes "
+            f"{num_labels} floats, 0 or 1: "
             f"{name}.cast_column({column!r}, datasets.List(datasets.Value('float32'))). For one label a row give its "
             "number."
         )
 
 
 def _known_labels(objective: Objective, examples: ExampleBatches) -> int | None:
-    """How many labels the model knows; None where labels are no classes."""
+    """Count the labels that the model knows; None where labels are not classes."""
     head, model = objective.head, without_adapters(objective.model)
     if head.label_names != ("labels",):
         return None
@@ -238,7 +241,7 @@ def _is_number(labels: Any) -> bool:
 
 
 def _ends(dataset: Dataset, column: str, ignored: bool) -> str:
-    """The smallest and the largest label of a column."""
+    """Name the smallest and the largest label of a column."""
     low, high = [], []
     for table in dataset.select_columns(column).with_format("arrow").iter(batch_size=10_000):
         values = table[column].combine_chunks()

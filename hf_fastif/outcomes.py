@@ -174,7 +174,7 @@ def _readable_rows(dataset: Dataset, rows: Sequence[int] | np.ndarray, label: st
 
 
 def _are_classes(dataset: Dataset, column: str, count: int) -> bool:
-    """Whether a column holds numbers of that many classes; -1 stands for none."""
+    """Tell whether a column holds the numbers of that many classes; -1 stands for none."""
     values = dataset.select_columns(column).with_format("arrow")[:][column]
     if not pa.types.is_integer(values.type):
         return False

@@ -103,7 +103,7 @@ def same_random_state() -> Iterator[None]:
 
 
 def check_same_folder(folder: Path, accelerator: Accelerator) -> None:
-    """Processes of one launch must be given the same `output_dir`: the main process writes what the others read.
+    """Check that all processes were given the same `output_dir`: the main process writes what the others read.
 
     Raises:
         InfluenceError: On every process, if they were given different ones.

@@ -1,4 +1,4 @@
-"""Rows of a dataset that the model cannot take: texts that are empty, too long, or of unknown tokens."""
+"""Checks of stored rows: texts must not be empty, longer than the model reads, or of unknown tokens."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HEAD = 1000  # rows that an example batch is chosen from
 
 @dataclass(frozen=True)
 class RowCheck:
-    """What a stored column must not hold.
+    """Something that a stored column must not hold.
 
     Attributes:
         column (`str`): Its name.
@@ -40,7 +40,7 @@ class RowCheck:
 
 
 def is_seen(examples: ExampleBatches, row: int, reaches_model: Callable[[dict[str, Any]], bool]) -> bool:
-    """Whether the model gets the bad value of a row, or the collator fails at it."""
+    """Tell whether the model gets the bad value of a row, or the collator fails at it."""
     try:
         batch = examples.collate(examples.dataset.__getitems__([row]))
     except Exception:  # whatever a collator raises
@@ -49,7 +49,7 @@ def is_seen(examples: ExampleBatches, row: int, reaches_model: Callable[[dict[st
 
 
 def look_at(examples: ExampleBatches, column: str, checks: list[RowCheck]) -> None:
-    """Looks for bad rows in all of a stored column.
+    """Look for bad rows in all of a stored column.
 
     Raises:
         InfluenceError: Naming the first one that reaches the model.
@@ -69,7 +69,7 @@ def look_at(examples: ExampleBatches, column: str, checks: list[RowCheck]) -> No
 
 
 def text_checks(name: str, model: nn.Module) -> list[RowCheck]:
-    """Rows must have tokens that the model has embeddings for, and no more than it has positions for."""
+    """Check that rows have tokens, that the model knows them, and that it has positions for all of them."""
     most, vocabulary = most_tokens(model, "input_ids"), vocabulary_of(model)
     checks = [
         RowCheck(
@@ -111,7 +111,7 @@ def text_checks(name: str, model: nn.Module) -> list[RowCheck]:
 
 
 def lengths_of(dataset: Dataset) -> list[int]:
-    """How many tokens the first rows have; none where that is not known."""
+    """Count the tokens of the first rows; the list is empty where they are not known."""
     if "input_ids" not in dataset.column_names:
         return []
     part = dataset.select_columns("input_ids").with_format("arrow")[:HEAD]["input_ids"].combine_chunks()
@@ -119,14 +119,14 @@ def lengths_of(dataset: Dataset) -> list[int]:
 
 
 def shortest_and_longest(dataset: Dataset) -> list[int]:
-    """Two of the first rows, or the only one; if any of them need padding to make a batch, these do."""
+    """Choose two of the first rows, or the only one; if any of them need padding to make a batch, these do."""
     lengths = lengths_of(dataset)
     ends = {int(np.argmin(lengths)), int(np.argmax(lengths))} if lengths else {0}
     return sorted(ends) if len(ends) == 2 else list(range(min(2, len(dataset))))
 
 
 def most_tokens(model: nn.Module, column: str) -> int | None:
-    """How many tokens the position embeddings of a model are for; None where there is no table of them.
+    """Count the tokens that a model has position embeddings for; None where it has no table of them.
 
     Args:
         model (`torch.nn.Module`): A model of transformers, without adapters.
@@ -146,14 +146,14 @@ def most_tokens(model: nn.Module, column: str) -> int | None:
 
 
 def vocabulary_of(model: nn.Module) -> int | None:
-    """How many tokens a model knows; None where it reads something else."""
+    """Count the tokens that a model knows; None where it reads something else."""
     size = getattr(model.config.get_text_config(), "vocab_size", None)
     embeddings = model.get_input_embeddings()
     return max(size, embeddings.num_embeddings) if size and isinstance(embeddings, nn.Embedding) else None
 
 
 def rows_with(part: pa.Array, bad: Callable[[pa.Array], np.ndarray]) -> np.ndarray:
-    """Which rows are bad, or hold a bad value in a list, or in a list of lists."""
+    """Find the rows that are bad, or hold a bad value in a list, or in a list of lists."""
     if not is_list(part.type):
         return bad(part)
     inner = rows_with(pc.list_flatten(part), bad)
@@ -163,7 +163,7 @@ def rows_with(part: pa.Array, bad: Callable[[pa.Array], np.ndarray]) -> np.ndarr
 
 
 def token_counts(part: pa.Array, reduce: Callable, of_none: int) -> np.ndarray:
-    """The length (n,) of the text of each row, or of the shortest or longest of several."""
+    """Count the tokens (n,) of the text of each row, or of the shortest or longest of several texts."""
     if not is_list(part.type):
         return np.ones(len(part), dtype=np.int64)
     lengths = np.asarray(pc.fill_null(pc.list_value_length(part), of_none))
@@ -177,12 +177,12 @@ def token_counts(part: pa.Array, reduce: Callable, of_none: int) -> np.ndarray:
 
 
 def is_list(kind: pa.DataType) -> bool:
-    """Whether a column holds lists."""
+    """Tell whether a column holds lists."""
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def outside(values: pa.Array, size: int, ignored: bool = False) -> np.ndarray:
-    """Which numbers are no class or token; those of other types are for other checks."""
+    """Find the integers that are not a class or token; other types are for other checks."""
     if not pa.types.is_integer(values.type):
         return np.zeros(len(values), dtype=bool)
     numbers = pc.fill_null(values, 0).to_numpy(zero_copy_only=False)
@@ -200,11 +200,11 @@ def _longest(value: Sequence) -> int:
 
 
 def flat(value: Any) -> list:
-    """The values in a list, in lists of it too; a single value by itself."""
+    """List the values in nested lists; a single value makes a list of one."""
     return [one for inner in value for one in flat(inner)] if isinstance(value, list) else [value]
 
 
 def span_of(value: Any) -> str:
-    """The smallest and the largest of the numbers in a value, or the only one."""
+    """Name the smallest and the largest of the numbers in a value, or the only one."""
     numbers = flat(value)
     return f"{numbers[0]}" if len(numbers) == 1 else f"{min(numbers)} to {max(numbers)}"

@@ -1,4 +1,4 @@
-"""What was meant by a name that does not exist."""
+"""Guesses at what was meant by a name that does not exist."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from hf_fastif.errors import NotFoundError
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of an error message: the known name that is most like this one, or nothing if none is."""
+    """End an error message with the known name that is most like this one, or with nothing if none is."""
     near = get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def check_path(argument: str, name: str) -> None:
-    """A name that is the path of a folder or file must exist; other names may be those of repositories on the Hub.
+    """Check that a path exists; a name that is not a path may be that of a repository on the Hub.
 
     Args:
         argument (`str`): What was given.
@@ -42,7 +42,7 @@ def check_path(argument: str, name: str) -> None:
 
 
 def _nearest(path: Path) -> Path | None:
-    """The path that is there and differs from one that is not by typing errors."""
+    """Find a path that exists and differs from the given one by typing errors only."""
     found = Path(path.anchor)
     for part in path.parts[len(found.parts) :]:
         if not found.is_dir():

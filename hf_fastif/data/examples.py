@@ -181,7 +181,7 @@ def _read(args: DataArguments, embedded: Callable[[], DatasetDict]) -> DatasetDi
 
 
 def _read_split(args: DataArguments, name: str) -> Dataset:
-    """The split `train` or `validation` of a named data set, whatever it is called there."""
+    """Read the split `train` or `validation` of a named data set, whatever it is called there."""
     flag = {"train": "dataset_train_split", "validation": "dataset_test_split"}[name]
     wanted = getattr(args, flag)
     try:
