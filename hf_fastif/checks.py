@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
-from datasets import ClassLabel, Dataset, Value
+from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, IterableDatasetDict, Value
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
+from transformers import Trainer, default_data_collator
 from transformers.utils import logging
 
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.errors import InfluenceError
 from hf_fastif.identity import differences
 from hf_fastif.index import InfluenceIndex
+from hf_fastif.label_checks import check_label_type, check_rows_of
 from hf_fastif.objective import Objective, TokenHead
 from hf_fastif.parameters import without_adapters
+from hf_fastif.row_checks import lengths_of, shortest_and_longest
 from hf_fastif.solvers import Origin, Solution
 
 
@@ -27,38 +30,95 @@ logger = logging.get_logger(__name__)
 PACKED = ("seq_lengths", "seq_idx", "cu_seqlens", "cu_seq_lens_q", "cu_seq_lens_k")
 
 
+INSTEAD = {  # of a dataset
+    DatasetDict: "give one of its splits, as in dataset[{first!r}] (there are {splits})",
+    IterableDatasetDict: "load the data set without streaming=True, and give one of its splits",
+    IterableDataset: (
+        "its rows have no positions; load the data set without streaming=True, or make one of it with "
+        "datasets.Dataset.from_generator"
+    ),
+    Mapping: "for one row give dataset.select([0]) and not dataset[0], for several dataset.select(range(3))",
+    str: "make one with datasets.Dataset.from_list([{{'text': ..., 'label': ...}}]), and tokenize it with map",
+    list: "make one of rows with datasets.Dataset.from_list, and tokenize it with map",
+    object: "datasets.Dataset.from_list, from_pandas and from_generator make one",
+}
+
+
 def check_dataset(name: str, dataset: Any) -> None:
     """The argument `name` must be a map-style `datasets.Dataset` with rows."""
     if not isinstance(dataset, Dataset):
         raise InfluenceError(
-            f"{name} is a {type(dataset).__name__}; influence needs a datasets.Dataset, whose rows have positions "
-            "(datasets.Dataset.from_list and from_generator make one)."
+            f"{name} is a {type(dataset).__name__}; influence needs a datasets.Dataset, whose rows have positions: "
+            f"{_instead(name, dataset)}."
         )
     if len(dataset) == 0:
         raise InfluenceError(f"{name} has no rows; give at least one example.")
 
 
-def check_inputs(name: str, examples: ExampleBatches, model_input: str | None, objective: Objective) -> None:
-    """The rows must hold the column that the model reads (None: the collator makes it) and labels that it knows."""
-    columns = examples.dataset.column_names
-    if model_input is not None and model_input not in columns:
+def _instead(name: str, given: Any) -> str:
+    """Say what to give instead of something that is not a data set."""
+    if name == "train_dataset" and given is None:
+        return "make the trainer with train_dataset=..., the data that the model was trained on"
+    fix = next(fix for kind, fix in INSTEAD.items() if isinstance(given, kind))
+    splits = list(given) if isinstance(given, DatasetDict) else [""]
+    return fix.format(first=splits[0], splits=", ".join(splits))
+
+
+def check_train_dataset(dataset: Any) -> None:
+    """Refuse a training set whose rows have no positions, before anything is trained on it."""
+    if isinstance(dataset, DatasetDict | IterableDatasetDict | IterableDataset | Mapping | str):
+        check_dataset("train_dataset", dataset)
+
+
+def check_model(model: Any) -> None:
+    """Refuse the name of a model in place of the model."""
+    if isinstance(model, str | os.PathLike):
         raise InfluenceError(
-            f"{name} has no column {model_input!r} (of its columns the model can use: {', '.join(columns)}); "
-            "tokenize it "
-            f"first, as in {name}.map(lambda rows: tokenizer(rows['text'], truncation=True), batched=True)."
+            f"model={str(model)!r} is a name; load the model, as in "
+            f"AutoModelForSequenceClassification.from_pretrained({str(model)!r})."
         )
+
+
+def check_inputs(
+    name: str, dataset: Dataset, examples: ExampleBatches, trainer: Trainer, objective: Objective
+) -> None:
+    """Check that the rows of a dataset have what the model reads, and labels that it knows.
+
+    Args:
+        name (`str`): The argument.
+        dataset (`Dataset`): It, with all columns.
+        examples (`ExampleBatches`): Its examples, without the columns that the trainer drops.
+        trainer (`Trainer`): Whose model, collator and settings they are for.
+        objective (`Objective`): The loss.
+
+    Raises:
+        InfluenceError: Naming argument, column, row and fix.
+    """
+    columns, used = _columns_of(dataset), examples.dataset.column_names
+    # A collator that is given all columns may tokenize by itself.
+    if trainer.args.remove_unused_columns and trainer.model.main_input_name not in used:
+        fix = (
+            f"tokenize it first, as in {name}.map(lambda rows: tokenizer(rows['text'], truncation=True), batched=True)"
+        )
+        if dataset.format["type"] == "custom":
+            fix = "its transform needs columns that the trainer drops before; give remove_unused_columns=False"
+        raise InfluenceError(f"{name} has no column {trainer.model.main_input_name!r} {columns}; {fix}.")
     _check_rows(name, examples.dataset, objective)
-    rows = list(range(min(2, len(examples))))
-    batch = examples.collate(examples.dataset.__getitems__(rows))
+    own_loss = trainer.compute_loss_func is not None or type(trainer).compute_loss is not Trainer.compute_loss
+    check_rows_of(name, examples, objective, own_loss)
+    rows = shortest_and_longest(examples.dataset)
+    batch = _collated(name, examples, rows, objective)
     missing = [label for label in objective.head.label_names if label not in batch]
     if missing:
         raise InfluenceError(
-            f"{name} has no {', '.join(missing)} (columns: {', '.join(columns)}), and influence is about the loss; "
-            "add a column 'label' with the class numbers (for language models 'labels' with token ids, -100 where "
-            "there is no loss; for question answering 'start_positions' and 'end_positions'). For a prediction whose "
-            "true label is not known, put the predicted one."
+            f"{name} has no {', '.join(missing)} {columns}, and influence is about the loss; add or rename a column, "
+            f"as in {name}.rename_column('sentiment', 'label'): 'label' with the class numbers; for language models "
+            "'labels' with token ids, -100 where there is no loss, or else the trainer needs "
+            "data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False); for question answering "
+            "'start_positions' and 'end_positions'. For a prediction whose true label is not known, put the predicted "
+            "one."
         )
-    again = examples.collate(examples.dataset.__getitems__(rows))
+    again = _collated(name, examples, rows, objective)
     if any(isinstance(values, torch.Tensor) and not torch.equal(values, again[key]) for key, values in batch.items()):
         raise InfluenceError(
             "data_collator: it gives another batch of the same rows each time (as masking for language models does), "
@@ -66,11 +126,38 @@ def check_inputs(name: str, examples: ExampleBatches, model_input: str | None, o
         )
     if any(isinstance(values, torch.Tensor) and values.ndim and len(values) != len(rows) for values in batch.values()):
         raise InfluenceError(_packed(name, "batches are flat"))
-    num_labels = without_adapters(objective.model).config.num_labels
-    for column in () if objective.head.several or objective.head.choices else ("label", "labels"):
-        feature = examples.dataset.features.get(column)
-        if isinstance(feature, Value | ClassLabel) and num_labels > 1 and feature.dtype.startswith("int"):
-            _check_label_range(name, examples.dataset, column, num_labels)
+    if objective.head.label_names == ("labels",) and not own_loss:
+        check_label_type(name, examples.dataset, batch["labels"], rows[0], objective)
+
+
+def _columns_of(dataset: Dataset) -> str:
+    """List the columns, and those that a format hides."""
+    hidden = [name for name in dataset.column_names if name not in dataset.format["columns"]]
+    hides = f"; its format hides {', '.join(hidden)}" if hidden else ""
+    return f"(columns: {', '.join(dataset.column_names)}{hides})"
+
+
+def _collated(name: str, examples: ExampleBatches, rows: list[int], objective: Objective) -> dict[str, Any]:
+    """Collate some rows; say why, where that fails."""
+    try:
+        return examples.collate(examples.dataset.__getitems__(rows))
+    except Exception as error:  # whatever a collator or a transform raises
+        columns = examples.dataset.column_names
+        if len(set(lengths_of(examples.dataset.select(rows)))) > 1 and examples.collate is default_data_collator:
+            raise InfluenceError(
+                f"data_collator: rows {rows} of {name} differ in length, and nothing pads them: make the trainer with "
+                "processing_class=tokenizer, or data_collator=DataCollatorWithPadding(tokenizer)."
+            ) from error
+        fix = "Give a data_collator for these columns, or remove_unused_columns=True to drop what it does not know."
+        if isinstance(objective.head, TokenHead) and "labels" in columns:
+            fix = (
+                "Give a data_collator that pads labels as well: DataCollatorForTokenClassification(tokenizer), for "
+                "sequence to sequence DataCollatorForSeq2Seq(tokenizer)."
+            )
+        raise InfluenceError(
+            f"data_collator: it makes no batch of the rows {rows} of {name} {_columns_of(examples.dataset)}: "
+            f"{type(error).__name__}: {error}. {fix}"
+        ) from error
 
 
 def _check_rows(name: str, dataset: Dataset, objective: Objective) -> None:
@@ -97,18 +184,6 @@ def _packed(name: str, why: str) -> str:
         "row: SFTConfig(packing=False, padding_free=False) in trl, a collator that pads instead of "
         "DataCollatorWithFlattening in transformers."
     )
-
-
-def _check_label_range(name: str, dataset: Dataset, column: str, num_labels: int) -> None:
-    for chunk in dataset.select_columns(column).with_format("arrow").iter(batch_size=100_000):
-        ends = pc.min_max(chunk[column]).as_py()
-        if ends["min"] is None or ends["min"] < 0 or ends["max"] >= num_labels:
-            raise InfluenceError(
-                f"{name}: column {column!r} holds labels from {ends['min']} to {ends['max']}, but the model knows 0 "
-                "to "
-                f"{num_labels - 1} (config.num_labels={num_labels}); filter or map the rows, or load the model with "
-                "as many labels."
-            )
 
 
 def check_whole(model: nn.Module) -> None:
@@ -144,6 +219,16 @@ def check_adapters(model: nn.Module) -> None:
             f"model: its adapters are merged into the weights ({merged[0]} and {len(merged) - 1} more), so that they "
             "take no part in the loss; call model.unmerge_adapter() first."
         )
+
+
+def check_no_inference_tensors(model: nn.Module) -> None:
+    """Refuse parameters that were made in `torch.inference_mode()`, which have no gradients anywhere."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_inference():
+            raise InfluenceError(
+                f"model: {name} was made inside torch.inference_mode(), and such parameters have no gradients; load "
+                "the model outside of it."
+            )
 
 
 def warn_of_half_precision(objective: Objective) -> None:

@@ -6,9 +6,9 @@ import json
 import os
 import sys
 from argparse import SUPPRESS
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 import yaml
@@ -16,10 +16,39 @@ from accelerate.commands.config.config_args import default_config_file, load_con
 from accelerate.commands.launch import launch_command_parser
 from transformers import HfArgumentParser
 
-from hf_fastif.errors import InfluenceError, LaunchError
+from hf_fastif.errors import InfluenceError, LaunchError, NotFoundError
+from hf_fastif.files import is_disk_full
+from hf_fastif.suggestions import did_you_mean
 
 
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # of torchrun and of MPI's launchers
+
+
+class Parser(HfArgumentParser):
+    """Parse flags; say what is wrong with them in one line, without the usage of all flags."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the command line."""
+        raise InfluenceError(message)
+
+
+def run_recipe(main: Callable[..., None], *dataclasses: type) -> None:
+    """Run a recipe on its command line.
+
+    What a user can mend (`InfluenceError`, a file that is not there, a disk that is full) ends it with one line and
+    the exit code 2; everything else is an error of the program and keeps its traceback.
+
+    Args:
+        main (`Callable`): Takes an instance of each dataclass.
+        *dataclasses (`type`): What the flags say.
+    """
+    try:
+        main(*parse_arguments(*dataclasses))
+    except Exception as error:
+        if not isinstance(error, InfluenceError | FileNotFoundError) and not is_disk_full(error):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
 
 
 def parse_arguments(*dataclasses: type, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
@@ -28,22 +57,50 @@ def parse_arguments(*dataclasses: type, argv: Sequence[str] | None = None) -> tu
     Values of the file become the defaults of the flags, so that they are converted as flags are.
 
     Raises:
-        ValueError: If the file names a setting that no dataclass has.
+        InfluenceError: If the file cannot be read, or it or a flag names a setting that no dataclass has.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(dataclasses)
+    parser = Parser(dataclasses)
     parser.add_argument("--config", default=SUPPRESS, help="YAML file of settings; flags override it.")
     path = _pop_config(argv)
     if path is not None:
-        settings = yaml.safe_load(Path(path).read_text("utf-8")) or {}
+        settings = _read_config(path)
         known = {action.dest for action in parser._actions}
         unknown = sorted(set(settings) - known)
         if unknown:
-            raise InfluenceError(f"config={path!r} has settings that this recipe does not know: {', '.join(unknown)}.")
+            raise InfluenceError(
+                f"config={path!r} has settings that this recipe does not know: {', '.join(unknown)}"
+                f"{did_you_mean(unknown[0], known) or '.'}"
+            )
         parser.set_defaults(**{name: _as_flag(value) for name, value in settings.items()})
         for action in parser._actions:
             action.required = action.required and action.dest not in settings
-    return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    *parsed, strange = parser.parse_args_into_dataclasses(
+        argv, return_remaining_strings=True, look_for_args_file=False
+    )
+    if strange:
+        flag = next((word for word in strange if word.startswith("-")), strange[0]).partition("=")[0]
+        near = did_you_mean(flag, parser._option_string_actions)
+        raise InfluenceError(f"this recipe does not know {flag!r}{near or '; --help lists the flags'}")
+    return tuple(parsed)
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    file = Path(path)
+    if not file.is_file():
+        near = did_you_mean(file.name, os.listdir(file.parent) if file.parent.is_dir() else ())
+        raise NotFoundError(f"config={path!r}: there is no such file{near or '.'}")
+    try:
+        settings = yaml.safe_load(file.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InfluenceError(f"config={path!r} is not YAML: {error}") from error
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict):
+        raise InfluenceError(
+            f"config={path!r} holds a {type(settings).__name__}; give settings, one a line, as in 'num_queries: 10'."
+        )
+    return {str(name): value for name, value in settings.items()}
 
 
 def check_processes(num_processes: int) -> None:

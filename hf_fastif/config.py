@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from transformers import TrainingArguments
 
 from hf_fastif.errors import InfluenceError
+from hf_fastif.suggestions import did_you_mean
 
 
 if TYPE_CHECKING:
@@ -23,6 +24,13 @@ Reduction = Literal["sum", "mean"]
 FeatureName = Literal["pooled", "mean_pooled", "last_layer_gradient", "gradient_sketch"]
 ScoringName = Literal["auto", "forward_mode", "gradients"]
 SolverName = Literal["auto", "sdca", "lissa", "cg", "ekfac", "identity", "exact"]
+CHOICES = {
+    "curvature": ("gauss_newton", "hessian"),
+    "solver": get_args(SolverName),
+    "index_features": get_args(FeatureName),
+    "loss_reduction": get_args(Reduction),
+    "scoring": get_args(ScoringName),
+}
 POSITIVE = (
     "influence_batch_size",
     "query_batch_size",
@@ -268,18 +276,12 @@ class InfluenceConfig(TrainingArguments):
         Raises:
             ValueError: Naming the setting, its value and what to give instead.
         """
-        if self.curvature not in ("gauss_newton", "hessian"):
-            raise InfluenceError(f"curvature={self.curvature!r}: give 'gauss_newton' or 'hessian'.")
-        if self.solver not in get_args(SolverName):
-            raise InfluenceError(f"solver={self.solver!r}: give one of {', '.join(get_args(SolverName))}.")
-        if self.index_features not in get_args(FeatureName):
-            raise InfluenceError(
-                f"index_features={self.index_features!r}: give one of {', '.join(get_args(FeatureName))}."
-            )
-        if self.loss_reduction not in get_args(Reduction):
-            raise InfluenceError(f"loss_reduction={self.loss_reduction!r}: give 'sum' or 'mean'.")
-        if self.scoring not in get_args(ScoringName):
-            raise InfluenceError(f"scoring={self.scoring!r}: give one of {', '.join(get_args(ScoringName))}.")
+        for name, values in CHOICES.items():
+            value = getattr(self, name)
+            if value not in values:
+                raise InfluenceError(
+                    f"{name}={value!r}: give one of {', '.join(values)}{did_you_mean(str(value), values) or '.'}"
+                )
         if self.frozen_states_gb < 0:
             raise InfluenceError(f"frozen_states_gb={self.frozen_states_gb}: give a number of gigabytes, 0 for none.")
         self._set_checkpoints()

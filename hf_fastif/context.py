@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from transformers import Trainer
@@ -26,7 +27,14 @@ from hf_fastif.checkpoints import (
     run_that_led_to,
     weights_of,
 )
-from hf_fastif.checks import check_adapters, check_dataset, check_inputs, check_whole, warn_of_half_precision
+from hf_fastif.checks import (
+    check_adapters,
+    check_dataset,
+    check_inputs,
+    check_no_inference_tensors,
+    check_whole,
+    warn_of_half_precision,
+)
 from hf_fastif.config import InfluenceConfig
 from hf_fastif.frozen import FrozenStates, find_frozen_states
 from hf_fastif.identity import hexdigest, same_loss
@@ -35,7 +43,7 @@ from hf_fastif.objective import LossFacts, Objective, differentiable, trained_lo
 from hf_fastif.parameters import frozen_digest, trained_part, trained_state
 from hf_fastif.passes import Passes
 from hf_fastif.pieces import Pieces, pieces_of
-from hf_fastif.processes import check_shared_folder
+from hf_fastif.processes import check_same_folder, check_shared_folder
 from hf_fastif.provenance import model_name, sources
 from hf_fastif.queries import Predictions, predict
 from hf_fastif.signals import Signal, measure_signal
@@ -57,6 +65,7 @@ class Kept:
         states (`dict`): States behind frozen layers, by dataset; None where there are none to keep.
         fitted (`dict`): Spectra, factors and the like, by what they belong to.
         digests (`dict`): Of the stored rows of datasets, by their fingerprint.
+        checked (`dict`): The collators that datasets were checked with.
         losses (`dict`): What was found out about losses.
         loss_identities (`list[str]`): What stands for the losses that there were.
         said (`str`): What the user was last told about the moment of training.
@@ -68,6 +77,7 @@ class Kept:
     states: dict[tuple[Hashable, ...], FrozenStates | None] = field(default_factory=dict)
     fitted: dict[tuple[Hashable, ...], Any] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
+    checked: dict[tuple[Hashable, ...], Any] = field(default_factory=dict)
     losses: dict[Hashable, LossFacts] = field(default_factory=dict)
     loss_identities: list[str] = field(default_factory=list)
     said: str = ""
@@ -115,9 +125,10 @@ class Context:
         check_dataset(name, dataset)
         trainer = self.trainer
         examples = batches_of(trainer, self.kept, dataset, name)
-        # A collator that is given all columns may tokenize by itself.
-        model_input = trainer.model.main_input_name if self.args.remove_unused_columns else None
-        check_inputs(name, examples, model_input, self.objective)
+        key = (dataset._fingerprint, id(self.objective.model), self.args.remove_unused_columns)
+        if self.kept.checked.get(key) is not trainer.data_collator:
+            check_inputs(name, dataset, examples, trainer, self.objective)
+            self.kept.checked[key] = trainer.data_collator
         if not self._loss_known:
             train = trainer.train_dataset
             if name != "train_dataset" and isinstance(train, Dataset) and len(train):
@@ -286,10 +297,11 @@ def context_of(trainer: Trainer, kept: Kept) -> Iterator[Context]:
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     check_whole(model)
     check_adapters(model)
+    check_no_inference_tensors(model)
     if not kept.prepared:
         _prepare_folder(args, trainer.accelerator)
         kept.prepared = True
-    with differentiable(model):
+    with torch.inference_mode(False), torch.enable_grad(), differentiable(model):
         decayed = trainer.get_decay_parameter_names(model) if args.loss_weight_decay else ()
         smoothing, weight_decay = args.label_smoothing_factor, args.loss_weight_decay
         objective = Objective(model, smoothing, weight_decay, decayed, args.influence_bf16, args.loss_reduction)
@@ -311,6 +323,7 @@ def folder_of(args: InfluenceConfig) -> Path:
 def _prepare_folder(args: InfluenceConfig, accelerator: Accelerator) -> None:
     """Looks whether all machines see the folder; forgets what earlier runs left to go on from, if that is wanted."""
     folder = folder_of(args)
+    check_same_folder(Path(args.output_dir), accelerator)
     check_shared_folder(folder, accelerator)
     if args.overwrite and accelerator.is_main_process:
         shutil.rmtree(folder / UNFINISHED, ignore_errors=True)

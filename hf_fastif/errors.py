@@ -33,3 +33,7 @@ class NoSuchQueryError(InfluenceError, IndexError):
 
 class LaunchError(InfluenceError, RuntimeError):
     """Other processes were asked for than were started."""
+
+
+class DiskFullError(InfluenceError, OSError):
+    """A disk has no space left for what is to be written."""

@@ -10,13 +10,15 @@ from tempfile import TemporaryDirectory
 
 from datasets import Dataset, DatasetDict
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, set_seed
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 
 from hf_fastif.config import InfluenceConfig
 from hf_fastif.context import batches_of
 from hf_fastif.data import DataArguments, default_encoder, load_examples, tokenize
-from hf_fastif.errors import InfluenceError
+from hf_fastif.errors import InfluenceError, NotFoundError
 from hf_fastif.files import write_whole
 from hf_fastif.parameters import freeze
+from hf_fastif.suggestions import check_path
 from hf_fastif.trainer import InfluenceTrainer
 
 
@@ -61,6 +63,7 @@ def make_trainer(
     With `config.do_train` the model gets a head for the labels of the data; else it must have one for them.
     """
     path = model.model_name_or_path or default_encoder()
+    check_model_path(path)
     examples = load_examples(data, AutoConfig.from_pretrained(path).id2label, new_head=config.do_train)
     names = examples["train"].features["label"].names
     classifier = AutoModelForSequenceClassification.from_pretrained(
@@ -79,6 +82,20 @@ def make_trainer(
         processing_class=tokenizer,
     )
     return trainer, examples
+
+
+def check_model_path(path: str) -> None:
+    """Check that a model is a folder that holds one, or may be the name of one on the Hub.
+
+    Raises:
+        NotFoundError: If a folder is named that is not there, or holds no model.
+    """
+    check_path("model_name_or_path", path)
+    folder = Path(path)
+    if folder.is_dir() and not any((folder / name).is_file() for name in (CONFIG_NAME, ADAPTER_CONFIG_NAME)):
+        inner = sorted(each.parent.name for each in folder.glob(f"*/{CONFIG_NAME}"))
+        fix = f"it has the folders {', '.join(inner)} with one" if inner else "trainer.save_model() writes one"
+        raise NotFoundError(f"model_name_or_path={path!r} holds no model (there is no {CONFIG_NAME}); {fix}.")
 
 
 def runs_of(config: InfluenceConfig, num_seeds: int) -> list[InfluenceConfig]:

@@ -20,7 +20,7 @@ from transformers.utils import find_adapter_config_file
 from hf_fastif.config import InfluenceConfig
 from hf_fastif.data import DataArguments, generate_facts, read_splits
 from hf_fastif.errors import InfluenceError
-from hf_fastif.finetuning import ModelArguments
+from hf_fastif.finetuning import ModelArguments, check_model_path
 from hf_fastif.objective import IGNORED
 from hf_fastif.parameters import freeze
 from hf_fastif.trainer import InfluenceTrainer
@@ -114,6 +114,8 @@ def _check(model: LanguageArguments, config: InfluenceConfig) -> None:
             f"model_type={model.model_type!r}: a model that is built from a config must be trained, as a whole; give "
             "--do_train and no --lora_rank, or the folder of a trained one as --model_name_or_path."
         )
+    if model.model_name_or_path is not None:
+        check_model_path(model.model_name_or_path)
     if model.lora_rank is not None and model.lora_rank < 1:
         raise InfluenceError(f"lora_rank={model.lora_rank}: give at least 1.")
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Features, Value
 
-from hf_fastif.columns import plain_columns, prefixed, text_columns
+from hf_fastif.columns import plain_columns, prefixed, set_apart, text_columns
 from hf_fastif.provenance import versions
 from hf_fastif.queries import Predictions
 from hf_fastif.results import SIGN, TOKEN_COLUMNS, InfluenceResult
@@ -67,6 +69,7 @@ def build_result(
     There is one outcome for each query, or a single one for all of them together, which are anchors then.
     `token_texts` are what the tokens of candidates read, where outcomes know the influence of tokens.
     """
+    queries, candidates = set_apart(queries), set_apart(candidates)
     label = label_column(candidates)
     names = _label_names(candidates.features[label] if label else None, label_names)
     summary = {
@@ -142,7 +145,6 @@ def _query_table(
         "std_err": [outcomes[number].quality["std_err"] for number in numbers],
     }
     plain = _readable_rows(queries, range(len(queries)), label, names)
-    plain = plain.rename_columns({name: f"{name}_" for name in plain.column_names if name in own})
     return _side_by_side(Dataset.from_dict(own), plain)
 
 
@@ -166,9 +168,18 @@ def _readable_rows(dataset: Dataset, rows: Sequence[int] | np.ndarray, label: st
     """The plain columns of some rows; class numbers get the names that predictions have."""
     chosen = plain_columns(dataset).select(rows)
     features = chosen.features.copy()
-    if label in features and features[label].dtype.startswith("int"):
+    if label in features and _are_classes(dataset, label, len(names)):
         features[label] = ClassLabel(names=names)
     return Dataset.from_dict(chosen.to_dict(), features=features)
+
+
+def _are_classes(dataset: Dataset, column: str, count: int) -> bool:
+    """Tell whether a column holds the numbers of that many classes; -1 stands for none."""
+    values = dataset.select_columns(column).with_format("arrow")[:][column]
+    if not pa.types.is_integer(values.type):
+        return False
+    ends = pc.min_max(values).as_py()
+    return ends["min"] is None or (ends["min"] >= -1 and ends["max"] < count)
 
 
 def _side_by_side(*tables: Dataset) -> Dataset:

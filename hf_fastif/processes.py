@@ -102,6 +102,25 @@ def same_random_state() -> Iterator[None]:
             np.random.set_state(of_numpy)
 
 
+def check_same_folder(folder: Path, accelerator: Accelerator) -> None:
+    """Check that all processes were given the same `output_dir`: the main process writes what the others read.
+
+    Raises:
+        InfluenceError: On every process, if they were given different ones.
+    """
+    if accelerator.num_processes == 1:
+        return
+    folders = gather_object([str(folder)])
+    other = next((rank for rank, each in enumerate(folders) if each != folders[0]), None)
+    if other is not None:
+        raise InfluenceError(
+            f"output_dir: process 0 was given {folders[0]!r} and process {other} {folders[other]!r}, and what one "
+            "writes the others read. Give all processes the same folder: a name with the time in it is made once, "
+            "before the launch, and passed as a flag (--output_dir), or made by one process and sent to the others "
+            "with accelerate.utils.broadcast_object_list."
+        )
+
+
 def check_shared_folder(folder: Path, accelerator: Accelerator) -> None:
     """Several machines must see the same files: the main process writes what the others read.
 

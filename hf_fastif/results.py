@@ -15,7 +15,7 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 
 from hf_fastif.columns import with_label_names
 from hf_fastif.errors import InfluenceError, NoSuchQueryError, NotFoundError
-from hf_fastif.files import write_whole
+from hf_fastif.files import write_whole, writing
 from hf_fastif.manifests import check_files, describe_files, read_manifest, reading
 
 
@@ -57,9 +57,10 @@ class InfluenceResult:
         influences (`datasets.Dataset`): One row for each (query, candidate): `query_index` (position among the
             queries), `train_index` (position among the candidates, which are `trainer.train_dataset` unless others
             were given), `influence`, `direction` ("helpful" or "harmful"), `rank` (1 is the strongest of its
-            direction), and the plain columns (texts, labels, numbers) of both, named `query_*` and `train_*`. Where
-            an example has a label for each token (language models), `tokens` are what the candidate's tokens read,
-            and `token_influence` is the influence of predicting each: they add up to `influence`.
+            direction), and the plain columns (texts, labels, numbers) of both, named `query_*` and `train_*`; one that
+            is called like a column of the result gets an underscore behind its name. Where an example has a label for
+            each token (language models), `tokens` are what the candidate's tokens read, and `token_influence` is the
+            influence of predicting each: they add up to `influence`.
         queries (`datasets.Dataset`): One row for each query: its plain columns, `prediction`, `probability` of the
             prediction (NaN unless one label is predicted), `loss`, and `residual` and `std_err` of its s_test. Of
             anchors, which are asked about as one, all rows have the `query_index` 0.
@@ -136,7 +137,8 @@ class InfluenceResult:
         digest of the other two.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         (folder / SUMMARY).unlink(missing_ok=True)
         write_whole(folder / "influences.parquet", self.influences.to_parquet)
         write_whole(folder / "queries.parquet", self.queries.to_parquet)
@@ -269,7 +271,7 @@ class InfluenceResult:
     def _describe(self, row: dict[str, Any]) -> str:
         if not self.summary["text_columns"] and self.summary["label_column"] is None:
             return "(no text)"
-        text = " | ".join(str(row[name]).strip() for name in self.summary["text_columns"])
+        text = " | ".join(str(row[name]).strip() for name in self.summary["text_columns"] if name in row)
         label = self.summary["label_column"]
         return f"{text[:100]!r}" if label is None else f"{text[:100]!r} [{row.get(label)}]"
 

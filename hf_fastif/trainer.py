@@ -15,7 +15,16 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from hf_fastif.checkpoints import KeepCheckpoints, write_run_end
-from hf_fastif.checks import check_dataset, check_index, check_num_neighbors, check_rows, check_s_test, sharded_by
+from hf_fastif.checks import (
+    check_dataset,
+    check_index,
+    check_model,
+    check_num_neighbors,
+    check_rows,
+    check_s_test,
+    check_train_dataset,
+    sharded_by,
+)
 from hf_fastif.config import with_influence
 from hf_fastif.context import Context, Kept, context_of
 from hf_fastif.diagnosis import Diagnosis, diagnose
@@ -51,7 +60,11 @@ class InfluenceMixin(HubMixin):
     Queries are rows of the kind that the trainer makes of its datasets, such as `trainer.eval_dataset.select([0])`.
     """
 
-    def __init__(self, model: nn.Module, args: TrainingArguments | None = None, *other: Any, **named: Any):
+    def __init__(
+        self, model: nn.Module | None = None, args: TrainingArguments | None = None, *other: Any, **named: Any
+    ):
+        train_dataset = named.get("train_dataset", other[1] if len(other) > 1 else None)
+        check_train_dataset(train_dataset)
         super().__init__(model, with_influence(args), *other, **named)
         self._kept = Kept()
         self._keeper = KeepCheckpoints(self._training_facts, self._unwrapped)
@@ -422,3 +435,9 @@ class InfluenceTrainer(InfluenceMixin, Trainer):
             the default settings of influence.
         *other, **named: The other arguments of `Trainer`. `train_dataset` must be a `datasets.Dataset`.
     """
+
+    def __init__(
+        self, model: nn.Module | None = None, args: TrainingArguments | None = None, *other: Any, **named: Any
+    ):
+        check_model(model)
+        super().__init__(model, args, *other, **named)

@@ -29,7 +29,7 @@ from datasets import Dataset, DatasetDict
 from hf_fastif import InfluenceConfig, InfluenceTrainer
 from hf_fastif.analysis import corrections
 from hf_fastif.analysis.corrector import SYSTEMS
-from hf_fastif.cli import check_processes, parse_arguments
+from hf_fastif.cli import check_processes, run_recipe
 from hf_fastif.data import (
     DataArguments,
     SlicedArguments,
@@ -153,4 +153,4 @@ def read(data: DataArguments, trainer: InfluenceTrainer) -> DatasetDict:
 
 
 if __name__ == "__main__":
-    main(*parse_arguments(RecipeArguments, DataArguments, InfluenceConfig))
+    run_recipe(main, RecipeArguments, DataArguments, InfluenceConfig)

@@ -25,7 +25,7 @@ from transformers import set_seed
 from hf_fastif import InfluenceConfig, InfluenceResult
 from hf_fastif.analysis import Retrieval, retrieval
 from hf_fastif.checks import check_num_neighbors, check_rows
-from hf_fastif.cli import check_processes, parse_arguments
+from hf_fastif.cli import check_processes, run_recipe
 from hf_fastif.data import DataArguments, planted_share
 from hf_fastif.diagnosis import Diagnosis
 from hf_fastif.errors import InfluenceError
@@ -133,4 +133,4 @@ def write(
 
 
 if __name__ == "__main__":
-    main(*parse_arguments(RecipeArguments, DataArguments, InfluenceConfig))
+    run_recipe(main, RecipeArguments, DataArguments, InfluenceConfig)

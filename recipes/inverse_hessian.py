@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from hf_fastif import InfluenceConfig
 from hf_fastif.analysis import balanced_queries, inverse_hessian
 from hf_fastif.analysis.inverse_hessian import OTHERS
-from hf_fastif.cli import check_processes, parse_arguments
+from hf_fastif.cli import check_processes, run_recipe
 from hf_fastif.data import DataArguments
 from hf_fastif.errors import InfluenceError
 from hf_fastif.finetuning import ModelArguments, trained
@@ -63,4 +63,4 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
 
 
 if __name__ == "__main__":
-    main(*parse_arguments(RecipeArguments, DataArguments, InfluenceConfig))
+    run_recipe(main, RecipeArguments, DataArguments, InfluenceConfig)

@@ -22,7 +22,7 @@ from datasets import Dataset
 from hf_fastif import InfluenceConfig
 from hf_fastif.analysis import METHODS, check_methods, lds_of_methods, query_losses, retrain_on_subsets
 from hf_fastif.checkpoints import kept_checkpoints
-from hf_fastif.cli import check_processes, parse_arguments
+from hf_fastif.cli import check_processes, run_recipe
 from hf_fastif.data import DataArguments, shuffled
 from hf_fastif.finetuning import ModelArguments, fine_tune, make_trainer, runs_of, train_again
 from hf_fastif.processes import alone
@@ -90,4 +90,4 @@ def moments_of(runs: list[str]) -> dict[str, list[str]]:
 
 
 if __name__ == "__main__":
-    main(*parse_arguments(RecipeArguments, DataArguments, InfluenceConfig))
+    run_recipe(main, RecipeArguments, DataArguments, InfluenceConfig)

@@ -20,7 +20,7 @@ from datasets import Dataset
 
 from hf_fastif import InfluenceConfig
 from hf_fastif.analysis import mislabels
-from hf_fastif.cli import check_processes, parse_arguments
+from hf_fastif.cli import check_processes, run_recipe
 from hf_fastif.data import DataArguments, plant_wrong_labels
 from hf_fastif.errors import InfluenceError
 from hf_fastif.finetuning import (
@@ -107,4 +107,4 @@ def wrong_labels(recipe: RecipeArguments, train: Dataset, seed: int) -> tuple[Da
 
 
 if __name__ == "__main__":
-    main(*parse_arguments(RecipeArguments, DataArguments, InfluenceConfig))
+    run_recipe(main, RecipeArguments, DataArguments, InfluenceConfig)

@@ -14,7 +14,7 @@ from typing import get_args
 
 from hf_fastif import InfluenceConfig
 from hf_fastif.analysis import balanced_queries, recall_of_features
-from hf_fastif.cli import check_processes, parse_arguments
+from hf_fastif.cli import check_processes, run_recipe
 from hf_fastif.config import FeatureName
 from hf_fastif.data import DataArguments
 from hf_fastif.finetuning import ModelArguments, trained
@@ -48,4 +48,4 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
 
 
 if __name__ == "__main__":
-    main(*parse_arguments(RecipeArguments, DataArguments, InfluenceConfig))
+    run_recipe(main, RecipeArguments, DataArguments, InfluenceConfig)

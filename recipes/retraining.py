@@ -18,7 +18,7 @@ from datasets import Dataset
 
 from hf_fastif import InfluenceConfig
 from hf_fastif.analysis import balanced_queries, query_losses, retraining
-from hf_fastif.cli import check_processes, parse_arguments
+from hf_fastif.cli import check_processes, run_recipe
 from hf_fastif.data import DataArguments
 from hf_fastif.finetuning import ModelArguments, check_training, train_again, trained, training_settings
 from hf_fastif.reporting import ResultArguments, report
@@ -62,4 +62,4 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
 
 
 if __name__ == "__main__":
-    main(*parse_arguments(RecipeArguments, DataArguments, InfluenceConfig))
+    run_recipe(main, RecipeArguments, DataArguments, InfluenceConfig)

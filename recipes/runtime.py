@@ -19,7 +19,7 @@ from pathlib import Path
 
 from hf_fastif import InfluenceConfig
 from hf_fastif.analysis import Runtime, balanced_queries, runtime
-from hf_fastif.cli import check_processes, parse_arguments
+from hf_fastif.cli import check_processes, run_recipe
 from hf_fastif.data import DataArguments
 from hf_fastif.finetuning import ModelArguments, make_trainer, trained
 from hf_fastif.reporting import ResultArguments, report
@@ -67,4 +67,4 @@ def path_of(config: InfluenceConfig, processes: int) -> Path:
 
 
 if __name__ == "__main__":
-    main(*parse_arguments(RecipeArguments, DataArguments, InfluenceConfig))
+    run_recipe(main, RecipeArguments, DataArguments, InfluenceConfig)

@@ -21,7 +21,7 @@ from datasets import Dataset, DatasetDict
 
 from hf_fastif import InfluenceConfig, InfluenceTrainer
 from hf_fastif.analysis import as_predicted, balanced_queries, simulatability
-from hf_fastif.cli import check_processes, parse_arguments
+from hf_fastif.cli import check_processes, run_recipe
 from hf_fastif.data import DataArguments
 from hf_fastif.errors import InfluenceError
 from hf_fastif.finetuning import ModelArguments, make_trainer, trained
@@ -86,4 +86,4 @@ def simulator_of(
 
 
 if __name__ == "__main__":
-    main(*parse_arguments(RecipeArguments, DataArguments, InfluenceConfig))
+    run_recipe(main, RecipeArguments, DataArguments, InfluenceConfig)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hf_fastif import InfluenceConfig
-from hf_fastif.cli import check_processes, parse_arguments
+from hf_fastif.cli import check_processes, run_recipe
 from hf_fastif.data import DataArguments
 from hf_fastif.finetuning import ModelArguments, fine_tune, runs_of
 
@@ -35,4 +35,4 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
 
 
 if __name__ == "__main__":
-    main(*parse_arguments(RecipeArguments, DataArguments, InfluenceConfig))
+    run_recipe(main, RecipeArguments, DataArguments, InfluenceConfig)

@@ -27,7 +27,7 @@ from datasets import Dataset
 
 from hf_fastif import InfluenceConfig, InfluenceResult, InfluenceTrainer
 from hf_fastif.checks import check_num_neighbors
-from hf_fastif.cli import check_processes, parse_arguments
+from hf_fastif.cli import check_processes, run_recipe
 from hf_fastif.data import DataArguments, SlicedArguments, load_examples, sliced_data, slices_of, tokenize
 from hf_fastif.errors import InfluenceError
 from hf_fastif.finetuning import ModelArguments, fine_tune, make_trainer
@@ -122,4 +122,4 @@ def write(results: dict[str, InfluenceResult], trainer: InfluenceTrainer, slice_
 
 
 if __name__ == "__main__":
-    main(*parse_arguments(RecipeArguments, DataArguments, InfluenceConfig))
+    run_recipe(main, RecipeArguments, DataArguments, InfluenceConfig)

@@ -47,6 +47,21 @@ def test_bad_values_name_the_argument_and_the_value(tmp_path, name, value):
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "meant"),
+    [
+        ("solver", "sdac", "sdca"),
+        ("index_features", "gradient_scetch", "gradient_sketch"),
+        ("scoring", "gradient", "gradients"),
+        ("curvature", "hesian", "hessian"),
+        ("loss_reduction", "men", "mean"),
+    ],
+)
+def test_typing_errors(tmp_path, name, value, meant):
+    with pytest.raises(ValueError, match=f"{name}='{value}': give one of .*; did you mean '{meant}'\\?"):
+        config(tmp_path, **{name: value})
+
+
+@pytest.mark.parametrize(
     ("settings", "match"),
     [
         ({"curvature": "hessian", "solver": "ekfac"}, "curvature='hessian': solver='ekfac'.*gauss_newton"),

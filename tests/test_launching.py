@@ -11,8 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from tiny import tiny_data, tiny_trainer
 
-from hf_fastif.processes import Alone, check_shared_folder, from_main
+from hf_fastif.errors import InfluenceError
+from hf_fastif.processes import Alone, check_same_folder, check_shared_folder, from_main
 
 
 ROOT = Path(__file__).parent.parent
@@ -74,6 +76,28 @@ def test_machines_that_share_no_folder_are_refused(tmp_path, monkeypatch):
     assert not list((tmp_path / "out").iterdir())
     with pytest.raises(ValueError, match="output_dir: the processes 1 do not see what the main process writes"):
         check_shared_folder(tmp_path / "out", one_of_two(main=False))
+
+
+def test_processes_with_different_folders_end_alike(tmp_path, monkeypatch):
+    for main in (True, False):
+        given = ["out/10-59", "out/11-00"]
+        monkeypatch.setattr("hf_fastif.processes.gather_object", lambda own, given=given: given)
+        with pytest.raises(
+            InfluenceError,
+            match=r"output_dir: process 0 was given 'out/10-59' and process 1 'out/11-00'.*--output_dir",
+        ):
+            check_same_folder(Path(given[not main]), one_of_two(main))
+        monkeypatch.setattr("hf_fastif.processes.gather_object", lambda own: own * 2)
+        check_same_folder(tmp_path, one_of_two(main))
+
+
+def test_a_trainer_looks_whether_all_processes_have_its_folder(tmp_path, monkeypatch):
+    trainer = tiny_trainer(tmp_path, train=tiny_data(10))
+    monkeypatch.setattr(
+        "hf_fastif.context.check_same_folder", lambda folder, _: (_ for _ in ()).throw(KeyError(folder))
+    )
+    with pytest.raises(KeyError, match=str(tmp_path)):
+        trainer.find_misclassified(tiny_data(2))
 
 
 def test_an_error_of_the_main_process_is_raised_by_all():

@@ -13,6 +13,7 @@ from hf_fastif.checkpoints.checkpoint import STATE, Checkpoint, holds, open_chec
 from hf_fastif.checkpoints.runs import FOLDER, RunEnd, checkpoints_of, latest_run, run_that_led_to
 from hf_fastif.errors import InfluenceError
 from hf_fastif.parameters import trained_state
+from hf_fastif.suggestions import check_path
 
 
 def find_checkpoints(wanted: Sequence[str], output_dir: str, model: nn.Module) -> tuple[list[Checkpoint], str]:
@@ -147,6 +148,7 @@ def _named(name: str) -> list[Checkpoint]:
     if run:
         return [open_checkpoint(file) for file in run]
     if not path.exists():
+        check_path("checkpoints", name)
         repo, _, revision = name.partition("@")
         patterns = ["*.safetensors", "*.safetensors.index.json", STATE]
         path = Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns))

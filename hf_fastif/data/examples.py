@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +15,23 @@ from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
 from hf_fastif.columns import text_columns
 from hf_fastif.data.nli import generate_nli
 from hf_fastif.data.wilds import is_wilds_amazon, load_wilds_amazon
-from hf_fastif.errors import InfluenceError
+from hf_fastif.errors import InfluenceError, NotFoundError
+from hf_fastif.suggestions import did_you_mean
 
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+READERS = {  # by the suffix of a file
+    "jsonl": ("json", {}),
+    "json": ("json", {}),
+    "csv": ("csv", {}),
+    "tsv": ("csv", {"delimiter": "\t"}),
+    "txt": ("text", {}),
+    "parquet": ("parquet", {}),
+    "arrow": ("arrow", {}),
+}
 
 
 @dataclass
@@ -33,7 +46,7 @@ class DataArguments:
     dataset_train_split: str = field(default="train", metadata={"help": "Split of the training examples."})
     dataset_test_split: str = field(default="validation", metadata={"help": "Split that queries are taken from."})
     train_file: str | None = field(
-        default=None, metadata={"help": "Local training examples: json(l), csv or parquet."}
+        default=None, metadata={"help": "Local training examples: json(l), csv, tsv, txt or parquet."}
     )
     validation_file: str | None = field(default=None, metadata={"help": "Local examples that queries are taken from."})
     train_where: list[str] | None = field(
@@ -158,10 +171,7 @@ def _read(args: DataArguments, embedded: Callable[[], DatasetDict]) -> DatasetDi
         made = load_wilds_amazon(args.dataset_name, args.dataset_train_split, args.dataset_test_split)
         return DatasetDict(train=made[0], validation=made[1])
     if args.dataset_name is not None:
-        names = {"train": args.dataset_train_split, "validation": args.dataset_test_split}
-        return DatasetDict(
-            {name: load_dataset(args.dataset_name, args.dataset_config, split=split) for name, split in names.items()}
-        )
+        return DatasetDict({name: _read_split(args, name) for name in ("train", "validation")})
     made = embedded()
     if args.dataset_test_split not in made:
         raise InfluenceError(
@@ -170,13 +180,33 @@ def _read(args: DataArguments, embedded: Callable[[], DatasetDict]) -> DatasetDi
     return DatasetDict({"train": made["train"], "validation": made[args.dataset_test_split]})
 
 
-def _read_file(path: str) -> Dataset:
-    if not Path(path).is_file():
+def _read_split(args: DataArguments, name: str) -> Dataset:
+    """Read the split `train` or `validation` of a named data set, whatever it is called there."""
+    flag = {"train": "dataset_train_split", "validation": "dataset_test_split"}[name]
+    wanted = getattr(args, flag)
+    try:
+        return load_dataset(args.dataset_name, args.dataset_config, split=wanted)
+    except ValueError as error:
+        if "Unknown split" not in str(error):
+            raise
+        there = list(load_dataset(args.dataset_name, args.dataset_config))
         raise InfluenceError(
-            f"there is no file {path!r}; give a .jsonl, .json, .csv or .parquet file (or one of them .gz)."
-        )
-    suffix = Path(path.removesuffix(".gz")).suffix.lstrip(".")
-    return load_dataset({"jsonl": "json"}.get(suffix, suffix), data_files=path, split="train")
+            f"{flag}={wanted!r}: {args.dataset_name} has the splits {', '.join(there)}; give one of them with "
+            f"--{flag}."
+        ) from error
+
+
+def _read_file(path: str) -> Dataset:
+    supported = f"{', '.join(f'.{suffix}' for suffix in READERS)} (or one of them .gz)"
+    if not Path(path).is_file():
+        folder = Path(path).parent
+        near = did_you_mean(Path(path).name, os.listdir(folder) if folder.is_dir() else ())
+        raise NotFoundError(f"there is no file {path!r}{near}; the files that can be read are {supported}.")
+    suffix = Path(path.removesuffix(".gz")).suffix.lstrip(".").lower()
+    if suffix not in READERS:
+        raise InfluenceError(f"{path!r} is of no known format; the files that can be read are {supported}.")
+    reader, options = READERS[suffix]
+    return load_dataset(reader, data_files=path, split="train", **options)
 
 
 def _label_values(split: Dataset, column: str, mapping: dict[str, str]) -> list[str]:

@@ -12,7 +12,7 @@ from datasets import Dataset, concatenate_datasets
 from huggingface_hub import CommitInfo, DatasetCard, RepoCard
 
 from hf_fastif.analysis import Recall
-from hf_fastif.columns import plain_columns, prefixed
+from hf_fastif.columns import plain_columns, prefixed, set_apart
 from hf_fastif.curvature import KroneckerFactors
 from hf_fastif.diagnosis import Diagnosis
 from hf_fastif.errors import InfluenceError
@@ -70,7 +70,7 @@ def push_index(
         rows = Dataset.from_dict({"train_index": np.arange(len(index))})
         if include_text:
             plain = plain_columns(without_indexes(dataset))
-            rows = concatenate_datasets([rows, prefixed(plain, "train_")], axis=1)
+            rows = concatenate_datasets([rows, prefixed(set_apart(plain), "train_")], axis=1)
         rows.to_parquet(folder / "rows.parquet")
         if recall is not None:
             (folder / "figures").mkdir()

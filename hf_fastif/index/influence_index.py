@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from hf_fastif.curvature.layers import layers_from_json, layers_to_json
 from hf_fastif.errors import InfluenceError, NotFoundError
+from hf_fastif.files import whole_folder
 from hf_fastif.identity import differences
 from hf_fastif.index.gradients import TENSORS, Part
 from hf_fastif.index.store import on_device, read_shard, read_shards, search_both_ends, shard_files, write_shards
@@ -118,21 +119,17 @@ class InfluenceIndex:
 
         The shards of `add_to` come before them.
         """
-        temporary = folder.with_name(f".{folder.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        for shard in [] if add_to is None else shard_files(add_to.folder):
-            shutil.copyfile(shard, temporary / shard.name)
-        write_shards(temporary, trained, blocks, manifest["shard_size"])
-        if parts is not None:
-            layers = layers_to_json(part.layer for own in parts for part in own)
-            facts = {"layers": layers, "counts": json.dumps([len(own) for own in parts])}
-            save_file(_tensors(parts), temporary / PARTS, facts)
-        files = describe_files(temporary, sorted(file.name for file in temporary.iterdir()))
-        text = json.dumps({"name": name, **manifest, "files": files}, indent=2)
-        (temporary / MANIFEST).write_text(text, encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
+        with whole_folder(folder) as temporary:
+            for shard in [] if add_to is None else shard_files(add_to.folder):
+                shutil.copyfile(shard, temporary / shard.name)
+            write_shards(temporary, trained, blocks, manifest["shard_size"])
+            if parts is not None:
+                layers = layers_to_json(part.layer for own in parts for part in own)
+                facts = {"layers": layers, "counts": json.dumps([len(own) for own in parts])}
+                save_file(_tensors(parts), temporary / PARTS, facts)
+            files = describe_files(temporary, sorted(file.name for file in temporary.iterdir()))
+            text = json.dumps({"name": name, **manifest, "files": files}, indent=2)
+            (temporary / MANIFEST).write_text(text, encoding="utf-8")
 
     @classmethod
     def is_written(cls, folder: Path, name: str, manifest: Mapping[str, Any], parts: list[list[Part]] | None) -> bool:

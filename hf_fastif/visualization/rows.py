@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from datasets import ClassLabel, Dataset
 
-from hf_fastif.columns import with_label_names
-from hf_fastif.results import TOKEN_COLUMNS
+from hf_fastif.columns import COMPUTED, with_label_names
 
 
 if TYPE_CHECKING:
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
 
 NUM_CHARACTERS = 600  # of a text, before the rest of it is folded away
 MINUS = "\N{MINUS SIGN}"
-COMPUTED = "query_index prediction probability loss residual std_err train_index influence direction rank".split()
-COMPUTED += TOKEN_COLUMNS
 FAINT = 0.01  # of the strongest token, below which a token is not marked
 NUM_NAMED = 3  # tokens whose influence is said in words
 

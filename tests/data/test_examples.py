@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset
 from tiny import tiny_tokenizer
 
-from hf_fastif.data import DataArguments, shuffled, tokenize
+from hf_fastif.data import DataArguments, read_splits, shuffled, tokenize
 from hf_fastif.data.examples import load_examples as load
 
 
@@ -93,6 +93,45 @@ def test_one_file_or_none_at_all(arguments):
         load_examples(arguments(validation_file=None))
     with pytest.raises(ValueError, match="there is no file 'nowhere.jsonl'"):
         load_examples(arguments(train_file="nowhere.jsonl"))
+
+
+@pytest.mark.parametrize(("suffix", "delimiter"), [("csv", ","), ("tsv", "\t"), ("TSV", "\t")])
+def test_tables_as_text(arguments, tmp_path, suffix, delimiter):
+    path = tmp_path / f"rows.{suffix}"
+    lines = [ROWS[0].keys(), *(row.values() for row in ROWS)]
+    path.write_text("\n".join(delimiter.join(line) for line in lines))
+    splits = load_examples(arguments(train_file=str(path)))
+    assert splits["train"].to_list() == splits["validation"].to_list()
+    assert splits["train"]["premise"] == [row["premise"] for row in ROWS]
+
+
+def test_lines_of_text(tmp_path):
+    path = tmp_path / "lines.txt"
+    path.write_text("one line\nanother one\n")
+    args = DataArguments(train_file=str(path), validation_file=str(path))
+    assert read_splits(args, ["text"], "", dict)["train"]["text"] == ["one line", "another one"]
+    with pytest.raises(ValueError, match="column 'label' is not in the train examples, which have: text"):
+        load_examples(args)
+
+
+def test_files_that_cannot_be_read(arguments, tmp_path):
+    (tmp_path / "train.xlsx").write_text("")
+    with pytest.raises(ValueError, match=r"train.xlsx' is of no known format.*\.jsonl, \.json, \.csv, \.tsv, \.txt"):
+        load_examples(arguments(train_file=str(tmp_path / "train.xlsx")))
+    with pytest.raises(FileNotFoundError, match=r"trian.jsonl'; did you mean 'train.jsonl'\?"):
+        load_examples(arguments(train_file=str(tmp_path / "trian.jsonl")))
+
+
+def test_a_split_that_is_not_there(tmp_path):
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in ROWS))
+    args = DataArguments(dataset_name=str(tmp_path), label_column="gold")
+    with pytest.raises(
+        ValueError, match=r"dataset_test_split='validation': .* has the splits train, test; .*with --da"
+    ):
+        load_examples(args)
+    args.dataset_test_split = "test[:2]"
+    assert len(load_examples(args)["validation"]) == 2
 
 
 def test_embedded_default_and_its_splits():
