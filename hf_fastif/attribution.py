@@ -269,4 +269,4 @@ class Attribution:
 def _unpacked(found: Tensors, query: int) -> dict[int, np.ndarray]:
     """The influence of the tokens of each candidate that a query will be shown, by the candidate's row."""
     rows, lengths, values = (found[f"token_{name}_{query}"].cpu().numpy() for name in ("rows", "lengths", "values"))
-    return dict(zip(rows.tolist(), np.split(values, np.cumsum(lengths)[:-1]), strict=True))
+    return dict(zip(rows.tolist(), np.split(values, np.cumsum(lengths))[:-1], strict=True))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from typing import Any, Literal
@@ -65,6 +66,8 @@ class InfluenceMixin(HubMixin):
     ):
         train_dataset = named.get("train_dataset", other[1] if len(other) > 1 else None)
         check_train_dataset(train_dataset)
+        if (make := named.get("model_init")) is not None and _has_defaults(make):
+            named["model_init"] = lambda: make()
         super().__init__(model, with_influence(args), *other, **named)
         self._kept = Kept()
         self._keeper = KeepCheckpoints(self._training_facts, self._unwrapped)
@@ -418,6 +421,12 @@ class InfluenceMixin(HubMixin):
         if isinstance(dataset, Dataset):
             dataset = without_indexes(dataset)
         return super()._remove_unused_columns(dataset, description)
+
+
+def _has_defaults(make: Callable[..., nn.Module]) -> bool:
+    """Tell whether a function can be called without arguments though it takes several, which `Trainer` refuses."""
+    parameters = inspect.signature(make).parameters.values()
+    return len(parameters) > 1 and all(parameter.default is not parameter.empty for parameter in parameters)
 
 
 class InfluenceTrainer(InfluenceMixin, Trainer):

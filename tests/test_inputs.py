@@ -27,6 +27,11 @@ def test_model_init(tmp_path):
     np.testing.assert_array_equal(trainer.compute_influence(QUERIES), expected)
 
 
+def test_model_init_with_defaults(tmp_path):
+    trainer = made(tmp_path, model_init=lambda labels=3, frozen=1: tiny_model(frozen=frozen), train_dataset=TRAIN)
+    assert trainer.model.config.num_labels == 3
+
+
 def test_the_name_of_a_model(tmp_path):
     with pytest.raises(InfluenceError, match=r"model='bert-base-cased' is a name.*from_pretrained\('bert-base-cased'"):
         made(tmp_path, model="bert-base-cased", train_dataset=TRAIN)
