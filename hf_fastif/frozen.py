@@ -68,7 +68,7 @@ class FrozenStates:
 def find_frozen_states(objective: Objective, examples: ExampleBatches, memory: int) -> FrozenStates | None:
     """An empty store for the states of a dataset; None where the model cannot go on from states.
 
-    That is so if no first layer is frozen, if something that is trained stands before them (or is read by them, as
+    That is so if no first layer is frozen or called, if something that is trained stands before them (or is read by them, as
     relative position embeddings are), or if the outputs differ when some examples go on from their states.
     """
     layers = _first_layers(objective.model)
@@ -79,6 +79,8 @@ def find_frozen_states(objective: Objective, examples: ExampleBatches, memory: i
         return None
     with torch.enable_grad():
         output = output_of_last(objective, layers, batch)
+    if output is None:
+        return None
     states, *rest = output if isinstance(output, tuple) else (output,)
     if states.requires_grad or states.shape[:2] != mask.shape or any(part is not None for part in rest):
         return None
@@ -86,8 +88,8 @@ def find_frozen_states(objective: Objective, examples: ExampleBatches, memory: i
     return found if _agree(found, rows, batch) else None
 
 
-def output_of_last(objective: Objective, layers: Sequence[nn.Module], batch: Batch) -> torch.Tensor | tuple:
-    """What the last of some first layers returns; the layers behind it do not run."""
+def output_of_last(objective: Objective, layers: Sequence[nn.Module], batch: Batch) -> torch.Tensor | tuple | None:
+    """What the last of some first layers returns, None if it is never called; the layers behind it do not run."""
     outputs = []
 
     def stop(_module, _args, output):
@@ -101,7 +103,7 @@ def output_of_last(objective: Objective, layers: Sequence[nn.Module], batch: Bat
         pass
     finally:
         handle.remove()
-    return outputs[0]
+    return outputs[0] if outputs else None
 
 
 def _first_layers(model: nn.Module) -> list[nn.Module]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -16,18 +17,19 @@ def freeze(model: nn.Module, num_layers: int) -> None:
     """Freezes the embeddings and the first `num_layers` layers of an encoder, in place.
 
     Everything that stands before the layer stack of `model.base_model` (token, position and type embeddings,
-    embedding projections) is frozen with it. Influence is taken over what still has `requires_grad`, so freezing
-    before training makes both cheaper. The paper (section 4) freezes the embeddings and 9 of BERT's 12 layers.
+    embedding projections) is frozen with it, and so are relative position embeddings that stand behind it. Influence
+    is taken over what still has `requires_grad`, so freezing before training makes both cheaper. The paper (section 4)
+    freezes the embeddings and 9 of BERT's 12 layers.
 
     Args:
-        model (`PreTrainedModel`): Any model whose `base_model` holds its layers in one `torch.nn.ModuleList`.
+        model (`PreTrainedModel`): Any model whose `base_model` holds its layers in a `torch.nn.ModuleList`. Layers in
+            blocks are counted one by one; of an encoder and a decoder the encoder's are counted.
         num_layers (`int`): How many layers to freeze, from 0 (the embeddings alone) to all of them.
 
     Raises:
         ValueError: If the model has no layer stack, or fewer than `num_layers` layers.
     """
-    base = getattr(model, "base_model", model)
-    stack_name, layers = layer_stack(model)
+    base, (stack_name, layers) = _base(model), layer_stack(model)
     if not len(layers):
         raise InfluenceError(
             f"model: {type(model).__name__} has no torch.nn.ModuleList of layers to count; "
@@ -41,8 +43,22 @@ def freeze(model: nn.Module, num_layers: int) -> None:
         if name.startswith(f"{stack_name}."):
             break
         parameter.requires_grad_(False)
-    for layer in layers[:num_layers]:
-        layer.requires_grad_(False)
+    for module in [*_embeddings_behind(base, stack_name), *layers[:num_layers]]:
+        module.requires_grad_(False)
+
+
+def _embeddings_behind(base: nn.Module, stack_name: str) -> list[nn.Module]:
+    """Relative position embeddings beside a layer stack and the norms that directly follow them, as in DeBERTa."""
+    holder = base.get_submodule(stack_name.rpartition(".")[0])
+    siblings = list(holder.children())
+    behind = siblings[siblings.index(base.get_submodule(stack_name)) :]
+    embeddings = [module for module in behind if isinstance(module, nn.Embedding)]
+    norms = [
+        module
+        for before, module in pairwise(behind)
+        if isinstance(before, nn.Embedding) and "Norm" in type(module).__name__
+    ]
+    return embeddings + norms
 
 
 def without_adapters(model: nn.Module) -> nn.Module:
@@ -51,10 +67,31 @@ def without_adapters(model: nn.Module) -> nn.Module:
 
 
 def layer_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The layers of an encoder, the longest `ModuleList` of `model.base_model`, and its name there; empty if none."""
-    base = getattr(without_adapters(model), "base_model", model)
-    stacks = [(name, module) for name, module in base.named_modules() if isinstance(module, nn.ModuleList)]
-    return max(stacks, key=lambda stack: len(stack[1]), default=("", nn.ModuleList()))
+    """The layers of an encoder and the name of their `ModuleList` in `model.base_model`; empty if there is none.
+
+    It is the longest list that is in no other one. Convolutions before an encoder are not counted as its layers, and
+    blocks that are lists themselves are joined.
+    """
+    lists = [(name, module) for name, module in _base(model).named_modules() if isinstance(module, nn.ModuleList)]
+    inner = {id(part) for _, stack in lists for part in stack.modules() if part is not stack}
+    stacks = [(name, _joined(stack)) for name, stack in lists if id(stack) not in inner]
+
+    def rank(stack: tuple[str, nn.ModuleList]) -> tuple[bool, int]:
+        return any(p.ndim == 2 for p in stack[1].parameters()), len(stack[1])
+
+    return max(stacks, key=rank, default=("", nn.ModuleList()))
+
+
+def _base(model: nn.Module) -> nn.Module:
+    plain = without_adapters(model)
+    return getattr(plain, "base_model", plain)
+
+
+def _joined(stack: nn.ModuleList) -> nn.ModuleList:
+    """The same list, or where its entries are lists the layers of all of these."""
+    if not any(isinstance(block, nn.ModuleList) for block in stack):
+        return stack
+    return nn.ModuleList(layer for block in stack for layer in _joined(block))
 
 
 class ParameterSpace:

@@ -107,13 +107,19 @@ def trained_embeddings():
     return model
 
 
+def trained_position_bias():
+    model = tiny_model("mpnet")
+    model.mpnet.encoder.relative_attention_bias.requires_grad_(True)
+    return model
+
+
 @pytest.mark.parametrize(
     "model",
     [
         lambda: tiny_model(frozen=0),
         lambda: tiny_model("albert", frozen=None),
         trained_embeddings,
-        lambda: tiny_model("mpnet"),
+        trained_position_bias,
     ],
     ids=["no layer is frozen", "layers are shared", "embeddings are trained", "the position bias is trained"],
 )

@@ -153,11 +153,11 @@ class GaussNewton:
     def _rows_pay(self, batch: Batch, num_vectors: int) -> bool:
         # r backward passes and r sets of rows, against a tangent and a backward pass for each vector.
         cheaper = self.objective.output_rank(batch) <= 2 * num_vectors
-        return cheaper and self.holds_rows(batch)
+        return cheaper and self.holds_rows(batch) and not any(layer.common for layer in self._captured_layers(batch))
 
     def _captured_layers(self, batch: Batch) -> list[Layer]:
         if self._layers is None:
-            self._layers = captured_layers(self.objective, batch)
+            self._layers = captured_layers(self.objective, batch, common=True)
         return self._layers
 
     def output_product(self, logits: torch.Tensor, labels: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:

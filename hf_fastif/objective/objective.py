@@ -200,16 +200,17 @@ class Objective:
 def differentiable(model: nn.Module) -> Iterator[None]:
     """Puts a model into the state that exact derivatives need, and gives it back as it was.
 
-    Dropout off; attention eager, since fused kernels have neither a forward-mode nor a second derivative; the autocast
-    that Accelerate wraps around `forward` when it trains in bf16 or fp16 taken off; and so are the hooks that make
-    embeddings require gradients, which checkpointed training of adapters sets and forward mode does not bear.
+    Dropout off; attention and experts eager, since fused kernels have neither a forward-mode nor a second derivative;
+    the autocast that Accelerate wraps around `forward` when it trains in bf16 or fp16 taken off; and so are the hooks
+    that make embeddings require gradients, which checkpointed training of adapters sets and forward mode does not
+    bear.
 
     Raises:
         ValueError: If the model's attention is fused and cannot be switched.
     """
     training = [module for module in model.modules() if module.training]
     plain, patched_forward = without_adapters(model), model.__dict__.get("forward")
-    attention, hooks = _switch_to_eager(plain), _without_gradient_hooks(model)
+    attention, experts, hooks = _switch_to_eager(plain), _eager_experts(plain), _without_gradient_hooks(model)
     if "_original_forward" in model.__dict__:  # what Accelerate has wrapped
         model.forward = model._original_forward
     model.eval()
@@ -221,6 +222,8 @@ def differentiable(model: nn.Module) -> Iterator[None]:
             module.training = True
         if attention is not None:
             plain.set_attn_implementation(attention)
+        if experts is not None:
+            plain.set_experts_implementation(experts)
         if patched_forward is not None:
             model.forward = patched_forward
         for module, own in hooks:
@@ -259,4 +262,14 @@ def _switch_to_eager(model: nn.Module) -> str | None:
         f"Attention is switched from {before!r} to 'eager' while influence is computed, and back afterwards: fused "
         "kernels have no forward-mode derivative."
     )
+    return before
+
+
+def _eager_experts(model: nn.Module) -> dict[str, str | None] | None:
+    """Computes mixtures of experts one expert at a time; returns how it was before, or None if there are none."""
+    parts = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    if not isinstance(model, PreTrainedModel) or not any(part._can_set_experts_implementation() for part in parts):
+        return None
+    before = model.get_experts_implementation()
+    model.set_experts_implementation("eager")
     return before

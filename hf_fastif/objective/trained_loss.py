@@ -66,7 +66,8 @@ def _check_other_loss(trainer: Trainer, overridden: bool, losses: torch.Tensor, 
         raise InfluenceError(
             f"model: for single examples {type(trainer.model).__name__} gives the losses {losses.tolist()}, and its "
             f"head should give {expected.tolist()}; influence does not know this loss. Give it as compute_loss_func("
-            "outputs, labels, num_items_in_batch)."
+            "outputs, labels, num_items_in_batch), or leave out what the model adds to it (of a mixture of experts: set "
+            "config.output_router_logits=False)."
         )
     if trainer.args.curvature == "gauss_newton" and trainer.args.solver != "identity":
         raise InfluenceError(
