@@ -21,7 +21,7 @@ from hf_fastif.checks import check_adapters, check_dataset, check_inputs, check_
 from hf_fastif.config import InfluenceConfig
 from hf_fastif.frozen import FrozenStates, find_frozen_states
 from hf_fastif.index import InfluenceIndex
-from hf_fastif.objective import Objective, OwnLoss, OwnStep, differentiable, trained_loss
+from hf_fastif.objective import Objective, OwnLoss, OwnStep, differentiable, settle_padding, trained_loss
 from hf_fastif.parameters import model_fingerprint
 from hf_fastif.passes import Passes
 from hf_fastif.pieces import Pieces, digest, pieces_of
@@ -103,6 +103,7 @@ class Context:
         # A collator that is given all columns may tokenize by itself.
         model_input = trainer.model.main_input_name if self.args.remove_unused_columns else None
         check_inputs(name, examples, model_input, self.objective)
+        settle_padding(name, self.objective, examples)
         if not self._loss_known:
             train = trainer.train_dataset
             if name != "train_dataset" and isinstance(train, Dataset) and len(train):

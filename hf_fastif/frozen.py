@@ -68,8 +68,8 @@ class FrozenStates:
 def find_frozen_states(objective: Objective, examples: ExampleBatches, memory: int) -> FrozenStates | None:
     """An empty store for the states of a dataset; None where the model cannot go on from states.
 
-    That is so if no first layer is frozen or called, if something that is trained stands before them (or is read by them, as
-    relative position embeddings are), or if the outputs differ when some examples go on from their states.
+    That is so if no first layer is frozen or called, if something that is trained stands before them (or is read by
+    them, as relative position embeddings are), or if the outputs differ when some examples go on from their states.
     """
     layers = _first_layers(objective.model)
     rows = range(min(4, len(examples)))

@@ -78,7 +78,7 @@ def test_funnel_goes_on_behind_frozen_layers(tmp_path):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
-# ---------------------------------------------------------------------------------------------- an input for all examples
+# ------------------------------------------------------------------------------------------ inputs that all share
 
 
 @pytest.mark.parametrize("share", [False, True])

@@ -3,6 +3,7 @@
 from hf_fastif.objective.heads import IGNORED, Batch, TokenHead
 from hf_fastif.objective.objective import STATES, FrozenLayers, Objective, differentiable
 from hf_fastif.objective.own_loss import OwnLoss, OwnStep
+from hf_fastif.objective.padding import settle_padding
 from hf_fastif.objective.trained_loss import trained_loss
 
 
@@ -16,5 +17,6 @@ __all__ = [
     "OwnStep",
     "TokenHead",
     "differentiable",
+    "settle_padding",
     "trained_loss",
 ]

@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from hf_fastif.config import Reduction
 from hf_fastif.errors import InfluenceError
-from hf_fastif.objective.heads import Batch, TokenHead, head_of
+from hf_fastif.objective.heads import Batch, TokenHead, head_of, takes_positions
 from hf_fastif.objective.own_loss import OwnLoss, OwnStep
 from hf_fastif.parameters import ParameterSpace, without_adapters
 
@@ -95,6 +95,7 @@ class Objective:
         self.frozen: FrozenLayers | None = None  # what batches with states of their own skip
         self.own_loss: OwnLoss | None = None  # in place of the head's
         self.own_step: OwnStep | None = None  # in place of outputs and loss
+        self.settled: set[str] = set()  # datasets whose padding is known to change nothing, by their fingerprints
 
     def use_loss(self, loss: OwnLoss | OwnStep | None) -> None:
         """Takes a loss of the user's in place of the head's."""
@@ -112,6 +113,11 @@ class Objective:
             return "compute_loss"
         own = None if self.own_loss is None else self.own_loss.function
         return "" if own is None else getattr(own, "__qualname__", type(own).__name__)
+
+    @property
+    def takes_positions(self) -> bool:
+        """Whether the model can be given position numbers."""
+        return takes_positions(self.model)
 
     def labels(self, batch: Batch) -> torch.Tensor:
         """The labels (B, ...) of a batch, one for each place where its examples have outputs."""

@@ -66,7 +66,7 @@ def _check_other_loss(trainer: Trainer, overridden: bool, losses: torch.Tensor, 
         raise InfluenceError(
             f"model: for single examples {type(trainer.model).__name__} gives the losses {losses.tolist()}, and its "
             f"head should give {expected.tolist()}; influence does not know this loss. Give it as compute_loss_func("
-            "outputs, labels, num_items_in_batch), or leave out what the model adds to it (of a mixture of experts: set "
+            "outputs, labels, num_items_in_batch), or leave out what the model adds to it (in a mixture of experts by "
             "config.output_router_logits=False)."
         )
     if trainer.args.curvature == "gauss_newton" and trainer.args.solver != "identity":
@@ -87,6 +87,7 @@ def _own_loss(
         )
     found = OwnLoss(trainer.compute_loss_func, replace(items, summed=False))
     raw = Objective(objective.model)
+    raw.head = replace(raw.head, positions=objective.head.positions)
     raw.use_loss(found)
     losses = torch.cat([raw.losses(raw.theta, one) for one in alone])
     whole = found.of_batch(raw.logits(raw.theta, batch), raw.labels(batch))

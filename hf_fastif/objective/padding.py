@@ -1,0 +1,121 @@
+"""Outputs of an example must be its own, whatever its batch is padded to: found out on a few rows, or refused."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from hf_fastif.batches import ExampleBatches
+from hf_fastif.errors import InfluenceError
+from hf_fastif.objective.heads import IGNORED, NEVER, Batch, SpanHead
+from hf_fastif.objective.objective import Objective
+from hf_fastif.parameters import without_adapters
+
+
+LOOKED_AT = 16  # rows, from all over the dataset
+COMPARED = 4  # of these, from the shortest to the longest
+TOLERANCE = {False: 1e-3, True: 0.1}  # relative, of full and of half precision
+
+
+@dataclass(frozen=True)
+class Difference:
+    """By how much, relative to the largest, the outputs of a row alone differ from those in a batch."""
+
+    row: int
+    size: float
+
+
+def settle_padding(name: str, objective: Objective, examples: ExampleBatches) -> None:
+    """Makes outputs independent of padding, where position numbers counted from the attention mask are enough.
+
+    Rows of several lengths are compared alone and in one batch. The answer holds for the objective's lifetime.
+
+    Args:
+        name (`str`): Of the dataset.
+        objective (`Objective`): The loss; its head learns whether to count positions.
+        examples (`ExampleBatches`): The dataset.
+
+    Raises:
+        InfluenceError: If padding changes the outputs either way.
+    """
+    if examples.dataset._fingerprint in objective.settled:
+        return
+    rows = _rows_of_all_lengths(examples)
+    if len(rows) > 1:
+        difference = _difference(objective, examples, rows)
+        if difference is not None and not _other_positions_help(objective, examples, rows):
+            raise InfluenceError(
+                f"{name}: the outputs of row {difference.row} alone and in a batch of the rows {rows}, the last of "
+                f"which is the longest, differ by {difference.size:.2g} of their size. {_named(objective)} feels "
+                "padding, and influence needs outputs that are an example's own: pad on the right "
+                "(processing_class.padding_side='right') with an attention_mask, or pad all rows to one length."
+            )
+    objective.settled.add(examples.dataset._fingerprint)
+
+
+def _named(objective: Objective) -> str:
+    return type(without_adapters(objective.model)).__name__
+
+
+def _rows_of_all_lengths(examples: ExampleBatches) -> list[int]:
+    """Some rows, the shortest first; one if all have the same length."""
+    looked_at = np.unique(np.linspace(0, len(examples) - 1, LOOKED_AT).astype(int)).tolist()
+    sizes = {row: _size(examples.take([row])) for row in looked_at}
+    by_size = {size: row for row, size in sizes.items()}
+    ordered = [by_size[size] for size in sorted(by_size)]
+    places = np.unique(np.linspace(0, len(ordered) - 1, COMPARED).astype(int))
+    return [ordered[place] for place in places]
+
+
+def _size(one: Batch) -> int:
+    return sum(values.numel() for values in one.values())
+
+
+def _other_positions_help(objective: Objective, examples: ExampleBatches, rows: list[int]) -> bool:
+    """Counts positions from the mask, or no longer does, if that makes outputs agree."""
+    if not objective.takes_positions:
+        return False
+    before = objective.head
+    objective.head = replace(before, positions=not before.positions)
+    if _difference(objective, examples, rows) is None:
+        return True
+    objective.head = before
+    return False
+
+
+@torch.no_grad()
+def _difference(objective: Objective, examples: ExampleBatches, rows: list[int]) -> Difference | None:
+    """The largest difference that padding makes, if it is more than rounding."""
+    half = any(p.dtype in (torch.bfloat16, torch.float16) for p in objective.model.parameters())
+    tolerance = TOLERANCE[half or objective.bf16]
+    together = _outputs(objective, examples.take(rows))
+    alone = [values for row in rows for values in _outputs(objective, examples.take([row]))]
+    worst = Difference(rows[0], 0.0)
+    for kind in range(2):  # outputs, losses
+        scale = max(_largest(values[kind]) for values in alone)
+        if scale == 0 or not math.isfinite(scale):  # the loss is found to be no number later
+            continue
+        for row, padded, expected in zip(rows, together, alone, strict=True):
+            difference = Difference(row, _largest(padded[kind] - expected[kind]) / scale)
+            worst = max(worst, difference, key=lambda difference: difference.size)
+    return worst if worst.size > tolerance else None
+
+
+def _largest(values: torch.Tensor) -> float:
+    return float(values.abs().max()) if values.numel() else 0.0
+
+
+def _outputs(objective: Objective, batch: Batch) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The outputs of each example where it is no padding, and its loss."""
+    logits, labels = objective.logits(objective.theta, batch).double(), objective.labels(batch)
+    losses, head = objective.losses_of_logits(logits, labels), objective.head
+    if isinstance(head, SpanHead):
+        inside = [outputs[:, outputs[0] != NEVER] for outputs in logits]
+    elif head.several:
+        inside = [outputs[label != IGNORED] for outputs, label in zip(logits, labels, strict=True)]
+    else:
+        inside = list(logits)
+    return list(zip(inside, losses, strict=True))
