@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from itertools import pairwise
 
 import torch
@@ -98,7 +99,7 @@ class ParameterSpace:
     """The trainable parameters of a model, and vectors over them.
 
     A vector is one flat tensor of P numbers, in the order of `named_parameters()`; a stack of Q vectors has shape
-    (Q, P). Tied parameters count once.
+    (Q, P). Tied parameters count once. Vectors over parameters in half precision are float32.
 
     Args:
         model (`torch.nn.Module`): The model; parameters with `requires_grad` are taken.
@@ -117,6 +118,18 @@ class ParameterSpace:
             )
         self.sizes = [p.numel() for p in self.parameters.values()]
         self.size = sum(self.sizes)
+        dtypes = {p.dtype for p in self.parameters.values()}
+        self.dtype = reduce(torch.promote_types, dtypes, torch.float32)
+        self.half = dtypes != {self.dtype}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(iter(self.parameters.values())).device
+
+    def zeros(self, *shape: int) -> torch.Tensor:
+        """Zeros of the dtype of vectors."""
+        return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
     def split(self, vectors: torch.Tensor) -> dict[str, torch.Tensor]:
         """Views a (..., P) tensor as one tensor (..., *shape) for each parameter."""
@@ -128,16 +141,27 @@ class ParameterSpace:
 
     def empty(self, count: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """A stack (count, P) to be filled, and what `split` makes of it: so that no second one is in memory."""
-        vectors = next(iter(self.parameters.values())).new_empty(count, self.size)
+        vectors = torch.empty(count, self.size, dtype=self.dtype, device=self.device)
         return vectors, self.split(vectors)
 
     def join(self, pieces: Sequence[torch.Tensor | None], lead: tuple[int, ...] = ()) -> torch.Tensor:
         """The inverse of `split` for gradients of shape (*lead, *shape); `None` (parameter not used) becomes zero."""
         flat = [
-            parameter.new_zeros(*lead, size) if piece is None else piece.reshape(*lead, size)
-            for piece, parameter, size in zip(pieces, self.parameters.values(), self.sizes, strict=True)
+            self.zeros(*lead, size) if piece is None else piece.reshape(*lead, size).to(self.dtype)
+            for piece, size in zip(pieces, self.sizes, strict=True)
         ]
         return torch.cat(flat, dim=-1)
+
+    def tangents(self, vectors: torch.Tensor) -> dict[str, torch.Tensor]:
+        """`split` in the precision of each parameter."""
+        return {name: piece.to(self.parameters[name].dtype) for name, piece in self.split(vectors).items()}
+
+    def in_range(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Values (Q, ...) that fit into the model's precision, and the factors (Q,) that were taken out of them."""
+        if not self.half:
+            return values, values.new_ones(len(values))
+        factors = values.flatten(1).abs().amax(dim=1).clamp_min(torch.finfo(values.dtype).tiny)
+        return values / factors.view(-1, *[1] * (values.ndim - 1)), factors
 
 
 @torch.no_grad()

@@ -255,10 +255,13 @@ def _embedding_capture(model: nn.Module, layer: Layer, pairs: Pairs, size: int) 
 
 def _leaf_capture(model: nn.Module, layer: Layer, pairs: Pairs, size: int) -> LeafCapture:
     module = model.get_submodule(layer.module)
-    parameters = {name.rpartition(".")[2]: model.get_parameter(name).detach() for name in layer.names}
+    trained = {name.rpartition(".")[2] for name in layer.names}
+    dtype = pairs[0][1].dtype
+    values = {name: p.detach().to(dtype) for name, p in module.named_parameters()}
+    parameters = {name: p for name, p in values.items() if name in trained}
 
     def of_example(x, g):
-        back = vjp(lambda theta: functional_call(module, theta, (x,)), parameters)[1]
+        back = vjp(lambda theta: functional_call(module, values | theta, (x,)), parameters)[1]
         return vmap(lambda direction: back(direction)[0])(g)
 
     split = [(x.to(g).unflatten(0, (size, -1)), g.unflatten(1, (size, -1))) for x, g in pairs]

@@ -100,7 +100,7 @@ class GaussNewton:
     def jacobian_transpose_product(self, batch: Batch, coefficients: torch.Tensor) -> torch.Tensor:
         """G^T A, (Q, P), for coefficients (Q, B, r): the sum over the examples of the batch."""
         if self._rows_pay(batch, len(coefficients)):
-            total = coefficients.new_zeros(len(coefficients), self.objective.space.size)
+            total = self.objective.space.zeros(len(coefficients), self.objective.space.size)
             for part, rows in self._rows(batch):
                 self.add_combined(total, coefficients[:, part].mT.flatten(1), rows)
             return total
@@ -119,7 +119,7 @@ class GaussNewton:
         """How many examples' rows fit into `ROW_MEMORY`; 0 if some parameter has no rows."""
         if len(covered_names(self._captured_layers(batch))) < len(self.objective.theta):
             return 0
-        row = self.objective.output_rank(batch) * sum(p.nbytes for p in self.objective.theta.values())
+        row = self.objective.output_rank(batch) * self.objective.space.size * self.objective.space.dtype.itemsize
         return int(ROW_MEMORY / row)
 
     def has_rows(self, batch: Batch) -> bool:
@@ -222,19 +222,22 @@ class GaussNewton:
 
     def _outputs_along(self, batch: Batch, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The outputs (B, ..., C), and their derivatives (Q, B, ..., C) along the vectors."""
-        objective = self.objective
+        objective, space = self.objective, self.objective.space
+        vectors, factors = space.in_range(vectors)
 
         def along(tangent):
             return jvp(lambda theta: objective.logits(theta, batch), (objective.theta,), (tangent,))
 
-        return vmap(along, out_dims=(None, 0))(objective.space.split(vectors))
+        logits, tangents = vmap(along, out_dims=(None, 0))(space.tangents(vectors))
+        return logits, tangents * factors.view(-1, *[1] * logits.ndim)
 
     def _pull_back(self, logits: torch.Tensor, cotangents: torch.Tensor) -> torch.Tensor:
         space = self.objective.space
+        cotangents, factors = space.in_range(cotangents)
         pieces = torch.autograd.grad(
             logits, list(space.parameters.values()), cotangents, is_grads_batched=True, allow_unused=True
         )
-        return space.join(pieces, lead=(len(cotangents),))
+        return space.join(pieces, lead=(len(cotangents),)) * factors[:, None]
 
 
 def _finite(values: torch.Tensor) -> torch.Tensor:
@@ -269,13 +272,14 @@ class Hessian:
     def product(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
         """C V, shapes (Q, P): the forward and first backward pass are shared, the second runs once a vector."""
         objective, parameters = self.objective, list(self.objective.theta.values())
+        vectors, factors = objective.space.in_range(vectors)
         with torch.enable_grad():
             loss = objective.losses(objective.theta, batch).mean()
             gradient = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
             # A gradient that does not depend on theta (an unused or purely linear parameter) has no graph to follow.
             followed = [
                 (g, v)
-                for g, v in zip(gradient, objective.space.split(vectors).values(), strict=True)
+                for g, v in zip(gradient, objective.space.tangents(vectors).values(), strict=True)
                 if g.requires_grad
             ]
             pieces = torch.autograd.grad(
@@ -285,4 +289,4 @@ class Hessian:
                 is_grads_batched=True,
                 allow_unused=True,
             )
-        return objective.space.join(pieces, lead=(len(vectors),))
+        return objective.space.join(pieces, lead=(len(vectors),)) * factors[:, None]

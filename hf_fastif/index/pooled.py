@@ -45,7 +45,7 @@ class PooledFeatures:
                 self.objective.logits(self.objective.theta, batch)
         finally:
             hook.remove()
-        states = seen[-1]
+        states = seen[-1].to(torch.promote_types(seen[-1].dtype, torch.float32))
         if self.objective.head.choices:
             return states.unflatten(0, (len(batch["labels"]), -1)).mean(dim=1)
         if states.ndim == 2:

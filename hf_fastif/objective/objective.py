@@ -115,6 +115,11 @@ class Objective:
         return "" if own is None else getattr(own, "__qualname__", type(own).__name__)
 
     @property
+    def rounds(self) -> bool:
+        """Whether the model runs in half precision, so that outputs have two or three digits."""
+        return self.bf16 or any(p.dtype in (torch.bfloat16, torch.float16) for p in self.model.parameters())
+
+    @property
     def takes_positions(self) -> bool:
         """Whether the model can be given position numbers."""
         return takes_positions(self.model)
@@ -133,7 +138,7 @@ class Objective:
             if STATES in batch:
                 stack.enter_context(self.frozen.skipped(batch[STATES]))
             logits = self.head.outputs(functional_call(self.model, theta, (), inputs), batch)
-        logits = logits.float() if self.bf16 else logits
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if logits.ndim != 2 + self.head.several:
             raise InfluenceError(
                 f"model: {type(self.model).__name__} returned logits of shape {tuple(logits.shape)}, and influence "
@@ -169,7 +174,7 @@ class Objective:
         else:
             losses = self.losses_of_logits(self.logits(theta, batch), self.labels(batch))
         if self.weight_decay:
-            losses = losses + self.weight_decay * sum(theta[name].square().sum() for name in self.decayed)
+            losses = losses + self.weight_decay * sum(theta[name].to(losses).square().sum() for name in self.decayed)
         return losses
 
     def gradient(self, batch: Batch) -> torch.Tensor:

@@ -89,8 +89,7 @@ def _other_positions_help(objective: Objective, examples: ExampleBatches, rows: 
 @torch.no_grad()
 def _difference(objective: Objective, examples: ExampleBatches, rows: list[int]) -> Difference | None:
     """The largest difference that padding makes, if it is more than rounding."""
-    half = any(p.dtype in (torch.bfloat16, torch.float16) for p in objective.model.parameters())
-    tolerance = TOLERANCE[half or objective.bf16]
+    tolerance = TOLERANCE[objective.rounds]
     together = _outputs(objective, examples.take(rows))
     alone = [values for row in rows for values in _outputs(objective, examples.take([row]))]
     worst = Difference(rows[0], 0.0)
@@ -113,7 +112,7 @@ def _outputs(objective: Objective, batch: Batch) -> list[tuple[torch.Tensor, tor
     logits, labels = objective.logits(objective.theta, batch).double(), objective.labels(batch)
     losses, head = objective.losses_of_logits(logits, labels), objective.head
     if isinstance(head, SpanHead):
-        inside = [outputs[:, outputs[0] != NEVER] for outputs in logits]
+        inside = [outputs[:, outputs[0] > NEVER / 2] for outputs in logits]
     elif head.several:
         inside = [outputs[label != IGNORED] for outputs, label in zip(logits, labels, strict=True)]
     else:

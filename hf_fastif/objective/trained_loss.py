@@ -47,14 +47,14 @@ def trained_loss(trainer: Trainer, objective: Objective, examples: ExampleBatche
     with torch.no_grad():
         if trainer.compute_loss_func is not None:
             return _own_loss(trainer, objective, items, examples.take(rows), alone)
-        losses = torch.stack([trainer.compute_loss(objective.model, dict(one)).float() for one in alone])
+        losses = torch.stack([trainer.compute_loss(objective.model, dict(one)) for one in alone])
         expected = torch.cat([_mean_loss(objective, items, one) for one in alone])
         same = close(losses, expected.to(losses))
         if not same:
             _check_other_loss(trainer, overridden, losses, expected)
         if overridden:
             batch = examples.take(rows)
-            whole = trainer.compute_loss(objective.model, dict(batch)).float()
+            whole = trainer.compute_loss(objective.model, dict(batch))
             name = f"{type(trainer).__name__}.compute_loss"
             items = check_mean(name, items, whole, losses, batch[head.label_names[0]])
     return None if same else OwnStep(objective.model, trainer.compute_loss, items)

@@ -27,4 +27,5 @@ def forward_mode_scores(objective: Objective, batch: Batch, s_test: torch.Tensor
         return jvp(lambda theta: objective.losses(theta, batch), (objective.theta,), (tangent,))[1]
 
     with torch.no_grad():
-        return -vmap(derivative_along)(objective.space.split(s_test))
+        vectors, factors = objective.space.in_range(s_test)
+        return -vmap(derivative_along)(objective.space.tangents(vectors)) * factors[:, None]

@@ -55,6 +55,7 @@ def token_scores(objective: Objective, batch: Batch, s_test: torch.Tensor) -> to
         return jvp(losses, (objective.theta,), (tangent,))[1]
 
     with torch.no_grad():
-        found = -vmap(derivative_along)(objective.space.split(s_test))
+        vectors, factors = objective.space.in_range(s_test)
+        found = -vmap(derivative_along)(objective.space.tangents(vectors)) * factors[:, None, None]
     total = found.new_zeros(*found.shape[:2], batch["labels"].shape[1] + 1)  # the last one for places without a label
     return total.scatter_(2, places.expand_as(found), found)[..., :-1]
