@@ -113,13 +113,27 @@ def captured_layers(
     candidates = _candidates(objective, embeddings, tied)
     for probe in (batch, {name: torch.cat([values, values[:1]]) for name, values in batch.items()}):
         rows = objective.head.rows(probe)
-        with torch.no_grad(), recorded(objective.model, candidates, rows) as calls:
-            objective.logits(objective.theta, probe)
+        calls = _calls(objective, candidates, probe)
         candidates = [fitting for layer in candidates if (fitting := _fitting(layer, calls[layer], rows, common))]
     found = Counter(name for layer in candidates for name in layer.names)
     holders = _holders(objective.model)
     whole = {name for name, p in objective.theta.items() if found[name] == holders[id(p)]}
     return [layer for layer in candidates if whole.issuperset(layer.names)]
+
+
+@torch.no_grad()
+def _calls(objective: Objective, layers: list[Layer], batch: Batch) -> dict[Layer, list[Call]]:
+    """The calls of layers; none of embeddings if the model does not bear a view of its own for each example."""
+    rows = objective.head.rows(batch)
+    try:
+        with recorded(objective.model, layers, rows) as calls:
+            objective.logits(objective.theta, batch)
+    except RuntimeError:  # what was looked up once is copied for each example, as prompts of adapters are
+        others = [layer for layer in layers if layer.kind != "embedding"]
+        if len(others) == len(layers):
+            raise
+        return dict.fromkeys(layers, []) | _calls(objective, others, batch)
+    return calls
 
 
 def _fitting(layer: Layer, calls: list[Call], rows: int, common: bool) -> Layer | None:

@@ -51,6 +51,7 @@ class PooledFeatures:
         if states.ndim == 2:
             return states
         mask = self._inside(states, batch)
+        states = states[:, -mask.shape[1] :]  # prompts of adapters stand before the text
         if self.mean:
             return (states * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp_min(1)
         last = mask.shape[1] - 1 - mask.flip(1).long().argmax(dim=1)  # the rightmost one

@@ -102,7 +102,7 @@ class TokenHead:
 
     def outputs(self, output: Any, batch: Batch) -> torch.Tensor:
         """The outputs (B, L, C) at the labelled places."""
-        logits = output.logits
+        logits = output.logits[:, -batch["labels"].shape[1] :]  # prompts of adapters stand before the text
         if self.whole:
             return logits
         places = self._places(batch)
