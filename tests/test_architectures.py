@@ -10,17 +10,21 @@ from tiny import batches, tiny_data, tiny_model, tiny_tokenizer, tiny_trainer
 from tiny_architectures import (
     EXPERTS,
     bart,
+    collate_sounds,
     funnel,
     language_data,
     relative_deberta,
     row_gradients,
+    sound_data,
+    switch,
     t5,
+    wav2vec2,
 )
 from transformers import DataCollatorForTokenClassification
 
 from hf_fastif import freeze
 from hf_fastif.curvature import GaussNewton, captured_layers
-from hf_fastif.objective import Objective, differentiable
+from hf_fastif.objective import Objective, derivatives_along, differentiable
 
 
 DATA, QUERIES = tiny_data(10), tiny_data(2, seed=1)
@@ -134,3 +138,94 @@ def test_a_loss_of_the_router_is_refused_and_named(tmp_path):
     trainer.data_collator = DataCollatorForTokenClassification(tiny_tokenizer())
     with pytest.raises(ValueError, match="MixtralForCausalLM gives the losses.*output_router_logits=False"):
         trainer.compute_influence(language_data(1))
+
+
+# ----------------------------------------------------------------------------------------------- without forward mode
+
+
+def sound_trainer(folder, **settings):
+    torch.manual_seed(1)
+    trainer = tiny_trainer(folder, wav2vec2(), sound_data(6), **settings)
+    trainer.data_collator = collate_sounds
+    return trainer
+
+
+def sounds(data):
+    return [collate_sounds([row]) for row in data]
+
+
+@pytest.mark.parametrize("scoring", ["auto", "forward_mode"])
+def test_weight_norm_is_scored_by_backward_passes(scoring, tmp_path):
+    trainer, queries = sound_trainer(tmp_path, solver="identity", scoring=scoring), sound_data(2, seed=1)
+    expected = gradient_products(trainer.model, sounds(trainer.train_dataset), sounds(queries))
+    found = trainer.compute_influence(queries)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
+    one = trainer.compute_influence(queries.select([1]))
+    np.testing.assert_allclose(one[0], found[1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"solver": "auto", "lissa_batch_size": 6, "lissa_depth": 200},
+        {"solver": "cg", "cg_steps": 50, "cg_samples": 6, "solver_tolerance": 1e-5},
+    ],
+    ids=lambda settings: settings["solver"],
+)
+def test_weight_norm_is_solved_for_by_backward_passes(settings, tmp_path):
+    trainer, queries = sound_trainer(tmp_path, damping=0.3, **settings), sound_data(2, seed=1)
+    model = trainer.model
+    found = trainer.compute_s_test(queries).vectors.double()
+    vectors = row_gradients(model, sounds(queries))
+    total = torch.zeros(found.shape[1], found.shape[1], dtype=torch.float64)
+    double = model.double().eval()
+    with differentiable(double):
+        for row in sounds(trainer.train_dataset):
+            jacobian = oracles.jacobian(
+                double, {name: v.double() if v.is_floating_point() else v for name, v in row.items()}
+            )
+            with torch.no_grad():
+                logits = double(row["input_values"].double()).logits[0]
+            total += jacobian.T @ oracles.softmax_hessian(logits) @ jacobian / 6
+    expected = torch.linalg.solve(total + 0.3 * torch.eye(len(total)), vectors.T).T
+    assert (found - expected).norm() < 1e-3 * expected.norm()
+
+
+def test_a_model_that_no_transform_bears_is_scored_with_its_tokens(tmp_path):
+    torch.manual_seed(1)
+    model, collate = switch(), DataCollatorForTokenClassification(tiny_tokenizer())
+    train, queries = language_data(5), language_data(2, seed=1)
+    trainer = tiny_trainer(tmp_path, model, train, solver="identity")
+    trainer.data_collator = collate
+    expected = gradient_products(model, *([collate([row]) for row in data] for data in (train, queries)))
+    tolerance = {"rtol": 1e-3, "atol": 1e-5 * np.abs(expected).max()}
+    np.testing.assert_allclose(trainer.compute_influence(queries), expected, **tolerance)
+    tokens = trainer.token_influence(queries, [0, 3])
+    totals = [[scores.sum() for scores in query] for query in tokens]
+    np.testing.assert_allclose(totals, expected[:, [0, 3]], **tolerance)
+
+
+def test_backward_passes_give_what_forward_mode_gives():
+    objective, batch = Objective(tiny_model("bert", double=True, frozen=0)), batches(DATA).take(range(4))
+    vectors = torch.randn(3, objective.space.size, dtype=torch.float64)
+
+    def losses(theta):
+        return objective.losses(theta, batch)
+
+    expected = derivatives_along(objective, losses, vectors)
+    assert objective.forward_mode
+    objective.forward_mode = False
+    found = derivatives_along(objective, losses, vectors)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_errors_that_are_not_about_forward_mode_are_not_hidden():
+    objective = Objective(tiny_model())
+
+    def broken(_theta):
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        derivatives_along(objective, broken, torch.zeros(1, objective.space.size))
+    assert objective.forward_mode

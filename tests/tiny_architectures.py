@@ -23,6 +23,8 @@ from transformers import (
     PreTrainedModel,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
+    SwitchTransformersConfig,
+    SwitchTransformersForConditionalGeneration,
     T5Config,
     T5ForConditionalGeneration,
     Wav2Vec2Config,
@@ -81,6 +83,15 @@ EXPERTS = {
 }
 
 
+def switch() -> PreTrainedModel:
+    """A mixture of experts that changes tensors in a way that no transform of functions bears."""
+    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 12, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
+    sizes |= {"num_experts": 3, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1}
+    return SwitchTransformersForConditionalGeneration(
+        SwitchTransformersConfig(vocab_size=WORDS, decoder_start_token_id=0, **sizes)
+    )
+
+
 def language_data(size: int, seed: int = 0) -> Dataset:
     """Texts of differing length that are their own labels."""
     random = np.random.default_rng(seed)
@@ -108,10 +119,14 @@ def row_gradients(model: PreTrainedModel, rows: list[dict[str, torch.Tensor]]) -
     parameters = [p for p in double.parameters() if p.requires_grad]
     found = []
     for row in rows:
-        inputs = {name: v.double() if v.is_floating_point() else v for name, v in row.items() if name != "labels"}
+        # A decoder makes its inputs of the labels.
+        kept = {name: v for name, v in row.items() if name != "labels" or double.config.is_encoder_decoder}
+        inputs = {name: v.double() if v.is_floating_point() else v for name, v in kept.items()}
         logits, labels = double(**inputs).logits, row["labels"]
-        if logits.ndim == 3:  # a language model
-            logits, labels = logits[0, :-1], labels[0, 1:]
+        if logits.ndim == 3:
+            logits, labels = logits[0], labels[0]
+            if not double.config.is_encoder_decoder:  # each place predicts the next
+                logits, labels = logits[:-1], labels[1:]
         loss = F.cross_entropy(logits, labels, reduction="sum")
         pieces = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
         found.append(torch.cat([piece.flatten() for piece in pieces]))

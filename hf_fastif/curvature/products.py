@@ -8,14 +8,13 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch.func import jvp, vmap
 from torch.nn import functional as F
 
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.curvature.captures import captures
 from hf_fastif.curvature.layers import Layer, captured_layers, covered_names
 from hf_fastif.errors import InfluenceError
-from hf_fastif.objective import IGNORED, Batch, Objective
+from hf_fastif.objective import IGNORED, Batch, Objective, derivatives_along
 
 
 ROW_MEMORY = 2 << 30  # bytes for the Jacobian rows of some examples
@@ -222,14 +221,8 @@ class GaussNewton:
 
     def _outputs_along(self, batch: Batch, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The outputs (B, ..., C), and their derivatives (Q, B, ..., C) along the vectors."""
-        objective, space = self.objective, self.objective.space
-        vectors, factors = space.in_range(vectors)
-
-        def along(tangent):
-            return jvp(lambda theta: objective.logits(theta, batch), (objective.theta,), (tangent,))
-
-        logits, tangents = vmap(along, out_dims=(None, 0))(space.tangents(vectors))
-        return logits, tangents * factors.view(-1, *[1] * logits.ndim)
+        objective = self.objective
+        return derivatives_along(objective, lambda theta: objective.logits(theta, batch), vectors)
 
     def _pull_back(self, logits: torch.Tensor, cotangents: torch.Tensor) -> torch.Tensor:
         space = self.objective.space

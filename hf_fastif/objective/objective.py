@@ -95,6 +95,7 @@ class Objective:
         self.frozen: FrozenLayers | None = None  # what batches with states of their own skip
         self.own_loss: OwnLoss | None = None  # in place of the head's
         self.own_step: OwnStep | None = None  # in place of outputs and loss
+        self.forward_mode = True  # until an operation turns out to have none
         self.settled: set[str] = set()  # datasets whose padding is known to change nothing, by their fingerprints
 
     def use_loss(self, loss: OwnLoss | OwnStep | None) -> None:
