@@ -21,7 +21,7 @@ from hf_fastif.checks import check_adapters, check_dataset, check_inputs, check_
 from hf_fastif.config import InfluenceConfig
 from hf_fastif.frozen import FrozenStates, find_frozen_states
 from hf_fastif.index import InfluenceIndex
-from hf_fastif.objective import Objective, OwnLoss, OwnStep, differentiable, settle_padding, trained_loss
+from hf_fastif.objective import Objective, OwnLoss, OwnStep, differentiable, settle_padding, trained_loss, uncompiled
 from hf_fastif.parameters import model_fingerprint
 from hf_fastif.passes import Passes
 from hf_fastif.pieces import Pieces, digest, pieces_of
@@ -248,7 +248,7 @@ def context_of(trainer: Trainer, kept: Kept) -> Iterator[Context]:
     if not kept.prepared:
         _prepare_folder(args, trainer.accelerator)
         kept.prepared = True
-    with differentiable(model):
+    with differentiable(model), uncompiled(trainer, model):
         decayed = trainer.get_decay_parameter_names(model) if args.loss_weight_decay else ()
         smoothing, weight_decay = args.label_smoothing_factor, args.loss_weight_decay
         objective = Objective(model, smoothing, weight_decay, decayed, args.influence_bf16, args.loss_reduction)

@@ -95,6 +95,21 @@ def _joined(stack: nn.ModuleList) -> nn.ModuleList:
     return nn.ModuleList(layer for block in stack for layer in _joined(block))
 
 
+def places_of(model: nn.Module, parameters: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Where a model holds some of its parameters: the name of each place, once, and that of the parameter.
+
+    A parameter that several modules share has a place in each. A module that stands at several places of the model
+    counts once, since `torch.func.functional_call` would not give back what it found at the second.
+    """
+    names = {id(p): name for name, p in parameters.items()}
+    return {
+        f"{module_name}.{short}" if module_name else short: names[id(p)]
+        for module_name, module in model.named_modules()
+        for short, p in module.named_parameters(recurse=False, remove_duplicate=False)
+        if id(p) in names
+    }
+
+
 class ParameterSpace:
     """The trainable parameters of a model, and vectors over them.
 
@@ -116,6 +131,7 @@ class ParameterSpace:
                 "influenced; unfreeze the layers that were trained (hf_fastif.freeze(model, num_layers) leaves some; "
                 "PeftModel.from_pretrained takes is_trainable=True)."
             )
+        self.places = places_of(model, self.parameters)
         self.sizes = [p.numel() for p in self.parameters.values()]
         self.size = sum(self.sizes)
         dtypes = {p.dtype for p in self.parameters.values()}

@@ -1,6 +1,7 @@
 """The loss of single examples as a function of the trained parameters, for every head and for losses of the user's."""
 
 from hf_fastif.objective.along import derivatives_along
+from hf_fastif.objective.compiled import uncompiled
 from hf_fastif.objective.heads import IGNORED, Batch, TokenHead
 from hf_fastif.objective.objective import STATES, FrozenLayers, Objective, differentiable
 from hf_fastif.objective.own_loss import OwnLoss, OwnStep
@@ -21,4 +22,5 @@ __all__ = [
     "differentiable",
     "settle_padding",
     "trained_loss",
+    "uncompiled",
 ]

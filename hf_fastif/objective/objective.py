@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from hf_fastif.config import Reduction
 from hf_fastif.errors import InfluenceError
+from hf_fastif.objective.compiled import take_compiled_calls
 from hf_fastif.objective.heads import Batch, TokenHead, head_of, takes_positions
 from hf_fastif.objective.own_loss import OwnLoss, OwnStep
 from hf_fastif.parameters import ParameterSpace, without_adapters
@@ -138,7 +139,9 @@ class Objective:
                 stack.enter_context(torch.autocast(next(iter(theta.values())).device.type, torch.bfloat16))
             if STATES in batch:
                 stack.enter_context(self.frozen.skipped(batch[STATES]))
-            logits = self.head.outputs(functional_call(self.model, theta, (), inputs), batch)
+            placed = {place: theta[name] for place, name in self.space.places.items()}
+            output = functional_call(self.model, placed, (), inputs, tie_weights=False)
+            logits = self.head.outputs(output, batch)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if logits.ndim != 2 + self.head.several:
             raise InfluenceError(
@@ -213,9 +216,9 @@ def differentiable(model: nn.Module) -> Iterator[None]:
     """Puts a model into the state that exact derivatives need, and gives it back as it was.
 
     Dropout off; attention and experts eager, since fused kernels have neither a forward-mode nor a second derivative;
-    the autocast that Accelerate wraps around `forward` when it trains in bf16 or fp16 taken off; and so are the hooks
-    that make embeddings require gradients, which checkpointed training of adapters sets and forward mode does not
-    bear.
+    the autocast that Accelerate wraps around `forward` when it trains in bf16 or fp16 taken off; and so are compiled
+    calls, and the hooks that make embeddings require gradients, which checkpointed training of adapters sets and
+    forward mode does not bear.
 
     Raises:
         ValueError: If the model's attention is fused and cannot be switched.
@@ -223,6 +226,7 @@ def differentiable(model: nn.Module) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     plain, patched_forward = without_adapters(model), model.__dict__.get("forward")
     attention, experts, hooks = _switch_to_eager(plain), _eager_experts(plain), _without_gradient_hooks(model)
+    compiled = take_compiled_calls(model)
     if "_original_forward" in model.__dict__:  # what Accelerate has wrapped
         model.forward = model._original_forward
     model.eval()
@@ -238,6 +242,8 @@ def differentiable(model: nn.Module) -> Iterator[None]:
             plain.set_experts_implementation(experts)
         if patched_forward is not None:
             model.forward = patched_forward
+        for module, call in compiled:
+            module._compiled_call_impl = call
         for module, own in hooks:
             module._forward_hooks.update(own)
 

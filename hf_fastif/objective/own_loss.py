@@ -12,6 +12,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from hf_fastif.errors import InfluenceError
 from hf_fastif.objective.heads import IGNORED, Batch
+from hf_fastif.parameters import places_of
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class OwnStep(nn.Module):
         self.model = model
         self.compute_loss = compute_loss
         self.items = items
+        self.places = places_of(model, {name: p for name, p in model.named_parameters() if p.requires_grad})
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """The loss of a batch."""
@@ -85,10 +87,12 @@ class OwnStep(nn.Module):
 
     def losses(self, theta: Mapping[str, torch.Tensor], batch: Batch) -> torch.Tensor:
         """The loss (B,) of each example of a batch, which is computed alone."""
-        parameters = {f"model.{name}": values for name, values in theta.items()}
+        parameters = {f"model.{place}": theta[name] for place, name in self.places.items()}
         size = len(next(iter(batch.values())))
         singles = [{name: values[i : i + 1] for name, values in batch.items()} for i in range(size)]
-        means = torch.stack([functional_call(self, parameters, (single,)).reshape(()) for single in singles])
+        means = torch.stack(
+            [functional_call(self, parameters, (single,), tie_weights=False).reshape(()) for single in singles]
+        )
         return self.items.scaled(means, batch["labels"]) if self.items.summed else means
 
 
