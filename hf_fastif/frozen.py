@@ -51,7 +51,10 @@ class FrozenStates:
         key, inside = np.asarray(rows, dtype=np.int64).tobytes(), batch["attention_mask"].bool()
         tokens = self._kept.get(key)
         if tokens is None:
-            tokens = self._compute(batch)[inside]
+            computed = self._compute(batch)
+            if computed.shape[:2] != inside.shape:  # the model pads this batch on its own
+                return batch
+            tokens = computed[inside]
             self._keep(key, tokens)
         states = tokens.new_zeros(*inside.shape, tokens.shape[-1], device=inside.device)
         states[inside] = tokens.to(inside.device)

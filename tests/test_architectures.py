@@ -6,6 +6,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
+from datasets import concatenate_datasets
 from tiny import batches, tiny_data, tiny_model, tiny_tokenizer, tiny_trainer
 from tiny_architectures import (
     EXPERTS,
@@ -13,6 +14,7 @@ from tiny_architectures import (
     collate_sounds,
     funnel,
     language_data,
+    longformer,
     relative_deberta,
     row_gradients,
     sound_data,
@@ -80,6 +82,20 @@ def test_funnel_goes_on_behind_frozen_layers(tmp_path):
     found = tiny_trainer(tmp_path, model, train, solver="identity").compute_influence(queries)
     expected = gradient_products(model, of_rows(train), of_rows(queries))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+def test_states_are_left_out_of_batches_that_the_model_pads_on_its_own(tmp_path):
+    torch.manual_seed(1)
+    model = longformer()
+    freeze(model, 1)
+    train = tiny_data(8, lengths=(8, 9)).select(range(6))  # a multiple of its window, and others follow
+    mixed = concatenate_datasets([train, tiny_data(6, seed=2)])
+    trainer = tiny_trainer(tmp_path, model, mixed, solver="identity", influence_batch_size=3, query_batch_size=1)
+    with trainer._context() as context:
+        assert context.train.states is not None
+    expected = gradient_products(model, of_rows(mixed), of_rows(QUERIES))
+    found = trainer.compute_influence(QUERIES)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
 
 
 # ------------------------------------------------------------------------------------------ inputs that all share

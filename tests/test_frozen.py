@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny import batches, tiny_data, tiny_model, tiny_trainer
 
+from hf_fastif import frozen
 from hf_fastif.frozen import STATES, find_frozen_states
 from hf_fastif.objective import Objective
 from hf_fastif.parameters import layer_stack
@@ -125,6 +126,11 @@ def trained_position_bias():
 )
 def test_nothing_is_kept_where_the_model_cannot_go_on(model):
     assert with_states(model())[1].states is None
+
+
+def test_nothing_is_kept_of_a_layer_that_is_never_called(monkeypatch):
+    monkeypatch.setattr(frozen, "_first_layers", lambda _model: [torch.nn.Linear(8, 8)])
+    assert with_states(tiny_model())[1].states is None
 
 
 def test_a_model_that_sees_the_padding_is_found_out(monkeypatch):

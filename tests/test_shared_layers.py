@@ -67,6 +67,7 @@ def test_scores_and_self_influence_are_those_of_plain_autograd(make, tmp_path):
     for scoring in ("auto", "forward_mode"):
         trainer.args.scoring = scoring
         np.testing.assert_allclose(trainer.compute_influence(QUERIES), expected, **tolerance)
+    assert all(isinstance(p, nn.Parameter) for m in model.modules() for p in m._parameters.values() if p is not None)
     np.testing.assert_allclose(trainer.self_influence(), gradients.square().sum(dim=1).numpy(), rtol=1e-3)
 
 

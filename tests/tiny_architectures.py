@@ -18,6 +18,8 @@ from transformers import (
     FunnelForSequenceClassification,
     GptOssConfig,
     GptOssForCausalLM,
+    LongformerConfig,
+    LongformerForSequenceClassification,
     MixtralConfig,
     MixtralForCausalLM,
     PreTrainedModel,
@@ -46,6 +48,12 @@ def relative_deberta(**changes) -> PreTrainedModel:
 def funnel() -> PreTrainedModel:
     sizes = {"block_sizes": [1, 2], "d_model": 8, "n_head": 2, "d_head": 4, "d_inner": 12, "num_labels": 3}
     return FunnelForSequenceClassification(FunnelConfig(vocab_size=WORDS, pad_token_id=0, **sizes))
+
+
+def longformer() -> PreTrainedModel:
+    """It pads rows to a multiple of its window."""
+    sizes = BERT_SIZES | {"attention_window": 4, "num_labels": 3, "initializer_range": 0.5}
+    return LongformerForSequenceClassification(LongformerConfig(**sizes))
 
 
 def bart() -> PreTrainedModel:

@@ -79,7 +79,6 @@ class OwnStep(nn.Module):
         self.model = model
         self.compute_loss = compute_loss
         self.items = items
-        self.places = places_of(model, {name: p for name, p in model.named_parameters() if p.requires_grad})
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """The loss of a batch."""
@@ -87,12 +86,12 @@ class OwnStep(nn.Module):
 
     def losses(self, theta: Mapping[str, torch.Tensor], batch: Batch) -> torch.Tensor:
         """The loss (B,) of each example of a batch, which is computed alone."""
-        parameters = {f"model.{place}": theta[name] for place, name in self.places.items()}
+        trained = {name: p for name, p in self.model.named_parameters() if name in theta}
+        placed = {f"model.{place}": theta[name] for place, name in places_of(self.model, trained).items()}
         size = len(next(iter(batch.values())))
         singles = [{name: values[i : i + 1] for name, values in batch.items()} for i in range(size)]
-        means = torch.stack(
-            [functional_call(self, parameters, (single,), tie_weights=False).reshape(()) for single in singles]
-        )
+        losses = [functional_call(self, placed, (single,), tie_weights=False) for single in singles]
+        means = torch.stack([loss.reshape(()) for loss in losses])
         return self.items.scaled(means, batch["labels"]) if self.items.summed else means
 
 
