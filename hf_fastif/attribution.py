@@ -192,7 +192,7 @@ class Attribution:
         if not self.as_one:
             return dealt_gradients(self.objective, queries, rows, accelerator)
         size, count = self.args.query_batch_size, len(queries)
-        total = next(iter(self.objective.theta.values())).new_zeros(1, self.objective.space.size)
+        total = self.objective.space.zeros(1, self.objective.space.size)
         starts = range(0, count, size)
         for start in dealt(starts, accelerator):
             part = range(start, min(start + size, count))

@@ -39,7 +39,7 @@ from hf_fastif.config import InfluenceConfig
 from hf_fastif.frozen import FrozenStates, find_frozen_states
 from hf_fastif.identity import hexdigest, same_loss
 from hf_fastif.index import InfluenceIndex
-from hf_fastif.objective import LossFacts, Objective, differentiable, trained_loss
+from hf_fastif.objective import LossFacts, Objective, differentiable, settle_padding, trained_loss, uncompiled
 from hf_fastif.parameters import frozen_digest, trained_part, trained_state
 from hf_fastif.passes import Passes
 from hf_fastif.pieces import Pieces, pieces_of
@@ -66,6 +66,7 @@ class Kept:
         fitted (`dict`): Spectra, factors and the like, by what they belong to.
         digests (`dict`): Of the stored rows of datasets, by their fingerprint.
         checked (`dict`): The collators that datasets were checked with.
+        positions (`dict`): Whether a model is told the positions of tokens, by collator and dataset.
         losses (`dict`): What was found out about losses.
         loss_identities (`list[str]`): What stands for the losses that there were.
         said (`str`): What the user was last told about the moment of training.
@@ -78,6 +79,7 @@ class Kept:
     fitted: dict[tuple[Hashable, ...], Any] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     checked: dict[tuple[Hashable, ...], Any] = field(default_factory=dict)
+    positions: dict[tuple[Hashable, ...], tuple[Any, bool]] = field(default_factory=dict)
     losses: dict[Hashable, LossFacts] = field(default_factory=dict)
     loss_identities: list[str] = field(default_factory=list)
     said: str = ""
@@ -129,6 +131,7 @@ class Context:
         if self.kept.checked.get(key) is not trainer.data_collator:
             check_inputs(name, dataset, examples, trainer, self.objective)
             self.kept.checked[key] = trainer.data_collator
+        settle_padding(name, self.objective, examples, self.kept.positions)
         if not self._loss_known:
             train = trainer.train_dataset
             if name != "train_dataset" and isinstance(train, Dataset) and len(train):
@@ -301,7 +304,7 @@ def context_of(trainer: Trainer, kept: Kept) -> Iterator[Context]:
     if not kept.prepared:
         _prepare_folder(args, trainer.accelerator)
         kept.prepared = True
-    with torch.inference_mode(False), torch.enable_grad(), differentiable(model):
+    with torch.inference_mode(False), torch.enable_grad(), differentiable(model), uncompiled(trainer, model):
         decayed = trainer.get_decay_parameter_names(model) if args.loss_weight_decay else ()
         smoothing, weight_decay = args.label_smoothing_factor, args.loss_weight_decay
         objective = Objective(model, smoothing, weight_decay, decayed, args.influence_bf16, args.loss_reduction)

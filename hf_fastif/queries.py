@@ -131,8 +131,7 @@ def dealt_gradients(
     """`loss_gradients`, with the queries dealt to the processes; the same to the last bit on each of them."""
     if accelerator.num_processes == 1:
         return loss_gradients(objective, queries, rows)
-    parameter = next(iter(objective.theta.values()))
-    found = parameter.new_zeros(len(rows), objective.space.size)
+    found = objective.space.zeros(len(rows), objective.space.size)
     own = dealt(range(len(rows)), accelerator)
     if own:
         found[own] = loss_gradients(objective, queries, [rows[i] for i in own])

@@ -148,7 +148,10 @@ def most_tokens(model: nn.Module, column: str) -> int | None:
 def vocabulary_of(model: nn.Module) -> int | None:
     """Count the tokens that a model knows; None where it reads something else."""
     size = getattr(model.config.get_text_config(), "vocab_size", None)
-    embeddings = model.get_input_embeddings()
+    try:
+        embeddings = model.get_input_embeddings()
+    except NotImplementedError:  # of a model of sounds, whatever its configuration says of letters
+        return None
     return max(size, embeddings.num_embeddings) if size and isinstance(embeddings, nn.Embedding) else None
 
 

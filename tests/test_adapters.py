@@ -140,3 +140,68 @@ def test_the_first_epoch_of_adapters_is_found(tmp_path, caplog, kept_by, more):
             now = {name: p.detach().clone() for name, p in context.objective.theta.items()}
     assert now.keys() == first[0].keys() and all(torch.equal(now[name], values) for name, values in first[0].items())
     assert "at the end of the first epoch" in caplog.text
+
+
+KINDS = {
+    "prompt": lambda task: peft.PromptTuningConfig(task_type=task, num_virtual_tokens=3),
+    "prefix": lambda task: peft.PrefixTuningConfig(task_type=task, num_virtual_tokens=3),
+    "prompt encoder": lambda task: peft.PromptEncoderConfig(
+        task_type=task, num_virtual_tokens=3, encoder_hidden_size=6
+    ),
+    "ia3": lambda task: peft.IA3Config(
+        task_type=task, target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]
+    ),
+    "lora of embeddings": lambda task: peft.LoraConfig(task_type=task, r=2, target_modules=["q_proj", "embed_tokens"]),
+    "dora": lambda task: peft.LoraConfig(task_type=task, r=2, target_modules=["q_proj"], use_dora=True),
+}
+
+
+def adapted_by(kind: str, task: str, model):
+    torch.manual_seed(2)
+    adapted = peft.get_peft_model(copy.deepcopy(model).requires_grad_(True), KINDS[kind](task)).eval()
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(0.3 * torch.randn_like(parameter))
+    return adapted
+
+
+def products_by_rows(adapted, rows, queries):
+    """- grad L . grad L' of batches of one example each, by the adapted model's own loss."""
+    parameters = [p for p in adapted.parameters() if p.requires_grad]
+
+    def gradients(batches):
+        pieces = (torch.autograd.grad(adapted(**batch).loss, parameters, materialize_grads=True) for batch in batches)
+        return torch.stack([torch.cat([piece.flatten() for piece in own]) for own in pieces])
+
+    return -(gradients(queries) @ gradients(rows).T).numpy()
+
+
+def collated(trainer, data):
+    return [trainer.data_collator([{k: v for k, v in row.items() if k != "text"}]) for row in data]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_adapter_of_a_classifier_is_attributed(kind, tmp_path):
+    architecture = "bert" if "prompt" in kind else "llama"  # which cannot tell padding behind prompts
+    adapted = adapted_by(kind, "SEQ_CLS", tiny_model(architecture, frozen=None, initializer_range=0.3))
+    train, queries = tiny_data(8), tiny_data(2, seed=1)
+    trainer = tiny_trainer(tmp_path, adapted, train, solver="identity", index_features="pooled")
+    expected = products_by_rows(adapted, collated(trainer, train), collated(trainer, queries))
+    tolerance = {"rtol": 1e-3, "atol": 1e-5 * np.abs(expected).max()}
+    np.testing.assert_allclose(trainer.compute_influence(queries), expected, **tolerance)
+    own = products_by_rows(adapted, collated(trainer, train), collated(trainer, train))
+    np.testing.assert_allclose(trainer.self_influence(), -own.diagonal(), **tolerance)
+    trainer.build_index()
+    for row in trainer.find_influential(queries, None, len(train)).influences:
+        assert row["influence"] == pytest.approx(expected[row["query_index"], row["train_index"]], rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["prompt", "prefix"])
+def test_prompts_before_a_text_are_attributed(kind, tmp_path):
+    adapted = adapted_by(kind, "CAUSAL_LM", copy.deepcopy(CASE.model).float())
+    trainer = trainer_of(tmp_path, adapted, solver="identity", loss_reduction="mean", index_features="mean_pooled")
+    trainer.train_dataset = CASE.data(6)  # which gets an index
+    expected = products_by_rows(adapted, *([trainer.data_collator([row]) for row in d] for d in (TRAIN, QUERIES)))
+    np.testing.assert_allclose(trainer.compute_influence(QUERIES), expected, rtol=1e-3, atol=1e-4)
+    trainer.build_index()
+    assert trainer.find_candidates(CASE.data(6).select([3]), 1)[0, 0] == 3

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny import batches, tiny_data, tiny_model, tiny_trainer
 
+from hf_fastif import frozen
 from hf_fastif.frozen import STATES, find_frozen_states
 from hf_fastif.objective import Objective
 from hf_fastif.parameters import layer_stack
@@ -109,18 +110,29 @@ def trained_embeddings():
     return model
 
 
+def trained_position_bias():
+    model = tiny_model("mpnet")
+    model.mpnet.encoder.relative_attention_bias.requires_grad_(True)
+    return model
+
+
 @pytest.mark.parametrize(
     "model",
     [
         lambda: tiny_model(frozen=0),
         lambda: tiny_model("albert", frozen=None),
         trained_embeddings,
-        lambda: tiny_model("mpnet"),
+        trained_position_bias,
     ],
     ids=["no layer is frozen", "layers are shared", "embeddings are trained", "the position bias is trained"],
 )
 def test_nothing_is_kept_where_the_model_cannot_go_on(model):
     assert with_states(model())[1].states is None
+
+
+def test_nothing_is_kept_of_a_layer_that_is_never_called(monkeypatch):
+    monkeypatch.setattr(frozen, "_first_layers", lambda _model: [torch.nn.Linear(8, 8)])
+    assert with_states(tiny_model())[1].states is None
 
 
 def test_a_model_that_sees_the_padding_is_found_out(monkeypatch):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.func import functional_call, vjp, vmap
+from torch.nn.functional import pad
 
 from hf_fastif.curvature.layers import Layer, recorded
 from hf_fastif.objective import Batch, Objective
@@ -173,6 +174,8 @@ Capture = LinearCapture | EmbeddingCapture | LeafCapture
 def captures(objective: Objective, batch: Batch, layers: list[Layer], directions: Directions) -> Iterator[Capture]:
     """Runs a batch forward, and back from r directions of its outputs; yields the capture of each layer.
 
+    Where examples share the input of some layer they run one by one.
+
     Args:
         objective (`Objective`): The model.
         batch (`dict`): B examples.
@@ -180,6 +183,13 @@ def captures(objective: Objective, batch: Batch, layers: list[Layer], directions
         directions (`Callable`): From outputs (B, ..., C) and labels to directions (r, B, ..., C), such as
             `GaussNewton.output_roots`.
     """
+    if any(layer.common for layer in layers) and len(objective.labels(batch)) > 1:
+        singles = (
+            {name: values[i : i + 1] for name, values in batch.items()} for i in range(len(objective.labels(batch)))
+        )
+        parts = [list(captures(objective, single, layers, directions)) for single in singles]
+        yield from (_side_by_side(same) for same in zip(*parts, strict=True))
+        return
     model = objective.model
     if not layers:
         return
@@ -197,6 +207,21 @@ def captures(objective: Objective, batch: Batch, layers: list[Layer], directions
     for layer in layers:
         pairs = [(call.inputs.detach(), next(gradients).to(logits)) for call in calls[layer]]
         yield makers[layer.kind](model, layer, pairs, len(labels))
+
+
+def _side_by_side(singles: Sequence[LinearCapture | LeafCapture]) -> LinearCapture | LeafCapture:
+    """The captures of single examples in one layer as that of their batch."""
+    first = singles[0]
+    if isinstance(first, LeafCapture):
+        names = first.gradients
+        return LeafCapture(first.layer, {n: torch.cat([part.gradients[n] for part in singles], dim=1) for n in names})
+    longest = max(part.inputs.shape[1] for part in singles)
+
+    def padded(tokens: torch.Tensor) -> torch.Tensor:
+        return pad(tokens, (0, 0, 0, longest - tokens.shape[-2]))
+
+    inputs = torch.cat([padded(part.inputs) for part in singles])
+    return LinearCapture(first.layer, inputs, torch.cat([padded(part.gradients) for part in singles], dim=1))
 
 
 def loss_captures(objective: Objective, batch: Batch, layers: list[Layer]) -> Iterator[Capture]:
@@ -230,10 +255,13 @@ def _embedding_capture(model: nn.Module, layer: Layer, pairs: Pairs, size: int) 
 
 def _leaf_capture(model: nn.Module, layer: Layer, pairs: Pairs, size: int) -> LeafCapture:
     module = model.get_submodule(layer.module)
-    parameters = {name.rpartition(".")[2]: model.get_parameter(name).detach() for name in layer.names}
+    trained = {name.rpartition(".")[2] for name in layer.names}
+    dtype = pairs[0][1].dtype
+    values = {name: p.detach().to(dtype) for name, p in module.named_parameters()}
+    parameters = {name: p for name, p in values.items() if name in trained}
 
     def of_example(x, g):
-        back = vjp(lambda theta: functional_call(module, theta, (x,)), parameters)[1]
+        back = vjp(lambda theta: functional_call(module, values | theta, (x,)), parameters)[1]
         return vmap(lambda direction: back(direction)[0])(g)
 
     split = [(x.to(g).unflatten(0, (size, -1)), g.unflatten(1, (size, -1))) for x, g in pairs]

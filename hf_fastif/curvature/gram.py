@@ -47,7 +47,7 @@ def jacobian_gram(
     layers = captured_layers(objective, first)
     rank = objective.output_rank(first)
     size = rank * sum(map(len, batches))
-    gram = next(iter(objective.theta.values())).new_zeros(size, size)
+    gram = objective.space.zeros(size, size)
 
     own = dealt(sorted(layers, key=lambda layer: -sum(objective.theta[n].numel() for n in layer.names)), accelerator)
     with tqdm(total=len(own), desc="Gram matrix", disable=not show_progress, leave=False) as bar:
@@ -111,7 +111,8 @@ def _add_single_examples(
     rank: int,
 ) -> None:
     """Adds the part of parameters that no capture tells, above the diagonal."""
-    columns = sum(curvature.objective.theta[name].nbytes for name in names)
+    space = curvature.objective.space
+    columns = sum(space.parameters[name].numel() for name in names) * space.dtype.itemsize
     step = max(1, MEMORY // (2 * rank * columns))
     for i in range(0, len(rows), step):
         left = _single_gradients(curvature, examples, names, rows[i : i + step])
@@ -134,7 +135,9 @@ def _single_gradients(
             directions = curvature.output_roots(logits.detach(), objective.labels(batch))
             pieces = torch.autograd.grad(logits, parameters, directions, is_grads_batched=True, allow_unused=True)
         flat = [
-            parameter.new_zeros(len(directions), parameter.numel()) if piece is None else piece.reshape(len(piece), -1)
+            directions.new_zeros(len(directions), parameter.numel())
+            if piece is None
+            else piece.reshape(len(piece), -1).to(directions)
             for piece, parameter in zip(pieces, parameters, strict=True)
         ]
         found.append(torch.cat(flat, dim=1))

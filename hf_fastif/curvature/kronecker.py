@@ -165,10 +165,10 @@ def fit_kronecker_factors(
     first = examples.take(batches[0])
     layers = layers_in_blocks(objective, first)
     covered = covered_names(layers)
-    diagonal = {name: torch.zeros_like(p) for name, p in objective.theta.items() if name not in covered}
+    diagonal = {name: objective.space.zeros(*p.shape) for name, p in objective.theta.items() if name not in covered}
     count = sum(map(len, batches))
     own = dealt(list(enumerate(batches)), accelerator)
-    eigenvalues = {layer: torch.zeros_like(layer.to_matrix(objective.theta)) for layer in layers}
+    eigenvalues = {layer: objective.space.zeros(*layer.to_matrix(objective.theta).shape) for layer in layers}
     inner = {layer: values.new_zeros(values.shape[1], values.shape[1]) for layer, values in eigenvalues.items()}
     outer = {layer: values.new_zeros(values.shape[0], values.shape[0]) for layer, values in eigenvalues.items()}
 
@@ -256,4 +256,4 @@ def _add_diagonal(
         )
     for values, piece in zip(diagonal.values(), pieces, strict=True):
         if piece is not None:
-            values += piece.square().sum(dim=0) / count
+            values += piece.to(values).square().sum(dim=0) / count

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -26,12 +26,14 @@ class Layer:
         names (`tuple[str, ...]`): Names of its trained parameters; of a linear layer the weight, then the bias.
         kind (`str`): `"linear"` (`torch.nn.Linear` or GPT-2's `Conv1D`), `"embedding"`, or `"other"`, such as a norm.
         transposed (`bool`): Whether the weight is stored as (inputs, outputs), as in `Conv1D`.
+        common (`bool`): Whether all examples of a batch share one input of it, as relative position embeddings are.
     """
 
     module: str
     names: tuple[str, ...]
     kind: Literal["linear", "embedding", "other"]
     transposed: bool = False
+    common: bool = False
 
     def to_matrix(self, pieces: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """All parameters of a layer as one matrix.
@@ -88,7 +90,9 @@ class Call:
         return self.inputs.is_floating_point() and (layer.kind == "other" or self.inputs.ndim in (2, 3))
 
 
-def captured_layers(objective: Objective, batch: Batch, embeddings: bool = False, tied: bool = False) -> list[Layer]:
+def captured_layers(
+    objective: Objective, batch: Batch, embeddings: bool = False, tied: bool = False, common: bool = False
+) -> list[Layer]:
     """The layers with trained parameters whose gradients of single examples a capture can tell.
 
     Left out are parameters that belong to no layer that is called on a batch of examples, and, unless asked for,
@@ -109,13 +113,36 @@ def captured_layers(objective: Objective, batch: Batch, embeddings: bool = False
     candidates = _candidates(objective, embeddings, tied)
     for probe in (batch, {name: torch.cat([values, values[:1]]) for name, values in batch.items()}):
         rows = objective.head.rows(probe)
-        with torch.no_grad(), recorded(objective.model, candidates, rows) as calls:
-            objective.logits(objective.theta, probe)
-        candidates = [layer for layer in candidates if calls[layer] and all(c.fits(layer, rows) for c in calls[layer])]
+        calls = _calls(objective, candidates, probe)
+        candidates = [fitting for layer in candidates if (fitting := _fitting(layer, calls[layer], rows, common))]
     found = Counter(name for layer in candidates for name in layer.names)
     holders = _holders(objective.model)
     whole = {name for name, p in objective.theta.items() if found[name] == holders[id(p)]}
     return [layer for layer in candidates if whole.issuperset(layer.names)]
+
+
+@torch.no_grad()
+def _calls(objective: Objective, layers: list[Layer], batch: Batch) -> dict[Layer, list[Call]]:
+    """The calls of layers; none of embeddings if the model does not bear a view of its own for each example."""
+    rows = objective.head.rows(batch)
+    try:
+        with recorded(objective.model, layers, rows) as calls:
+            objective.logits(objective.theta, batch)
+    except RuntimeError:  # what was looked up once is copied for each example, as prompts of adapters are
+        others = [layer for layer in layers if layer.kind != "embedding"]
+        if len(others) == len(layers):
+            raise
+        return dict.fromkeys(layers, []) | _calls(objective, others, batch)
+    return calls
+
+
+def _fitting(layer: Layer, calls: list[Call], rows: int, common: bool) -> Layer | None:
+    """The layer if its calls tell the rows of a batch apart, or may be for all of them; else None."""
+    if calls and all(call.fits(layer, rows) for call in calls):
+        return layer
+    if common and layer.kind == "linear" and calls and all(c.fits(layer, rows) or c.fits(layer, 1) for c in calls):
+        return replace(layer, common=True)
+    return None
 
 
 def covered_names(layers: list[Layer]) -> set[str]:

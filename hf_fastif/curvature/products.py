@@ -8,14 +8,13 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch.func import jvp, vmap
 from torch.nn import functional as F
 
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.curvature.captures import captures
 from hf_fastif.curvature.layers import Layer, captured_layers, covered_names
 from hf_fastif.errors import InfluenceError
-from hf_fastif.objective import IGNORED, Batch, Objective
+from hf_fastif.objective import IGNORED, Batch, Objective, derivatives_along
 
 
 ROW_MEMORY = 2 << 30  # bytes for the Jacobian rows of some examples
@@ -100,7 +99,7 @@ class GaussNewton:
     def jacobian_transpose_product(self, batch: Batch, coefficients: torch.Tensor) -> torch.Tensor:
         """G^T A, (Q, P), for coefficients (Q, B, r): the sum over the examples of the batch."""
         if self._rows_pay(batch, len(coefficients)):
-            total = coefficients.new_zeros(len(coefficients), self.objective.space.size)
+            total = self.objective.space.zeros(len(coefficients), self.objective.space.size)
             for part, rows in self._rows(batch):
                 self.add_combined(total, coefficients[:, part].mT.flatten(1), rows)
             return total
@@ -119,7 +118,7 @@ class GaussNewton:
         """How many examples' rows fit into `ROW_MEMORY`; 0 if some parameter has no rows."""
         if len(covered_names(self._captured_layers(batch))) < len(self.objective.theta):
             return 0
-        row = self.objective.output_rank(batch) * sum(p.nbytes for p in self.objective.theta.values())
+        row = self.objective.output_rank(batch) * self.objective.space.size * self.objective.space.dtype.itemsize
         return int(ROW_MEMORY / row)
 
     def has_rows(self, batch: Batch) -> bool:
@@ -153,11 +152,11 @@ class GaussNewton:
     def _rows_pay(self, batch: Batch, num_vectors: int) -> bool:
         # r backward passes and r sets of rows, against a tangent and a backward pass for each vector.
         cheaper = self.objective.output_rank(batch) <= 2 * num_vectors
-        return cheaper and self.holds_rows(batch)
+        return cheaper and self.holds_rows(batch) and not any(layer.common for layer in self._captured_layers(batch))
 
     def _captured_layers(self, batch: Batch) -> list[Layer]:
         if self._layers is None:
-            self._layers = captured_layers(self.objective, batch)
+            self._layers = captured_layers(self.objective, batch, common=True)
         return self._layers
 
     def output_product(self, logits: torch.Tensor, labels: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
@@ -223,18 +222,15 @@ class GaussNewton:
     def _outputs_along(self, batch: Batch, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The outputs (B, ..., C), and their derivatives (Q, B, ..., C) along the vectors."""
         objective = self.objective
-
-        def along(tangent):
-            return jvp(lambda theta: objective.logits(theta, batch), (objective.theta,), (tangent,))
-
-        return vmap(along, out_dims=(None, 0))(objective.space.split(vectors))
+        return derivatives_along(objective, lambda theta: objective.logits(theta, batch), vectors)
 
     def _pull_back(self, logits: torch.Tensor, cotangents: torch.Tensor) -> torch.Tensor:
         space = self.objective.space
+        cotangents, factors = space.in_range(cotangents)
         pieces = torch.autograd.grad(
             logits, list(space.parameters.values()), cotangents, is_grads_batched=True, allow_unused=True
         )
-        return space.join(pieces, lead=(len(cotangents),))
+        return space.join(pieces, lead=(len(cotangents),)) * factors[:, None]
 
 
 def _finite(values: torch.Tensor) -> torch.Tensor:
@@ -269,13 +265,14 @@ class Hessian:
     def product(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
         """C V, shapes (Q, P): the forward and first backward pass are shared, the second runs once a vector."""
         objective, parameters = self.objective, list(self.objective.theta.values())
+        vectors, factors = objective.space.in_range(vectors)
         with torch.enable_grad():
             loss = objective.losses(objective.theta, batch).mean()
             gradient = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
             # A gradient that does not depend on theta (an unused or purely linear parameter) has no graph to follow.
             followed = [
                 (g, v)
-                for g, v in zip(gradient, objective.space.split(vectors).values(), strict=True)
+                for g, v in zip(gradient, objective.space.tangents(vectors).values(), strict=True)
                 if g.requires_grad
             ]
             pieces = torch.autograd.grad(
@@ -285,4 +282,4 @@ class Hessian:
                 is_grads_batched=True,
                 allow_unused=True,
             )
-        return objective.space.join(pieces, lead=(len(vectors),))
+        return objective.space.join(pieces, lead=(len(vectors),)) * factors[:, None]

@@ -127,11 +127,11 @@ class CurvatureSample:
 
     def _ends(self) -> np.ndarray:
         """The largest and the smallest eigenvalue; the latter is 0 of a Gauss-Newton matrix."""
-        parameter = next(iter(self.curvature.objective.theta.values()))
-        size = self.curvature.objective.space.size
+        space = self.curvature.objective.space
+        size = space.size
 
         def matvec(vector: np.ndarray) -> np.ndarray:
-            column = torch.from_numpy(vector.reshape(1, -1)).to(parameter.device, parameter.dtype)
+            column = torch.from_numpy(vector.reshape(1, -1)).to(space.device, space.dtype)
             image = self.product(column)[0]
             if not torch.isfinite(image).all():
                 raise InfluenceError(NOT_FINITE)

@@ -94,7 +94,7 @@ def last_layer_parts(objective: Objective, layers: list[Layer], module: str) -> 
             f"index_features='last_layer_gradient': the output layer {module!r} is not trained, so that no gradient "
             "reaches it; give 'gradient_sketch' or 'pooled'."
         )
-    matrix = own[0].to_matrix(objective.theta)
+    matrix = own[0].to_matrix(objective.theta).to(objective.space.dtype)
     outputs, inputs = (torch.eye(size).to(matrix) for size in matrix.shape)
     return [Part(own[0], outputs, inputs, torch.arange(matrix.numel(), device=matrix.device), matrix.new_ones(()))]
 

@@ -45,12 +45,13 @@ class PooledFeatures:
                 self.objective.logits(self.objective.theta, batch)
         finally:
             hook.remove()
-        states = seen[-1]
+        states = seen[-1].to(torch.promote_types(seen[-1].dtype, torch.float32))
         if self.objective.head.choices:
             return states.unflatten(0, (len(batch["labels"]), -1)).mean(dim=1)
         if states.ndim == 2:
             return states
         mask = self._inside(states, batch)
+        states = states[:, -mask.shape[1] :]  # prompts of adapters stand before the text
         if self.mean:
             return (states * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp_min(1)
         last = mask.shape[1] - 1 - mask.flip(1).long().argmax(dim=1)  # the rightmost one

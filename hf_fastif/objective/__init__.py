@@ -1,8 +1,11 @@
 """The loss of single examples as a function of the trained parameters, for every head and for losses of the user's."""
 
+from hf_fastif.objective.along import derivatives_along
+from hf_fastif.objective.compiled import uncompiled
 from hf_fastif.objective.heads import IGNORED, Batch, TokenHead
 from hf_fastif.objective.objective import STATES, FrozenLayers, Objective, differentiable
 from hf_fastif.objective.own_loss import OwnLoss, OwnStep
+from hf_fastif.objective.padding import settle_padding
 from hf_fastif.objective.trained_loss import LossFacts, trained_loss
 
 
@@ -16,6 +19,9 @@ __all__ = [
     "OwnLoss",
     "OwnStep",
     "TokenHead",
+    "derivatives_along",
     "differentiable",
+    "settle_padding",
     "trained_loss",
+    "uncompiled",
 ]

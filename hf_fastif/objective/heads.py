@@ -27,6 +27,14 @@ IGNORED = -100  # the label of a place that is not predicted
 NEVER = -1e4  # an output that stands for a place outside of an example
 
 
+def with_positions(inputs: Batch) -> Batch:
+    """Adds position numbers that start at an example's first token, where padding on the left would shift them."""
+    mask = inputs.get("attention_mask")
+    if mask is None or "position_ids" in inputs or mask[..., 0].all():
+        return inputs
+    return inputs | {"position_ids": (mask.long().cumsum(dim=-1) - 1).clamp_min(0)}
+
+
 @dataclass(frozen=True)
 class ExampleHead:
     """One prediction an example: classification of a text, an image or choices, regression, several labels at once.
@@ -35,16 +43,18 @@ class ExampleHead:
 
     Attributes:
         choices (`bool`): Whether the outputs are scores of several texts, `input_ids` being (B, choices, T).
+        positions (`bool`): Whether position numbers are counted from the attention mask.
     """
 
     choices: bool = False
+    positions: bool = False
 
     label_names = ("labels",)
     several = False  # whether an example has several places, each with a prediction
 
     def inputs(self, inputs: Batch, _batch: Batch) -> Batch:
         """What the model takes, of a batch without its labels."""
-        return inputs
+        return with_positions(inputs) if self.positions else inputs
 
     def outputs(self, output: Any, _batch: Batch) -> torch.Tensor:
         """The outputs (B, C), of what the model returns."""
@@ -70,7 +80,7 @@ class TokenHead:
         shift (`bool`): Whether a place predicts the next token, as in causal language models.
         reduction (`"sum"` or `"mean"`): The loss of an example is the sum or the mean over its labelled tokens.
         prepare (`Callable`, *optional*): Makes the inputs of a decoder from labels, where the collator does not.
-        positions (`bool`): Whether the model takes position numbers, which padding on the left would shift.
+        positions (`bool`): Whether position numbers are counted from the attention mask.
         whole (`bool`): Whether all places are kept, for a loss function of the user's that chooses among them.
     """
 
@@ -85,17 +95,14 @@ class TokenHead:
     choices = False
 
     def inputs(self, inputs: Batch, batch: Batch) -> Batch:
-        """What the model takes: position numbers start at an example's first token, wherever its padding is."""
+        """What the model takes, of a batch without its labels, and what the decoder reads."""
         if self.prepare is not None and "decoder_input_ids" not in inputs:
             inputs = inputs | {"decoder_input_ids": self.prepare(labels=batch["labels"])}
-        mask = inputs.get("attention_mask")
-        if self.positions and mask is not None and "position_ids" not in inputs and not mask[:, 0].all():
-            inputs = inputs | {"position_ids": (mask.long().cumsum(dim=1) - 1).clamp_min(0)}
-        return inputs
+        return with_positions(inputs) if self.positions else inputs
 
     def outputs(self, output: Any, batch: Batch) -> torch.Tensor:
         """The outputs (B, L, C) at the labelled places."""
-        logits = output.logits
+        logits = output.logits[:, -batch["labels"].shape[1] :]  # prompts of adapters stand before the text
         if self.whole:
             return logits
         places = self._places(batch)
@@ -136,7 +143,12 @@ class SpanHead:
 
     Outputs are (B, 2, T), labels (B, 2). Padding (`attention_mask` 0) is no place for an answer, as in a batch of the
     example alone; a position outside of the text has no loss.
+
+    Attributes:
+        positions (`bool`): Whether position numbers are counted from the attention mask.
     """
+
+    positions: bool = False
 
     label_names = ("start_positions", "end_positions")
     several = True
@@ -144,7 +156,7 @@ class SpanHead:
 
     def inputs(self, inputs: Batch, _batch: Batch) -> Batch:
         """What the model takes, of a batch without its labels."""
-        return inputs
+        return with_positions(inputs) if self.positions else inputs
 
     def outputs(self, output: Any, batch: Batch) -> torch.Tensor:
         """The outputs (B, 2, T)."""
@@ -169,8 +181,9 @@ class SpanHead:
 Head = ExampleHead | TokenHead | SpanHead
 
 
-def _takes_positions(model: nn.Module) -> bool:
-    return "position_ids" in inspect.signature(model.forward).parameters
+def takes_positions(model: nn.Module) -> bool:
+    """Whether a model can be given position numbers."""
+    return "position_ids" in inspect.signature(without_adapters(model).forward).parameters
 
 
 def head_of(model: nn.Module, reduction: Reduction) -> Head:
@@ -180,7 +193,7 @@ def head_of(model: nn.Module, reduction: Reduction) -> Head:
     if name in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values():
         return TokenHead(False, reduction, prepare=plain.prepare_decoder_input_ids_from_labels)
     if name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
-        return TokenHead(True, reduction, positions=_takes_positions(plain))
+        return TokenHead(True, reduction, positions=takes_positions(plain))
     if name in {*MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values(), *MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()}:
         return TokenHead(False, reduction)
     if name in MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES.values():

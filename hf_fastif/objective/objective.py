@@ -18,7 +18,8 @@ from transformers.utils import logging
 from hf_fastif.config import Reduction
 from hf_fastif.errors import InfluenceError
 from hf_fastif.identity import loss_identity
-from hf_fastif.objective.heads import Batch, TokenHead, head_of
+from hf_fastif.objective.compiled import take_compiled_calls
+from hf_fastif.objective.heads import Batch, TokenHead, head_of, takes_positions
 from hf_fastif.objective.own_loss import OwnLoss, OwnStep
 from hf_fastif.parameters import ParameterSpace, fill, model_fingerprint, trained_state, without_adapters
 
@@ -97,6 +98,7 @@ class Objective:
         self.own_loss: OwnLoss | None = None  # in place of the head's
         self.own_step: OwnStep | None = None  # in place of outputs and loss
         self._fingerprint: str | None = None  # of an objective's lifetime, in which only `holding` changes weights
+        self.forward_mode = True  # until an operation turns out to have none
 
     def use_loss(self, loss: OwnLoss | OwnStep | None) -> None:
         """Takes a loss of the user's in place of the head's."""
@@ -146,6 +148,16 @@ class Objective:
             fill(tensors, before)
             self._fingerprint = fingerprint
 
+    @property
+    def rounds(self) -> bool:
+        """Whether the model runs in half precision, so that outputs have two or three digits."""
+        return self.bf16 or any(p.dtype in (torch.bfloat16, torch.float16) for p in self.model.parameters())
+
+    @property
+    def takes_positions(self) -> bool:
+        """Whether the model can be given position numbers."""
+        return takes_positions(self.model)
+
     def labels(self, batch: Batch) -> torch.Tensor:
         """The labels (B, ...) of a batch, one for each place where its examples have outputs."""
         return self.head.labels(batch)
@@ -159,8 +171,10 @@ class Objective:
                 stack.enter_context(torch.autocast(next(iter(theta.values())).device.type, torch.bfloat16))
             if STATES in batch:
                 stack.enter_context(self.frozen.skipped(batch[STATES]))
-            logits = self.head.outputs(functional_call(self.model, theta, (), inputs), batch)
-        logits = logits.float() if self.bf16 else logits
+            placed = {place: theta[name] for place, name in self.space.places.items()}
+            output = functional_call(self.model, placed, (), inputs, tie_weights=False)
+            logits = self.head.outputs(output, batch)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if logits.ndim != 2 + self.head.several:
             raise InfluenceError(
                 f"model: {type(self.model).__name__} returned logits of shape {tuple(logits.shape)}, and influence "
@@ -196,7 +210,7 @@ class Objective:
         else:
             losses = self.losses_of_logits(self.logits(theta, batch), self.labels(batch))
         if self.weight_decay:
-            losses = losses + self.weight_decay * sum(theta[name].square().sum() for name in self.decayed)
+            losses = losses + self.weight_decay * sum(theta[name].to(losses).square().sum() for name in self.decayed)
         return losses
 
     def gradient(self, batch: Batch) -> torch.Tensor:
@@ -233,16 +247,18 @@ class Objective:
 def differentiable(model: nn.Module) -> Iterator[None]:
     """Puts a model into the state that exact derivatives need, and gives it back as it was.
 
-    Dropout off; attention eager, since fused kernels have neither a forward-mode nor a second derivative; the autocast
-    that Accelerate wraps around `forward` when it trains in bf16 or fp16 taken off; and so are the hooks that make
-    embeddings require gradients, which checkpointed training of adapters sets and forward mode does not bear.
+    Dropout off; attention and experts eager, since fused kernels have neither a forward-mode nor a second derivative;
+    the autocast that Accelerate wraps around `forward` when it trains in bf16 or fp16 taken off; and so are compiled
+    calls, and the hooks that make embeddings require gradients, which checkpointed training of adapters sets and
+    forward mode does not bear.
 
     Raises:
         ValueError: If the model's attention is fused and cannot be switched.
     """
     training = [module for module in model.modules() if module.training]
     plain, patched_forward = without_adapters(model), model.__dict__.get("forward")
-    attention, hooks = _switch_to_eager(plain), _without_gradient_hooks(model)
+    attention, experts, hooks = _switch_to_eager(plain), _eager_experts(plain), _without_gradient_hooks(model)
+    compiled = take_compiled_calls(model)
     if "_original_forward" in model.__dict__:  # what Accelerate has wrapped
         model.forward = model._original_forward
     model.eval()
@@ -254,8 +270,12 @@ def differentiable(model: nn.Module) -> Iterator[None]:
             module.training = True
         if attention is not None:
             plain.set_attn_implementation(attention)
+        if experts is not None:
+            plain.set_experts_implementation(experts)
         if patched_forward is not None:
             model.forward = patched_forward
+        for module, call in compiled:
+            module._compiled_call_impl = call
         for module, own in hooks:
             module._forward_hooks.update(own)
 
@@ -292,4 +312,14 @@ def _switch_to_eager(model: nn.Module) -> str | None:
         f"Attention is switched from {before!r} to 'eager' while influence is computed, and back afterwards: fused "
         "kernels have no forward-mode derivative."
     )
+    return before
+
+
+def _eager_experts(model: nn.Module) -> dict[str, str | None] | None:
+    """Computes mixtures of experts one expert at a time; returns how it was before, or None if there are none."""
+    parts = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    if not isinstance(model, PreTrainedModel) or not any(part._can_set_experts_implementation() for part in parts):
+        return None
+    before = model.get_experts_implementation()
+    model.set_experts_implementation("eager")
     return before

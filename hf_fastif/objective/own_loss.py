@@ -13,6 +13,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from hf_fastif.errors import InfluenceError
 from hf_fastif.objective.heads import IGNORED, Batch
+from hf_fastif.parameters import places_of
 
 
 PROBED_CLASSES = 1000
@@ -118,10 +119,12 @@ class OwnStep(nn.Module):
 
     def losses(self, theta: Mapping[str, torch.Tensor], batch: Batch) -> torch.Tensor:
         """The loss (B,) of each example of a batch, which is computed alone."""
-        parameters = {f"model.{name}": values for name, values in theta.items()}
+        trained = {name: p for name, p in self.model.named_parameters() if name in theta}
+        placed = {f"model.{place}": theta[name] for place, name in places_of(self.model, trained).items()}
         size = len(next(iter(batch.values())))
         singles = [{name: values[i : i + 1] for name, values in batch.items()} for i in range(size)]
-        means = torch.stack([functional_call(self, parameters, (single,)).reshape(()) for single in singles])
+        losses = [functional_call(self, placed, (single,), tie_weights=False) for single in singles]
+        means = torch.stack([loss.reshape(()) for loss in losses])
         return self.items.scaled(means, batch["labels"]) if self.items.summed else means
 
 

@@ -92,8 +92,9 @@ def trained_loss(
 def _class_digest(model: nn.Module) -> str:
     """What the formula of a model's own loss may depend on: its class, configuration and buffers, and no parameter."""
     plain = without_adapters(model)
-    config = plain.config.to_json_string() if hasattr(plain, "config") else ""
-    return hexdigest([str(type(plain)), config, *(part for pair in saved_buffers(plain).items() for part in pair)])
+    config = plain.config.to_dict() if hasattr(plain, "config") else {}
+    config.pop("problem_type", None)  # which a model writes when it first sees labels
+    return hexdigest([str(type(plain)), str(config), *(part for pair in saved_buffers(plain).items() for part in pair)])
 
 
 def _own_loss(
@@ -131,7 +132,8 @@ def _check_model_loss(
         raise InfluenceError(
             f"model: for single examples {type(trainer.model).__name__} gives the losses {losses.tolist()}, and its "
             f"head should give {expected.tolist()}; influence does not know this loss. Give it as compute_loss_func("
-            "outputs, labels, num_items_in_batch)."
+            "outputs, labels, num_items_in_batch), or leave out what the model adds to it (in a mixture of experts by "
+            "config.output_router_logits=False)."
         )
     return LossFacts(items, is_head=True)
 
@@ -189,7 +191,7 @@ def _rows_of_every_label(examples: ExampleBatches, count: int) -> np.ndarray:
 def _batch_loss(trainer: Trainer, objective: Objective, batch: Batch) -> torch.Tensor:
     """The loss of a batch that `compute_loss` gives, with the inputs that the model is given for influence."""
     inputs = {name: values for name, values in batch.items() if name not in objective.head.label_names}
-    return trainer.compute_loss(objective.model, batch | objective.head.inputs(inputs, batch)).float()
+    return trainer.compute_loss(objective.model, batch | objective.head.inputs(inputs, batch))
 
 
 def _check_needs_no_outputs(trainer: Trainer) -> None:

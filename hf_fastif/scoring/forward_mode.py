@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch.func import jvp, vmap
 
-from hf_fastif.objective import Batch, Objective
+from hf_fastif.objective import Batch, Objective, derivatives_along
 
 
 def forward_mode_scores(objective: Objective, batch: Batch, s_test: torch.Tensor) -> torch.Tensor:
@@ -23,8 +22,5 @@ def forward_mode_scores(objective: Objective, batch: Batch, s_test: torch.Tensor
         `torch.Tensor` of shape `(Q, B)`: Positive is harmful, negative helpful.
     """
 
-    def derivative_along(tangent):
-        return jvp(lambda theta: objective.losses(theta, batch), (objective.theta,), (tangent,))[1]
-
     with torch.no_grad():
-        return -vmap(derivative_along)(objective.space.split(s_test))
+        return -derivatives_along(objective, lambda theta: objective.losses(theta, batch), s_test)[1]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch.func import jvp, vmap
 
 from hf_fastif.errors import InfluenceError
-from hf_fastif.objective import Batch, Objective, TokenHead
+from hf_fastif.objective import Batch, Objective, TokenHead, derivatives_along
 
 
 def has_token_losses(objective: Objective) -> bool:
@@ -51,10 +50,7 @@ def token_scores(objective: Objective, batch: Batch, s_test: torch.Tensor) -> to
     def losses(theta):
         return objective.losses_of_places(objective.logits(theta, batch), labels)
 
-    def derivative_along(tangent):
-        return jvp(losses, (objective.theta,), (tangent,))[1]
-
     with torch.no_grad():
-        found = -vmap(derivative_along)(objective.space.split(s_test))
+        found = -derivatives_along(objective, losses, s_test)[1]
     total = found.new_zeros(*found.shape[:2], batch["labels"].shape[1] + 1)  # the last one for places without a label
     return total.scatter_(2, places.expand_as(found), found)[..., :-1]

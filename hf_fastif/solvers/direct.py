@@ -44,7 +44,9 @@ class Ekfac:
     def solve(self, vectors: torch.Tensor) -> Solution:
         """Solves for Q right-hand sides, shape (Q, P)."""
         x = self.factors.solve(self.space, vectors, self.damping)
-        spread = self.space.join([torch.full_like(p, self.damping[name]) for name, p in self.space.parameters.items()])
+        spread = self.space.join(
+            [self.space.zeros(*p.shape) + self.damping[name] for name, p in self.space.parameters.items()]
+        )
         parts = zip(vectors.split(AT_ONCE), x.split(AT_ONCE), strict=True)
         residual = torch.cat([self.sample.residual(*part, spread) for part in parts])
         return Solution.direct(x, residual, float(spread.double().mean()))

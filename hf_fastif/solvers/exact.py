@@ -51,8 +51,7 @@ def decompose(curvature: Curvature, whole: CurvatureSample, show_progress: bool 
     """
     objective = curvature.objective
     if objective.space.size <= MAX_PRIMAL:
-        parameter = next(iter(objective.theta.values()))
-        units = torch.eye(objective.space.size, dtype=parameter.dtype, device=parameter.device)
+        units = torch.eye(objective.space.size, dtype=objective.space.dtype, device=objective.space.device)
         matrix = torch.cat([whole.product(part) for part in units.split(64)]).double()
         return _decomposed((matrix + matrix.T) / 2, whole, primal=True)
     rows = whole.num_examples * objective.output_rank(whole.examples.take([0]))

@@ -196,14 +196,14 @@ def batch_scale(
     value leaves a margin of two for batches not seen. The batches are dealt to the processes.
     """
     random = np.random.default_rng([seed, 1_000_003])  # not a stream that a repeat draws from
-    parameter = next(iter(curvature.objective.theta.values()))
-    found = parameter.new_zeros(max(4, PILOTS // batch_size))  # the smaller the batches, the more they differ
+    space = curvature.objective.space
+    found = space.zeros(max(4, PILOTS // batch_size))  # the smaller the batches, the more they differ
     for i in range(len(found)):
         rows = random.choice(len(examples), batch_size, replace=False)
-        start = torch.from_numpy(random.standard_normal((1, curvature.objective.space.size)))
+        start = torch.from_numpy(random.standard_normal((1, space.size)))
         if i % accelerator.num_processes == accelerator.process_index:
             batch = examples.take(rows)
-            found[i] = abs(dominant_eigenvalue(curvature, batch, start.to(parameter), damping, precondition))
+            found[i] = abs(dominant_eigenvalue(curvature, batch, start.to(found), damping, precondition))
     return float(accelerator.reduce(found, "sum").max())
 
 

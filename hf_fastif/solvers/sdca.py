@@ -17,6 +17,9 @@ from hf_fastif.solvers.base import Callback, Solution
 from hf_fastif.solvers.repeats import Repeated, Run, Tally, Watch, average
 
 
+ROUNDING = 4  # times eps: a pass that moves x by no more of ||v|| / lambda has moved nothing
+
+
 @dataclass
 class DualAscent(Repeated):
     """Solves (G^T G / N + lambda I) x = v a block of examples at a time, exactly for each block.
@@ -26,7 +29,8 @@ class DualAscent(Repeated):
 
         (I + G_B G_B^T / (N lambda)) d = - G_B x / (N lambda) - b_B,    b_B <- b_B + d,    x <- x + G_B^T d.
 
-    There is no step size and no noise that remains: passes over the training set converge to the exact solution.
+    There is no step size and no noise that remains: passes over the training set converge to the exact solution, and
+    the first whole pass that moves nothing beyond rounding is the last.
     In the first pass N counts the examples seen so far, so that x is always the solution for about those. A step costs
     one forward and r backward passes of its examples, whatever the number of queries.
 
@@ -78,6 +82,11 @@ class DualAscent(Repeated):
         u = torch.zeros_like(v)  # G^T b, so that x = v / lambda + u
         b = v.new_zeros(len(v), rank, len(self.examples))
         watch, steps, seen = Watch(v, self.tolerance), 0, 0
+        passed, moved = (
+            0,
+            v.new_zeros(len(v)),
+        )  # examples of the present pass, and ||G_B^T d||^2 summed over its blocks
+        still = (ROUNDING * torch.finfo(v.dtype).eps / self.damping * v.norm(dim=1)).square()
         with tqdm(total=self.visits, desc=self._title(repeat), disable=not self.show_progress, leave=False) as bar:
             for rows in self._blocks(repeat, size):
                 if seen < len(self.examples):  # the first pass: what was known counts for less
@@ -95,9 +104,15 @@ class DualAscent(Repeated):
                 b[:, :, order] += d.unflatten(1, (rank, -1))
                 self.curvature.add_combined(u, d, block)
                 steps += 1
+                passed += len(rows)
+                moved += ((d @ gram) * d).sum(dim=1)
                 bar.update(len(rows))
                 if self.callback is not None:
                     self.callback(steps, v / self.damping + u)
+                if passed == len(self.examples):
+                    if (moved <= still).all():
+                        break
+                    passed, moved = 0, torch.zeros_like(moved)
         return Run(v / self.damping + u, steps, watch.values)
 
     def _title(self, repeat: int) -> str:

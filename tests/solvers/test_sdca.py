@@ -110,3 +110,32 @@ def test_repeats_tell_a_standard_error_that_vanishes_with_convergence(problem):
     true = (rough.vectors - problem.exact()).norm(dim=1) / problem.exact().norm(dim=1)
     assert (rough.std_err > 0.1 * true).all() and (rough.std_err < 3 * true).all()
     assert done.std_err.max() < 1e-4
+
+
+@pytest.mark.parametrize("size", [1, 4, 22])
+@pytest.mark.parametrize("batch_size", [1, 32])
+def test_steps_end_when_a_whole_pass_moves_nothing(size, batch_size):
+    few = Problem(size=size)
+    solution = sdca(few, batch_size=batch_size, visits=10_000 * size).solve(few.vectors)
+    passes, rest = divmod(solution.steps, 1 if batch_size > size else size)
+    assert rest == 0 and 2 <= passes < 1000
+    assert passes == 2 or size > 1 and batch_size == 1
+    assert error(few, solution) < 1e-12
+
+
+def test_steps_end_in_float32_too_with_no_more_left_over_than_ever():
+    single = Problem(size=8)
+    single.model.float()
+    solution = sdca(single, visits=500 * single.size).solve(single.vectors)
+    assert solution.steps < 200
+    assert solution.residual.max() < 2e-6
+
+
+def test_one_query_that_still_moves_keeps_all_going(problem):
+    """A query that is zero is done at once, and the other is not."""
+    vectors = torch.stack([torch.zeros_like(problem.vectors[0]), problem.vectors[0]])
+    alone = sdca(problem, visits=1000 * problem.size).solve(problem.vectors[:1])
+    both = sdca(problem, visits=1000 * problem.size).solve(vectors)
+    assert alone.steps == both.steps < 1000 * 3
+    assert both.vectors[0].abs().max() == 0
+    torch.testing.assert_close(both.vectors[1], problem.exact()[0], rtol=1e-10, atol=1e-12)
