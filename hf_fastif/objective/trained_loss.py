@@ -24,6 +24,7 @@ from hf_fastif.parameters import saved_buffers, without_adapters
 PROBED = 8  # examples, from all over the dataset, which may be sorted
 COMPARED = 256  # examples on which an overridden loss must be the head's to count as that
 COMPARED_BATCH = 32
+ALONE = 4  # of the probed examples, on which an overridden loss is computed one by one
 MAX_LABELS = 64  # of which an example each is probed
 
 
@@ -141,7 +142,8 @@ def _check_model_loss(
 def _compare_overridden(
     trainer: Trainer, objective: Objective, items: Items, examples: ExampleBatches, rows: np.ndarray
 ) -> LossFacts:
-    """Compare an overridden `compute_loss` with the loss of the model's head."""
+    """Compare an overridden `compute_loss` with the loss of the model's head: a few rows alone, many in batches."""
+    rows = rows[:: -(-len(rows) // ALONE)]
     losses, expected = _losses_alone(trainer, objective, items, examples, rows)
     is_head = close(losses, expected) and _is_head_loss(trainer, objective, items, examples)
     if not is_head:
