@@ -169,7 +169,7 @@ class SolverSetup:
         preconditioned = ", preconditioned by EK-FAC" if args.preconditioner else ""
         by_layer = ", each layer damped by a tenth of its mean eigenvalue" if self.damps_by_layer else ""
         return {
-            "sdca": f"SDCA, {args.sdca_visits:,} examples visited{repeats}",
+            "sdca": f"SDCA, at most {args.sdca_visits:,} examples visited{repeats}",
             "lissa": f"LiSSA, J = {args.lissa_depth:,} steps, B = {args.lissa_batch_size} examples a step, "
             f"T = {args.num_repeats} repeats{preconditioned}",
             "cg": f"conjugate gradient on {self._count(args.cg_samples):,} examples{preconditioned}",

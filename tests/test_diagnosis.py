@@ -33,7 +33,7 @@ def test_numbers_on_the_page_are_those_of_the_curvature(tmp_path):
     assert found.lissa_depth == pytest.approx(np.log(20) * found.lissa_scale / found.damping, abs=1)
     page = str(found)
     assert "lambda = " in page and "1.00% of the largest eigenvalue" in page
-    assert "SDCA, 80 examples visited, mean of T = 2 runs" in page
+    assert "SDCA, at most 80 examples visited, mean of T = 2 runs" in page
     assert f"5 % takes T = {found.repeats}" in page
     assert f"J = {found.lissa_depth:,} steps" in page
     assert "positive influence is harmful" in page

@@ -136,7 +136,7 @@ def _spaced(kept: list[Checkpoint], wanted: str) -> list[Checkpoint]:
     if len(set(found)) < count_of([wanted]):
         raise InfluenceError(
             f"checkpoints={wanted!r}: training left {len(kept)} checkpoints, {len(set(found))} of them where they are "
-            "wanted; train with this setting, or give fewer."
+            "wanted; train with this setting (and a save_total_limit that allows as many), or give fewer."
         )
     return [kept[number] for number in found]
 

@@ -95,7 +95,9 @@ def _class_digest(model: nn.Module) -> str:
     plain = without_adapters(model)
     config = plain.config.to_dict() if hasattr(plain, "config") else {}
     config.pop("problem_type", None)  # which a model writes when it first sees labels
-    return hexdigest([str(type(plain)), str(config), *(part for pair in saved_buffers(plain).items() for part in pair)])
+    return hexdigest(
+        [str(type(plain)), str(config), *(part for pair in saved_buffers(plain).items() for part in pair)]
+    )
 
 
 def _own_loss(
