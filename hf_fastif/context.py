@@ -39,7 +39,16 @@ from hf_fastif.config import InfluenceConfig
 from hf_fastif.frozen import FrozenStates, find_frozen_states
 from hf_fastif.identity import hexdigest, same_loss
 from hf_fastif.index import InfluenceIndex
-from hf_fastif.objective import LossFacts, Objective, differentiable, settle_padding, trained_loss, uncompiled
+from hf_fastif.objective import (
+    LossFacts,
+    Objective,
+    TokenHead,
+    differentiable,
+    settle_padding,
+    trained_loss,
+    uncompiled,
+    without_targets_of_padding,
+)
 from hf_fastif.parameters import frozen_digest, trained_part, trained_state
 from hf_fastif.passes import Passes
 from hf_fastif.pieces import Pieces, pieces_of
@@ -127,6 +136,8 @@ class Context:
         check_dataset(name, dataset)
         trainer = self.trainer
         examples = batches_of(trainer, self.kept, dataset, name)
+        if isinstance(self.objective.head, TokenHead) and self.objective.head.shift:
+            examples.prepare = lambda batch: without_targets_of_padding(trainer._prepare_inputs(batch))
         key = (dataset._fingerprint, id(self.objective.model), self.args.remove_unused_columns)
         if self.kept.checked.get(key) is not trainer.data_collator:
             check_inputs(name, dataset, examples, trainer, self.objective)

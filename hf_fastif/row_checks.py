@@ -99,7 +99,7 @@ def text_checks(name: str, model: nn.Module) -> list[RowCheck]:
             RowCheck(
                 "input_ids",
                 lambda part: rows_with(part, lambda values: outside(values, vocabulary)),
-                lambda batch: "input_ids" in batch and bool((batch["input_ids"] >= vocabulary).any()),
+                lambda batch: "input_ids" in batch and _has_unknown(batch["input_ids"], vocabulary),
                 lambda row, value: (
                     f"{name}: column 'input_ids' holds the tokens {span_of(value)} in row {row}, but the model knows "
                     f"0 to {vocabulary - 1} (config.vocab_size={vocabulary}); tokenize with the tokenizer of this "
@@ -196,6 +196,10 @@ def _has_no_token(batch: dict[str, Any]) -> bool:
     if batch.get("attention_mask") is not None:
         return not bool(batch["attention_mask"].any(dim=-1).all())
     return "input_ids" in batch and batch["input_ids"].shape[-1] == 0
+
+
+def _has_unknown(ids: Any, vocabulary: int) -> bool:
+    return bool(((ids >= vocabulary) | (ids < 0)).any())
 
 
 def _longest(value: Sequence) -> int:

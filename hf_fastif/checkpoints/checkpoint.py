@@ -19,7 +19,9 @@ from hf_fastif.identity import hexdigest
 
 
 WEIGHTS, WEIGHTS_INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"
+SCHEDULER = "scheduler.pt"
 REPLACED = {"base_layer", "original_module"}  # what PEFT calls a part of the model that its own stands in for
+EPOCH_END = 1e-6  # `Trainer` counts epochs in batches, so that the end of one is a whole number but for rounding
 STATE = "trainer_state.json"
 RUN = "InfluenceRun"  # the entry of a trainer's state that names the run, where our trainer began it
 
@@ -40,6 +42,7 @@ class Checkpoint:
         run (`str`, *optional*): Name of the run, where it was written down.
         log_size (`int`, *optional*): How many entries the run's log had.
         log (`str`, *optional*): Digest of these entries.
+        pace (`str`, *optional*): Settings of the run that its state tells (see `pace_of`).
     """
 
     path: Path | None = None
@@ -52,6 +55,7 @@ class Checkpoint:
     run: str | None = None
     log_size: int | None = None
     log: str | None = None
+    pace: str | None = None
 
     @property
     def name(self) -> str:
@@ -69,11 +73,8 @@ class Checkpoint:
     @property
     def ends_epoch(self) -> int | None:
         """The epoch that ends here, or None in the middle of one."""
-        if not self.epoch or not self.step:
-            return None
-        number = round(self.epoch)
-        steps_from_end = abs(self.epoch - number) / self.epoch * self.step
-        return number if number and steps_from_end < 0.5 else None
+        number = round(self.epoch or 0)
+        return number if number and abs(self.epoch - number) < EPOCH_END else None
 
     @cached_property
     def saved_at(self) -> float:
@@ -102,8 +103,16 @@ def open_checkpoint(path: Path) -> Checkpoint:
         rates = [entry["learning_rate"] for entry in state["log_history"] if "learning_rate" in entry]
         facts = {"step": state["global_step"], "epoch": state["epoch"], "learning_rate": (rates or [None])[-1]}
         facts |= {"log_size": len(state["log_history"]), "log": log_digest(state["log_history"])}
-        facts["run"] = run_name(state)
+        facts |= {"run": run_name(state), "pace": pace_of(state, path)}
     return Checkpoint(path=path, **facts)
+
+
+def pace_of(state: Mapping[str, Any], folder: Path | None = None) -> str:
+    """Return how a run went: batch size, what it saved and logged, and its learning rates where a folder has them."""
+    settings = [state.get(name) for name in ("train_batch_size", "save_steps", "logging_steps", "eval_steps")]
+    if folder is not None and (folder / SCHEDULER).exists():
+        settings.append(torch.load(folder / SCHEDULER, weights_only=True).get("base_lrs"))
+    return str(settings)
 
 
 def run_name(state: Mapping[str, Any]) -> str | None:
@@ -176,7 +185,8 @@ def _saved_name(name: str, saved: Collection[str]) -> str | None:
         return None
     for place in range(1, len(parts)):
         before = parts[: place - 1] if parts[place - 1] == "modules_to_save" else parts[:place]
-        shorter = ".".join([*before, *parts[place + 1 :]])
-        if shorter in saved:
-            return shorter
+        for behind in (parts[place + 1 :], parts[place + 2 :]):  # of DoRA the last part too
+            shorter = ".".join([*before, *behind])
+            if shorter in saved:
+                return shorter
     return None

@@ -13,7 +13,10 @@ from hf_fastif.checkpoints.checkpoint import STATE, Checkpoint, holds, open_chec
 from hf_fastif.checkpoints.runs import FOLDER, RunEnd, checkpoints_of, latest_run, run_that_led_to
 from hf_fastif.errors import InfluenceError
 from hf_fastif.parameters import trained_state
-from hf_fastif.suggestions import check_path
+from hf_fastif.suggestions import check_path, did_you_mean
+
+
+WORDS = ("auto", "final", "epochs")
 
 
 def find_checkpoints(wanted: Sequence[str], output_dir: str, model: nn.Module) -> tuple[list[Checkpoint], str]:
@@ -68,9 +71,10 @@ def _automatic(output_dir: str, end: RunEnd | None, model: nn.Module) -> tuple[l
         return [Checkpoint()], (
             f"Influence is taken at the model as it is, which is the end of the first epoch of its run ({first.name})."
         )
+    unnamed = "" if first.run else " It is of the same run as far as its folder tells, which does not name it."
     return [first], (
         f"Influence is taken at the end of the first epoch ({first.name}), where training examples are not fitted yet "
-        "and still pull at the parameters; checkpoints='final' takes the model as it is."
+        f"and still pull at the parameters; checkpoints='final' takes the model as it is.{unnamed}"
     )
 
 
@@ -148,6 +152,8 @@ def _named(name: str) -> list[Checkpoint]:
     if run:
         return [open_checkpoint(file) for file in run]
     if not path.exists():
+        if "/" not in name and (near := did_you_mean(name, WORDS)):
+            raise InfluenceError(f"checkpoints={name!r} is no path, and none of {', '.join(WORDS)}{near}")
         check_path("checkpoints", name)
         repo, _, revision = name.partition("@")
         patterns = ["*.safetensors", "*.safetensors.index.json", STATE]

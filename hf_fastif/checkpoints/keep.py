@@ -12,7 +12,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.utils import logging
 
-from hf_fastif.checkpoints.checkpoint import RUN, Checkpoint, log_digest, run_name, save_checkpoint
+from hf_fastif.checkpoints.checkpoint import RUN, Checkpoint, log_digest, pace_of, run_name, save_checkpoint
 from hf_fastif.checkpoints.find import count_of, steps_of
 from hf_fastif.checkpoints.runs import FOLDER, RECORD, RunEnd, light_checkpoints
 from hf_fastif.config import InfluenceConfig
@@ -69,7 +69,8 @@ class KeepCheckpoints(TrainerCallback):
     def end(self, state: TrainerState, model: nn.Module) -> RunEnd:
         """Where the run ended, however it did."""
         weights = weights_digest(self.unwrap(model))
-        return RunEnd(state.global_step, state.epoch or 0.0, state.log_history, 0.0, self.run, weights)
+        pace = pace_of(vars(state))
+        return RunEnd(state.global_step, state.epoch or 0.0, state.log_history, 0.0, self.run, weights, pace)
 
     def _wanted(self, args: InfluenceConfig, state: TrainerState) -> tuple[list[int], float]:
         """The steps that are to be kept, and up to which epoch all ends are."""
@@ -96,6 +97,7 @@ class KeepCheckpoints(TrainerCallback):
             run=self.run,
             log_size=len(state.log_history),
             log=log_digest(state.log_history),
+            pace=pace_of(vars(state)),
             **self.facts,
         )
         save_checkpoint(Path(args.output_dir) / FOLDER, self._tensors(model), about)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from hf_fastif.checkpoints.checkpoint import (
     holds,
     log_digest,
     open_checkpoint,
+    pace_of,
     read_json,
     run_name,
 )
@@ -34,39 +35,48 @@ class RunEnd:
     Attributes:
         step (`int`): Optimizer steps taken.
         epoch (`float`): Passes over the training set.
-        log (`list[dict]`): What it had logged.
+        log (`list[dict]`, *optional*): What it had logged, where that is known.
         saved_at (`float`): When that was written, in seconds.
         run (`str`, *optional*): Its name, where our trainer gave it one.
         weights (`str`, *optional*): Digest of the model's weights, where our trainer wrote it down.
+        pace (`str`, *optional*): Settings of the run, as in [`Checkpoint`].
     """
 
     step: int
     epoch: float
-    log: list[dict[str, Any]]
+    log: list[dict[str, Any]] | None
     saved_at: float
     run: str | None = None
     weights: str | None = None
+    pace: str | None = None
 
     def led_from(self, earlier: Checkpoint) -> bool:
         """Tell whether a checkpoint is an earlier moment of this run, or the same.
 
-        Names tell runs of our trainer apart, and a run that another trainer resumes keeps its name. Checkpoints
-        without one must have been logged alike, written before, and have as many steps an epoch.
+        Names tell runs of our trainer apart, and a run that another trainer resumes keeps its name. Both must have as
+        many steps an epoch and the same log, as far as the earlier one goes, and the earlier one must have been
+        written before. Of checkpoints without a name the other settings must be the same too.
         """
         if earlier.step is None or not earlier.epoch or earlier.step > self.step:
             return False
-        if earlier.run is not None:
-            return earlier.run == self.run
+        if earlier.run is not None and earlier.run != self.run:
+            return False
         as_fast = abs(earlier.step / earlier.epoch - self.step / self.epoch) < 1
-        logged_alike = earlier.log == log_digest(self.log[: earlier.log_size])
-        return as_fast and logged_alike and earlier.saved_at <= self.saved_at + CLOCK
+        logged_alike = self.log is None or earlier.log == log_digest(self.log[: earlier.log_size])
+        set_alike = earlier.run is not None or self.pace is None or _same_pace(earlier.pace, self.pace)
+        return as_fast and logged_alike and set_alike and earlier.saved_at <= self.saved_at + CLOCK
+
+
+def _same_pace(one: str | None, other: str) -> bool:
+    """Tell whether settings are the same; learning rates may be unknown on one side."""
+    return one is not None and (one == other or one.startswith(other[:-1]) or other.startswith(one[:-1]))
 
 
 def write_run_end(output_dir: str, end: RunEnd) -> None:
     """Write down where a run of our trainer ended."""
     folder = Path(output_dir) / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {"run": end.run, "weights": end.weights, "step": end.step, "epoch": end.epoch, "log": end.log}
+    facts = {name: value for name, value in asdict(end).items() if name != "saved_at"}
     text = json.dumps(facts, default=str)
     write_whole(folder / RECORD, lambda file: file.write_text(text, encoding="utf-8"))
 
@@ -80,8 +90,14 @@ def read_run_end(output_dir: str) -> RunEnd | None:
 def end_of_folder(folder: Path) -> RunEnd:
     """Where a run stood when it saved a folder `checkpoint-*`."""
     state = read_json(folder / STATE)
-    saved_at = (folder / STATE).stat().st_mtime
-    return RunEnd(state["global_step"], state["epoch"] or 0.0, state["log_history"], saved_at, run_name(state))
+    return RunEnd(
+        step=state["global_step"],
+        epoch=state["epoch"] or 0.0,
+        log=state["log_history"],
+        saved_at=(folder / STATE).stat().st_mtime,
+        run=run_name(state),
+        pace=pace_of(state, folder),
+    )
 
 
 def light_checkpoints(output_dir: str) -> list[Checkpoint]:
@@ -126,13 +142,19 @@ def latest_run(output_dir: str) -> RunEnd | None:
 
 def _end_at(light: Checkpoint) -> RunEnd:
     # Its log is not kept, but the name of its run is.
-    return RunEnd(light.step, light.epoch, [], light.saved_at, light.run)
+    return RunEnd(light.step, light.epoch, None, light.saved_at, light.run)
 
 
 def checkpoints_of(output_dir: str, end: RunEnd | None) -> list[Checkpoint]:
-    """The checkpoints that a run left up to some moment, by step; light ones where there are two of a step."""
+    """The checkpoints that a run left up to some moment, by step; light ones where there are two of a step.
+
+    Where a run was written down as further on, and another trainer went on from some earlier moment of it, only the
+    log tells which checkpoints were before that.
+    """
     if end is None:
         return []
-    every = [*saved_folders(output_dir), *light_checkpoints(output_dir)]
+    every, record = [*saved_folders(output_dir), *light_checkpoints(output_dir)], read_run_end(output_dir)
+    if record is not None and record.run == end.run and end.step <= record.step and end.saved_at > record.saved_at:
+        every = [member for member in every if end.log or member.saved_at > record.saved_at]
     members = {member.step: member for member in every if end.led_from(member)}
     return [members[step] for step in sorted(members)]

@@ -2,7 +2,7 @@
 
 from hf_fastif.objective.along import derivatives_along
 from hf_fastif.objective.compiled import uncompiled
-from hf_fastif.objective.heads import IGNORED, Batch, TokenHead
+from hf_fastif.objective.heads import IGNORED, Batch, TokenHead, without_targets_of_padding
 from hf_fastif.objective.objective import STATES, FrozenLayers, Objective, differentiable
 from hf_fastif.objective.own_loss import OwnLoss, OwnStep
 from hf_fastif.objective.padding import settle_padding
@@ -24,4 +24,5 @@ __all__ = [
     "settle_padding",
     "trained_loss",
     "uncompiled",
+    "without_targets_of_padding",
 ]

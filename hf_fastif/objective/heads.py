@@ -69,6 +69,17 @@ class ExampleHead:
         return len(batch["labels"]) * (batch["input_ids"].shape[1] if self.choices else 1)
 
 
+def without_targets_of_padding(batch: Batch) -> Batch:
+    """Hide the label of a token right behind padding: alone, an example's first token is predicted from nothing."""
+    mask, labels = batch.get("attention_mask"), batch.get("labels")
+    if mask is None or labels is None or mask.shape != labels.shape:
+        return batch
+    behind = (mask[:, 1:] != 0) & (mask[:, :-1] == 0)
+    if not behind.any():
+        return batch
+    return batch | {"labels": torch.cat([labels[:, :1], labels[:, 1:].masked_fill(behind, IGNORED)], dim=1)}
+
+
 @dataclass(frozen=True)
 class TokenHead:
     """One prediction a token: language models, sequence to sequence, token classification.

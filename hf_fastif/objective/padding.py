@@ -48,7 +48,7 @@ def settle_padding(name: str, objective: Objective, examples: ExampleBatches, se
         InfluenceError: If padding changes the outputs either way.
     """
     collate = examples.collate
-    key = (id(objective.model), id(collate), examples.dataset._fingerprint)
+    key = (id(objective.model), id(collate), examples.digest)
     if key in settled and settled[key][0] is collate:
         objective.head = replace(objective.head, positions=settled[key][1])
         return
