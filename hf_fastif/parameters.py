@@ -217,8 +217,10 @@ def frozen_digest(model: nn.Module) -> str:
 
 
 def model_digest(model: nn.Module) -> str:
-    """Return a digest of a model's weights and of which of its parameters are trained."""
-    return hexdigest([weights_digest(model), trained_part(model)])
+    """Return a digest of a model's weights, the scaling of its adapters, and which of its parameters are trained."""
+    adapted = [(name, module.scaling) for name, module in model.named_modules() if hasattr(module, "scaling")]
+    scalings = [f"{name} {scaling}" for name, scaling in adapted if isinstance(scaling, dict)]
+    return hexdigest([weights_digest(model), trained_part(model), *scalings])
 
 
 def model_fingerprint(model: nn.Module) -> str:

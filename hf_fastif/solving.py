@@ -265,7 +265,8 @@ class SolverSetup:
             "model": self.objective.fingerprint,
             "dataset": self.examples.digest,
             "loss": self.loss,
-            "settings": f"blocks=linear,norms samples={args.ekfac_samples} seed={seed} bf16={args.influence_bf16}",
+            "settings": f"blocks=linear,norms samples={args.ekfac_samples} seed={seed} bf16={args.influence_bf16} "
+            f"batch={args.influence_batch_size}",
         }
 
     def adopt_factors(self, path: Path, found: Mapping[str, Any]) -> KroneckerFactors:

@@ -366,3 +366,65 @@ def test_a_resumed_call_goes_on_whatever_the_number_of_threads(tmp_path, threads
     threads(3 - count)
     trainer_of(tmp_path, influence_batch_size=4).compute_influence(QUERIES)
     assert len(batches) == 6  # of 24 examples, each once
+
+
+class InItsForward(type(tiny_model())):
+    """A model that computes its loss by itself."""
+
+    scale, weights = 1.0, None
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+        output = super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        if labels is not None:
+            output.loss = self.scale * F.cross_entropy(output.logits, labels, weight=self.weights)
+        return output
+
+
+def test_class_weights_in_a_models_own_loss_are_refused(tmp_path):
+    model = InItsForward(tiny_model().config)
+    trainer_of(tmp_path, model).compute_influence(QUERIES)
+    model.weights = torch.tensor([1.0, 5.0, 0.2])
+    with pytest.raises(ValueError, match="of a batch InItsForward gives the loss .*class weights.*compute_loss_func"):
+        trainer_of(tmp_path, model).compute_influence(QUERIES)
+
+
+def test_a_models_own_loss_that_changes_between_two_calls_is_noticed(tmp_path):
+    model = InItsForward(tiny_model().config)
+    trainer = trainer_of(tmp_path, model)
+    trainer.compute_influence(QUERIES)
+    model.scale = 5.0
+    with pytest.raises(ValueError, match="for single examples InItsForward gives the losses"):
+        trainer.compute_influence(QUERIES)
+
+
+def test_an_overridden_loss_that_differs_on_a_single_row_is_seen(tmp_path):
+    rows = tiny_data(1500, lengths=(3, 5)).map(lambda _, i: {"weight": 50.0 if i == 1003 else 1.0}, with_indices=True)
+    rows, pad = rows.remove_columns("text"), tiny_trainer(tmp_path).processing_class
+
+    class Weighted(type(tiny_trainer(tmp_path))):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            labels, weights = inputs.pop("labels"), inputs.pop("weight")
+            return (weights * F.cross_entropy(model(**inputs).logits, labels, reduction="none")).mean()
+
+    def collate(batch):
+        padded = pad.pad([{"input_ids": row["input_ids"]} for row in batch], return_tensors="pt")
+        labels = torch.tensor([row["label"] for row in batch])
+        return {**padded, "labels": labels, "weight": torch.tensor([row["weight"] for row in batch])}
+
+    class TakesWeights(type(tiny_model())):
+        def forward(self, weight=None, **inputs):
+            return super().forward(**inputs)
+
+    args = trainer_of(tmp_path, remove_unused_columns=False).args
+    trainer = Weighted(TakesWeights(tiny_model().config), args, train_dataset=rows, data_collator=collate)
+    with trainer._context() as context:
+        context.examples("train_dataset", rows)
+        assert context.objective.own_step is not None
+
+
+def test_the_side_of_padding_that_changes_between_two_calls_is_noticed(tmp_path):
+    trainer = trainer_of(tmp_path, tiny_model("gpt2", frozen=None))
+    trainer.processing_class.padding_side = "right"
+    right = trainer.compute_influence(QUERIES)
+    trainer.processing_class.padding_side = "left"
+    np.testing.assert_allclose(trainer.compute_influence(QUERIES), right, rtol=1e-3, atol=1e-4)

@@ -15,14 +15,15 @@ from transformers import Trainer
 from hf_fastif.batches import ExampleBatches
 from hf_fastif.errors import InfluenceError
 from hf_fastif.identity import hexdigest
-from hf_fastif.objective.heads import Batch, TokenHead
+from hf_fastif.objective.heads import Batch, SpanHead, TokenHead
 from hf_fastif.objective.objective import Objective
 from hf_fastif.objective.own_loss import Items, OwnLoss, OwnStep, check_mean, close, weighted_mean
 from hf_fastif.parameters import saved_buffers, without_adapters
 
 
 PROBED = 8  # examples, from all over the dataset, which may be sorted
-COMPARED = 256  # examples on which an overridden loss must be the head's to count as that
+LIBRARIES = ("trl", "transformers", "sentence_transformers", "setfit")
+COMPARED = 256  # examples on which a loss that one of them overrides must be the head's to count as that
 COMPARED_BATCH = 32
 ALONE = 4  # of the probed examples, on which an overridden loss is computed one by one
 MAX_LABELS = 64  # of which an example each is probed
@@ -53,7 +54,7 @@ def trained_loss(
     """Find what computes the loss of single examples: None if it is the loss of the model's head.
 
     A `compute_loss_func` is always taken. A `compute_loss` that is overridden, as trl's are, counts as the head's if
-    it gives the same losses on examples of every label.
+    it gives the same losses on every example (of a library's on many, and on examples of every label).
 
     Args:
         trainer (`Trainer`): With `compute_loss_func` or `compute_loss`.
@@ -80,8 +81,9 @@ def trained_loss(
     with torch.no_grad():
         if trainer.compute_loss_func is not None:
             return _own_loss(trainer, objective, items, examples, rows, known)
-        probe = [float(_batch_loss(trainer, objective, examples.take(rows)))] if overridden else []
-        if key not in known or not known[key].hold(probe):
+        batch = examples.take(rows)
+        probe = [float(_batch_loss(trainer, objective, batch))] if overridden else []
+        if key not in known or not _still_holds(known[key], objective, items, batch, probe):
             compare = _compare_overridden if overridden else _check_model_loss
             known[key] = replace(compare(trainer, objective, items, examples, rows), probe=probe)
     if known[key].is_head:
@@ -90,14 +92,26 @@ def trained_loss(
     return OwnStep(objective.model, trainer.compute_loss, known[key].items, probe)
 
 
+def _still_holds(facts: LossFacts, objective: Objective, items: Items, batch: Batch, probe: Sequence[float]) -> bool:
+    """Tell whether an overridden loss is still the head's, or else gives what it gave, on a few examples."""
+    if not (facts.is_head and probe):
+        return facts.hold(probe)
+    losses, labels = _mean_losses(objective, items, batch), batch[objective.head.label_names[0]]
+    return _is_mean(losses.new_tensor(probe[0]), losses, items, labels)
+
+
 def _class_digest(model: nn.Module) -> str:
-    """What the formula of a model's own loss may depend on: its class, configuration and buffers, and no parameter."""
+    """What the formula of a model's own loss may depend on: class, configuration, attributes and buffers."""
     plain = without_adapters(model)
     config = plain.config.to_dict() if hasattr(plain, "config") else {}
     config.pop("problem_type", None)  # which a model writes when it first sees labels
-    return hexdigest(
-        [str(type(plain)), str(config), *(part for pair in saved_buffers(plain).items() for part in pair)]
-    )
+    attributes = [
+        f"{name}={value}"
+        for name, value in sorted(vars(plain).items())
+        if name not in ("training", "forward") and (isinstance(value, int | float | str) or callable(value))
+    ]
+    buffers = (part for pair in saved_buffers(plain).items() for part in pair)
+    return hexdigest([str(type(plain)), str(config), *attributes, *buffers])
 
 
 def _own_loss(
@@ -138,6 +152,16 @@ def _check_model_loss(
             "outputs, labels, num_items_in_batch), or leave out what the model adds to it (in a mixture of experts by "
             "config.output_router_logits=False)."
         )
+    if isinstance(objective.head, SpanHead):  # whose batch loss leaves out answers that are cut off
+        return LossFacts(items, is_head=True)
+    batch = examples.take(rows)
+    whole, labels = _batch_loss(trainer, objective, batch), batch[objective.head.label_names[0]]
+    if not _is_mean(whole, expected, items, labels):
+        raise InfluenceError(
+            f"model: of a batch {type(trainer.model).__name__} gives the loss {float(whole):.6g}, which is no mean of "
+            f"the losses of its examples ({expected.tolist()}), as with class weights; influence does not know this "
+            "loss. Give it as compute_loss_func(outputs, labels, num_items_in_batch)."
+        )
     return LossFacts(items, is_head=True)
 
 
@@ -165,8 +189,10 @@ def _losses_alone(
 
 
 def _is_head_loss(trainer: Trainer, objective: Objective, items: Items, examples: ExampleBatches) -> bool:
-    """Tell whether an overridden loss is the head's on batches in which every label occurs."""
-    rows = _rows_of_every_label(examples, COMPARED)
+    """Tell whether an overridden loss is the head's: a user's on every row, a library's on many."""
+    rows = np.arange(len(examples))
+    if _overrider(trainer).__module__.partition(".")[0] in LIBRARIES:
+        rows = _rows_of_every_label(examples, COMPARED)
     for start in range(0, len(rows), COMPARED_BATCH):
         batch = examples.take(rows[start : start + COMPARED_BATCH])
         labels = batch[objective.head.label_names[0]]
@@ -175,10 +201,19 @@ def _is_head_loss(trainer: Trainer, objective: Objective, items: Items, examples
             continue
         batch = {name: values[labelled] for name, values in batch.items()}
         labels, whole = labels[labelled], _batch_loss(trainer, objective, batch)
-        losses = _mean_losses(objective, items, batch).to(whole)
-        if not (close(whole, weighted_mean(losses, items, labels)) or close(whole, losses.mean())):
+        if not _is_mean(whole, _mean_losses(objective, items, batch), items, labels):
             return False
     return True
+
+
+def _overrider(trainer: Trainer) -> type:
+    """The class whose `compute_loss` a trainer has."""
+    return next(kind for kind in type(trainer).__mro__ if "compute_loss" in vars(kind))
+
+
+def _is_mean(whole: torch.Tensor, losses: torch.Tensor, items: Items, labels: torch.Tensor) -> bool:
+    """Tell whether a batch's loss is the mean of those of its examples, or of their labelled places."""
+    return close(whole, weighted_mean(losses, items, labels).to(whole)) or close(whole, losses.mean().to(whole))
 
 
 def _rows_of_every_label(examples: ExampleBatches, count: int) -> np.ndarray:

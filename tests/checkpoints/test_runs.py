@@ -261,3 +261,49 @@ def test_training_leaves_the_model_that_trainer_would_leave(tmp_path):
         trainer.train()
         states.append(trainer.model.state_dict())
     assert all(torch.equal(values, states[1][name]) for name, values in states[0].items())
+
+
+@pytest.mark.parametrize("kind", [ours, plain])
+def test_the_short_last_step_of_an_epoch_under_accumulation(tmp_path, caplog, kind):
+    settings = {"per_device_train_batch_size": 5, "gradient_accumulation_steps": 4}  # ends at .8, 1.0, 1.8, ...
+    trainer = kind(tmp_path, save_strategy="steps", save_steps=1, **settings)
+    trainer.train()
+    member, line = moment(tmp_path, trainer.model, caplog)
+    assert (member.step, member.epoch) == (2, 1.0) and "at the end of the first epoch" in line
+    shutil.rmtree(tmp_path / "checkpoint-2")
+    for light in light_checkpoints(str(tmp_path)):
+        light.path.unlink()
+    member, line = moment(tmp_path, trainer.model, caplog)
+    assert member.path is None and "are of epoch 0.8, 1.8, 2" in line
+
+
+@pytest.mark.parametrize("change", [{"max_grad_norm": 0.01}, {"label_smoothing_factor": 0.4}])
+def test_another_trainer_goes_on_from_within_the_first_epoch(tmp_path, caplog, change):
+    ours(tmp_path, save_strategy="steps", save_steps=2).train()
+    other = plain(tmp_path, save_strategy="steps", save_steps=100, **change)
+    other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    member, line = moment(tmp_path, other.model, caplog)
+    assert member.path is None and "left no checkpoint at the end of the first epoch" in line
+
+
+@pytest.mark.parametrize("change", [{"learning_rate": 5e-2}, {"save_strategy": "steps", "save_steps": 9}])
+def test_two_runs_without_names_are_told_apart_by_their_settings(tmp_path, caplog, change):
+    plain(tmp_path, save_strategy="epoch").train()
+    shutil.copytree(tmp_path / "checkpoint-3", tmp_path / "of-the-first-run")
+    second = plain(tmp_path, **{"save_strategy": "epoch"} | change)
+    second.train()
+    shutil.rmtree(tmp_path / "checkpoint-3")
+    (tmp_path / "of-the-first-run").rename(tmp_path / "checkpoint-3")
+    member, _ = moment(tmp_path, second.model, caplog)
+    assert member.path is None
+
+
+def test_folders_that_do_not_name_their_run_are_said_to(tmp_path, caplog):
+    trainer = plain(tmp_path, save_strategy="epoch")
+    trainer.train()
+    assert "as far as its folder tells" in moment(tmp_path, trainer.model, caplog)[1]
+
+
+def test_a_word_that_was_mistyped(tmp_path):
+    with pytest.raises(ValueError, match="checkpoints='finla' is no path.*did you mean 'final'"):
+        ours(tmp_path, checkpoints="finla").compute_influence(QUERIES)
