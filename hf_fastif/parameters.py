@@ -216,15 +216,8 @@ def frozen_digest(model: nn.Module) -> str:
     return hexdigest(part for pair in named for part in pair)
 
 
-def model_digest(model: nn.Module) -> str:
-    """Return a digest of a model's weights, the scaling of its adapters, and which of its parameters are trained."""
-    adapted = [(name, module.scaling) for name, module in model.named_modules() if hasattr(module, "scaling")]
-    scalings = [f"{name} {scaling}" for name, scaling in adapted if isinstance(scaling, dict)]
-    return hexdigest([weights_digest(model), trained_part(model), *scalings])
-
-
 def model_fingerprint(model: nn.Module) -> str:
-    """Return what stands for a model in manifests: its digest, if all of its parameters are numbers.
+    """Return what stands for a model: a digest of weights, scaling of adapters, and which parameters are trained.
 
     Raises:
         InfluenceError: If a parameter holds NaN or infinite numbers.
@@ -234,7 +227,9 @@ def model_fingerprint(model: nn.Module) -> str:
             raise InfluenceError(
                 f"model: parameter {name} holds NaN or infinite numbers; load a checkpoint that is whole."
             )
-    return model_digest(model)
+    adapted = [(name, module.scaling) for name, module in model.named_modules() if hasattr(module, "scaling")]
+    scalings = [f"{name} {scaling}" for name, scaling in adapted if isinstance(scaling, dict)]
+    return hexdigest([weights_digest(model), trained_part(model), *scalings])
 
 
 def trained_part(model: nn.Module) -> str:

@@ -36,13 +36,15 @@ class KeepCheckpoints(TrainerCallback):
         self.unwrap = unwrap
         self.run: str | None = None
         self.facts: Mapping[str, str] | None = None
+        self.steps: list[int] = []
+        self.last_epoch = 0.0
 
     def on_train_begin(
         self, args: InfluenceConfig, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Forget checkpoints that are not of this run, and say what will be kept."""
-        steps, epochs = self._wanted(args, state)
-        self.facts = self.describe() if steps or epochs else None  # by all processes together
+        self.steps, self.last_epoch = self._wanted(args, state)
+        self.facts = self.describe() if self.steps or self.last_epoch else None  # by all processes together
         if not state.is_world_process_zero:
             return
         resumed = run_name(vars(state)) if state.global_step else None
@@ -53,17 +55,17 @@ class KeepCheckpoints(TrainerCallback):
                 light.path.unlink()
         (Path(args.output_dir) / FOLDER / RECORD).unlink(missing_ok=True)
         if self.facts is not None:
-            self._announce(args, kwargs["model"], steps, epochs)
+            self._announce(args, kwargs["model"], self.steps, self.last_epoch)
 
     def on_step_end(self, args: InfluenceConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Keep the steps that are wanted."""
-        if state.global_step in self._wanted(args, state)[0]:
+        if state.global_step in self.steps:
             self._keep(args, state, kwargs["model"], kwargs["lr_scheduler"])
 
     def on_epoch_end(self, args: InfluenceConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Keep the end of an epoch that is wanted."""
         ended = Checkpoint(step=state.global_step, epoch=state.epoch).ends_epoch
-        if ended is not None and ended <= self._wanted(args, state)[1]:
+        if ended is not None and ended <= self.last_epoch:
             self._keep(args, state, kwargs["model"], kwargs["lr_scheduler"])
 
     def end(self, state: TrainerState, model: nn.Module) -> RunEnd:
