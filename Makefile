@@ -18,7 +18,7 @@ demo: $(VENV)/.ready
 	$(VENV)/bin/python recipes/find_influential.py --config recipes/configs/find_influential-demo.yaml
 
 test: $(VENV)/.ready
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 style: $(VENV)/.ready
 	$(VENV)/bin/ruff format .

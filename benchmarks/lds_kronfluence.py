@@ -20,11 +20,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))
 import lds as recipe  # noqa: E402
 from peers import kronfluence_scores  # noqa: E402
 
-from hf_fastif import InfluenceConfig  # noqa: E402
-from hf_fastif.analysis import LdsOfMethods, SubsetLosses, lds  # noqa: E402
-from hf_fastif.cli import parse_arguments  # noqa: E402
-from hf_fastif.data import DataArguments, shuffled  # noqa: E402
-from hf_fastif.finetuning import make_trainer, runs_of  # noqa: E402
+from hf_fastif import InfluenceConfig
+from hf_fastif.analysis import LdsOfMethods
+from hf_fastif.metrics import SubsetLosses, lds
+from hf_fastif.training import DataArguments, make_trainer, parse_arguments, runs_of, shuffled
 
 
 DAMPINGS = (1e-8, None)

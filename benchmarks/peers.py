@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from hf_fastif.context import Context
+from hf_fastif.influence import Context
 
 
 def kronfluence_scores(

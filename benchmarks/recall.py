@@ -21,12 +21,10 @@ from transformers import set_seed
 
 from hf_fastif import InfluenceConfig
 from hf_fastif.analysis import recall
-from hf_fastif.cli import parse_arguments
-from hf_fastif.data import DataArguments
-from hf_fastif.files import write_whole
-from hf_fastif.finetuning import ModelArguments, make_trainer
+from hf_fastif.artifacts import atomic_write
 from hf_fastif.scoring import influence_scores
 from hf_fastif.solvers import Solution
+from hf_fastif.training import DataArguments, ModelArguments, make_trainer, parse_arguments
 
 
 KINDS = [("pooled", None), ("last_layer_gradient", None), ("gradient_sketch", 4096)]
@@ -106,7 +104,7 @@ def plot(found: list[dict[str, Any]], path: Path) -> None:
             axes.set_ylabel("recall")
     title = "solid: top 10, dashed: top 100, dotted: top 1,000"
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, title=title)
-    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
+    atomic_write(path, lambda file: figure.savefig(file, format="png", dpi=120))
 
 
 def scan_together(trainer, solutions: dict[str, Solution]) -> dict[str, np.ndarray]:
@@ -114,7 +112,7 @@ def scan_together(trainer, solutions: dict[str, Solution]) -> dict[str, np.ndarr
     with trainer._context() as context:
         stacked = torch.cat([solution.vectors for solution in solutions.values()])
         scores = influence_scores(
-            context.objective, context.train, stacked, np.arange(len(context.train)), context.passes
+            context.objective, context.train, stacked, np.arange(len(context.train)), context.sweep
         )
     return dict(zip(solutions, np.split(scores, len(solutions)), strict=True))
 

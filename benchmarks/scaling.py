@@ -27,10 +27,8 @@ import numpy as np
 from transformers import set_seed
 
 from hf_fastif import InfluenceConfig, InfluenceTrainer
-from hf_fastif.cli import check_processes, parse_arguments
-from hf_fastif.data import DataArguments
-from hf_fastif.files import write_whole
-from hf_fastif.finetuning import ModelArguments, make_trainer
+from hf_fastif.artifacts import atomic_write
+from hf_fastif.training import DataArguments, ModelArguments, check_processes, make_trainer, parse_arguments
 
 
 @dataclass
@@ -66,7 +64,7 @@ def main(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceCo
             found.append({"processes": count, "seconds": launched(count, folder)})
             print(found[-1], flush=True)
     report(found, benchmark.processes)
-    write_whole(folder / "scaling.json", lambda file: file.write_text(json.dumps(found, indent=2), "utf-8"))
+    atomic_write(folder / "scaling.json", lambda file: file.write_text(json.dumps(found, indent=2), "utf-8"))
 
 
 def measured(trainer: InfluenceTrainer, queries) -> dict[str, float]:

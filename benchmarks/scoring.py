@@ -29,14 +29,11 @@ from scipy.stats import spearmanr
 from transformers import set_seed
 
 from hf_fastif import InfluenceConfig, InfluenceTrainer
-from hf_fastif.cli import parse_arguments
-from hf_fastif.data import DataArguments
-from hf_fastif.finetuning import ModelArguments, make_trainer
-from hf_fastif.frozen import find_frozen_states
-from hf_fastif.objective import Objective
-from hf_fastif.passes import Passes
-from hf_fastif.queries import loss_gradients
+from hf_fastif.execution import DatasetSweep
+from hf_fastif.influence import loss_gradients
+from hf_fastif.model import Objective, find_frozen_states
 from hf_fastif.scoring import influence_scores
+from hf_fastif.training import DataArguments, ModelArguments, make_trainer, parse_arguments
 
 
 PADDED = 128  # tokens, in the loop over candidates
@@ -77,12 +74,12 @@ def time_all(benchmark: BenchmarkArguments, trainer: InfluenceTrainer, queries) 
     pool = trainer.train_dataset.shuffle(trainer.args.seed).select(range(benchmark.num_candidates))
     model = trainer.model
     rows = np.arange(len(pool))
-    passes = Passes(trainer.args.influence_batch_size, trainer.accelerator)
+    sweep = DatasetSweep(trainer.args.influence_batch_size, trainer.accelerator)
 
     def forward() -> None:
         model.eval()
         with torch.no_grad():
-            for batch in examples.grouped_by_length(rows, passes.batch_size):
+            for batch in examples.grouped_by_length(rows, sweep.batch_size):
                 model(**examples.take(batch))
 
     def loop() -> None:
@@ -94,7 +91,7 @@ def time_all(benchmark: BenchmarkArguments, trainer: InfluenceTrainer, queries) 
 
     def with_gradients() -> np.ndarray:
         vectors = loss_gradients(objective, context.examples("queries", queries), range(len(queries)))
-        return influence_scores(objective, examples, vectors, rows, passes)
+        return influence_scores(objective, examples, vectors, rows, sweep)
 
     with trainer._context() as context:
         objective, examples = context.objective, context.examples("candidates", pool)
@@ -105,20 +102,18 @@ def time_all(benchmark: BenchmarkArguments, trainer: InfluenceTrainer, queries) 
         rough_kept.states = find_frozen_states(both, rough_kept, 1 << 33)
         ways: dict[str, Callable[[], np.ndarray | None]] = {
             "a forward pass": forward,
-            "one query": lambda: influence_scores(objective, examples, s_test[:1], rows, passes),
+            "one query": lambda: influence_scores(objective, examples, s_test[:1], rows, sweep),
             "one query by gradients": lambda: influence_scores(
-                objective, examples, s_test[:1], rows, passes, "gradients"
+                objective, examples, s_test[:1], rows, sweep, "gradients"
             ),
-            "one query, bf16": lambda: influence_scores(rough, examples, s_test[:1], rows, passes),
-            "one query, frozen states kept": lambda: influence_scores(resumed, kept, s_test[:1], rows, passes),
-            "one query, bf16, frozen states kept": lambda: influence_scores(
-                both, rough_kept, s_test[:1], rows, passes
-            ),
-            f"{len(queries)} queries": lambda: influence_scores(objective, examples, s_test, rows, passes),
+            "one query, bf16": lambda: influence_scores(rough, examples, s_test[:1], rows, sweep),
+            "one query, frozen states kept": lambda: influence_scores(resumed, kept, s_test[:1], rows, sweep),
+            "one query, bf16, frozen states kept": lambda: influence_scores(both, rough_kept, s_test[:1], rows, sweep),
+            f"{len(queries)} queries": lambda: influence_scores(objective, examples, s_test, rows, sweep),
             f"{len(queries)} queries and their gradients": with_gradients,
-            f"{len(queries)} queries, bf16": lambda: influence_scores(rough, examples, s_test, rows, passes),
+            f"{len(queries)} queries, bf16": lambda: influence_scores(rough, examples, s_test, rows, sweep),
             f"{len(queries)} queries, frozen states kept": lambda: influence_scores(
-                resumed, kept, s_test, rows, passes
+                resumed, kept, s_test, rows, sweep
             ),
             "a backward pass each, padded to 128": loop,
         }
@@ -172,7 +167,7 @@ def kronfluence(context, queries, pool, s_test) -> tuple[float, float]:
         if name.rpartition(".")[0] not in linear:
             piece.zero_()
     candidates, rows = context.examples("candidates", pool), np.arange(len(pool))
-    ours = -influence_scores(context.objective, candidates, shared, rows, context.passes)
+    ours = -influence_scores(context.objective, candidates, shared, rows, context.sweep)
     return seconds, min(float(np.corrcoef(one, other)[0, 1]) for one, other in zip(ours, theirs, strict=True))
 
 

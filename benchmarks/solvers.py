@@ -24,12 +24,10 @@ import torch
 from transformers import set_seed
 
 from hf_fastif import InfluenceConfig
-from hf_fastif.cli import parse_arguments
-from hf_fastif.data import DataArguments
-from hf_fastif.finetuning import ModelArguments, make_trainer
-from hf_fastif.queries import loss_gradients
+from hf_fastif.influence import loss_gradients
 from hf_fastif.scoring import influence_scores
 from hf_fastif.solvers import Exact, Identity, decompose
+from hf_fastif.training import DataArguments, ModelArguments, make_trainer, parse_arguments
 
 
 PAPER = "LiSSA, B = 1"
@@ -166,7 +164,7 @@ def judge(points: list[Point], exact: torch.Tensor, context) -> None:
     """The error of the vectors, and the correlation of the scores of all training examples, as means over queries."""
     stacked = torch.cat([exact, *(point.vectors for point in points)])
     rows = np.arange(len(context.train))
-    scores = influence_scores(context.objective, context.train, stacked, rows, context.passes)
+    scores = influence_scores(context.objective, context.train, stacked, rows, context.sweep)
     truth, *found = np.split(scores, len(points) + 1)
     for point, values in zip(points, found, strict=True):
         point.error = float(((point.vectors - exact).norm(dim=1) / exact.norm(dim=1)).mean())

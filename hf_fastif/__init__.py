@@ -5,18 +5,20 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from hf_fastif.version import __version__
+
 
 if TYPE_CHECKING:
     from hf_fastif.config import InfluenceConfig
     from hf_fastif.errors import InfluenceError
     from hf_fastif.index import InfluenceIndex
-    from hf_fastif.parameters import freeze
+    from hf_fastif.model import freeze
     from hf_fastif.results import InfluenceResult
     from hf_fastif.solvers import Solution
     from hf_fastif.trainer import InfluenceMixin, InfluenceTrainer
 
-__version__ = "0.1.0"
 __all__ = [
+    "__version__",
     "InfluenceConfig",
     "InfluenceError",
     "InfluenceIndex",
@@ -35,7 +37,7 @@ _HOMES = {
     "InfluenceResult": "hf_fastif.results",
     "InfluenceTrainer": "hf_fastif.trainer",
     "Solution": "hf_fastif.solvers",
-    "freeze": "hf_fastif.parameters",
+    "freeze": "hf_fastif.model",
 }
 
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from transformers import TrainingArguments
 
-from hf_fastif.errors import InfluenceError
-from hf_fastif.suggestions import did_you_mean
+from hf_fastif.errors import InfluenceError, did_you_mean
 
 
 if TYPE_CHECKING:

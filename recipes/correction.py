@@ -27,21 +27,24 @@ from typing import Literal
 from datasets import Dataset, DatasetDict
 
 from hf_fastif import InfluenceConfig, InfluenceTrainer
-from hf_fastif.analysis import corrections
-from hf_fastif.analysis.corrector import SYSTEMS
-from hf_fastif.cli import check_processes, run_recipe
-from hf_fastif.data import (
+from hf_fastif.analysis import SYSTEMS
+from hf_fastif.errors import InfluenceError
+from hf_fastif.experiments import corrections
+from hf_fastif.training import (
     DataArguments,
+    ModelArguments,
+    ResultArguments,
     SlicedArguments,
+    check_processes,
     load_examples,
+    report,
+    run_recipe,
     shuffled,
     sliced_data,
     slices_of,
     tokenize,
+    trained,
 )
-from hf_fastif.errors import InfluenceError
-from hf_fastif.finetuning import ModelArguments, trained
-from hf_fastif.reporting import ResultArguments, report
 
 
 @dataclass

@@ -14,11 +14,16 @@ import json
 from dataclasses import dataclass, field
 
 from hf_fastif import InfluenceConfig
-from hf_fastif.analysis import balanced_queries, correlation
-from hf_fastif.cli import check_processes, run_recipe
-from hf_fastif.data import DataArguments
-from hf_fastif.finetuning import ModelArguments, trained
-from hf_fastif.reporting import ResultArguments, report
+from hf_fastif.experiments import balanced_queries, correlation
+from hf_fastif.training import (
+    DataArguments,
+    ModelArguments,
+    ResultArguments,
+    check_processes,
+    report,
+    run_recipe,
+    trained,
+)
 
 
 @dataclass

@@ -23,15 +23,21 @@ from datasets import Dataset
 from transformers import set_seed
 
 from hf_fastif import InfluenceConfig, InfluenceResult
-from hf_fastif.analysis import Retrieval, retrieval
-from hf_fastif.checks import check_num_neighbors, check_rows
-from hf_fastif.cli import check_processes, run_recipe
-from hf_fastif.data import DataArguments, planted_share
+from hf_fastif.artifacts import atomic_write
+from hf_fastif.data import check_rows
 from hf_fastif.diagnosis import Diagnosis
 from hf_fastif.errors import InfluenceError
-from hf_fastif.files import write_whole
-from hf_fastif.finetuning import make_trainer
-from hf_fastif.language import LanguageArguments, make_language_trainer
+from hf_fastif.experiments import Retrieval, retrieval
+from hf_fastif.index import check_num_neighbors
+from hf_fastif.training import (
+    DataArguments,
+    LanguageArguments,
+    check_processes,
+    make_language_trainer,
+    make_trainer,
+    planted_share,
+    run_recipe,
+)
 
 
 @dataclass
@@ -116,7 +122,7 @@ def write(
     print(result)
     if diagnosis is not None:
         print(diagnosis)
-        write_whole(folder / "diagnosis.txt", lambda file: file.write_text(f"{diagnosis}\n", "utf-8"))
+        atomic_write(folder / "diagnosis.txt", lambda file: file.write_text(f"{diagnosis}\n", "utf-8"))
         diagnosis.plot(folder / "diagnosis.png")
     of_tokens = "tokens" in result.influences.column_names
     measured = (

@@ -14,13 +14,17 @@ import json
 from dataclasses import dataclass, field
 
 from hf_fastif import InfluenceConfig
-from hf_fastif.analysis import balanced_queries, inverse_hessian
-from hf_fastif.analysis.inverse_hessian import OTHERS
-from hf_fastif.cli import check_processes, run_recipe
-from hf_fastif.data import DataArguments
 from hf_fastif.errors import InfluenceError
-from hf_fastif.finetuning import ModelArguments, trained
-from hf_fastif.reporting import ResultArguments, report
+from hf_fastif.experiments import OTHERS, balanced_queries, inverse_hessian
+from hf_fastif.training import (
+    DataArguments,
+    ModelArguments,
+    ResultArguments,
+    check_processes,
+    report,
+    run_recipe,
+    trained,
+)
 
 
 @dataclass

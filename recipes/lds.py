@@ -22,11 +22,20 @@ from datasets import Dataset
 from hf_fastif import InfluenceConfig
 from hf_fastif.analysis import METHODS, check_methods, lds_of_methods, query_losses, retrain_on_subsets
 from hf_fastif.checkpoints import kept_checkpoints
-from hf_fastif.cli import check_processes, run_recipe
-from hf_fastif.data import DataArguments, shuffled
-from hf_fastif.finetuning import ModelArguments, fine_tune, make_trainer, runs_of, train_again
-from hf_fastif.processes import alone
-from hf_fastif.reporting import ResultArguments, report
+from hf_fastif.execution import single_process
+from hf_fastif.training import (
+    DataArguments,
+    ModelArguments,
+    ResultArguments,
+    check_processes,
+    fine_tune,
+    make_trainer,
+    report,
+    run_recipe,
+    runs_of,
+    shuffled,
+    train_again,
+)
 
 
 @dataclass
@@ -55,7 +64,7 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
     runs = runs_of(config, recipe.num_seeds)
     processes = PartialState()
     for run in runs[processes.process_index :: processes.num_processes]:
-        with alone():  # as the models on subsets are trained
+        with single_process():  # as the models on subsets are trained
             print(f"{run.output_dir}: accuracy {fine_tune(recipe, data, run):.1%} on the validation examples")
     processes.wait_for_everyone()
     first = copy.copy(recipe)

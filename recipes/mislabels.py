@@ -20,18 +20,21 @@ from datasets import Dataset
 
 from hf_fastif import InfluenceConfig
 from hf_fastif.analysis import mislabels
-from hf_fastif.cli import check_processes, run_recipe
-from hf_fastif.data import DataArguments, plant_wrong_labels
 from hf_fastif.errors import InfluenceError
-from hf_fastif.finetuning import (
+from hf_fastif.training import (
+    DataArguments,
     ModelArguments,
+    ResultArguments,
+    check_processes,
     check_training,
     make_trainer,
+    plant_wrong_labels,
+    report,
+    run_recipe,
     train_again,
     trained,
     training_settings,
 )
-from hf_fastif.reporting import ResultArguments, report
 
 
 @dataclass

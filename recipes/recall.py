@@ -13,12 +13,18 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from hf_fastif import InfluenceConfig
-from hf_fastif.analysis import balanced_queries, recall_of_features
-from hf_fastif.cli import check_processes, run_recipe
+from hf_fastif.analysis import recall_of_features
 from hf_fastif.config import FeatureName
-from hf_fastif.data import DataArguments
-from hf_fastif.finetuning import ModelArguments, trained
-from hf_fastif.reporting import ResultArguments, report
+from hf_fastif.experiments import balanced_queries
+from hf_fastif.training import (
+    DataArguments,
+    ModelArguments,
+    ResultArguments,
+    check_processes,
+    report,
+    run_recipe,
+    trained,
+)
 
 
 @dataclass

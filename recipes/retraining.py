@@ -17,11 +17,20 @@ import numpy as np
 from datasets import Dataset
 
 from hf_fastif import InfluenceConfig
-from hf_fastif.analysis import balanced_queries, query_losses, retraining
-from hf_fastif.cli import check_processes, run_recipe
-from hf_fastif.data import DataArguments
-from hf_fastif.finetuning import ModelArguments, check_training, train_again, trained, training_settings
-from hf_fastif.reporting import ResultArguments, report
+from hf_fastif.analysis import query_losses
+from hf_fastif.experiments import balanced_queries, retraining
+from hf_fastif.training import (
+    DataArguments,
+    ModelArguments,
+    ResultArguments,
+    check_processes,
+    check_training,
+    report,
+    run_recipe,
+    train_again,
+    trained,
+    training_settings,
+)
 
 
 @dataclass

@@ -18,11 +18,17 @@ from functools import reduce
 from pathlib import Path
 
 from hf_fastif import InfluenceConfig
-from hf_fastif.analysis import Runtime, balanced_queries, runtime
-from hf_fastif.cli import check_processes, run_recipe
-from hf_fastif.data import DataArguments
-from hf_fastif.finetuning import ModelArguments, make_trainer, trained
-from hf_fastif.reporting import ResultArguments, report
+from hf_fastif.experiments import Runtime, balanced_queries, runtime
+from hf_fastif.training import (
+    DataArguments,
+    ModelArguments,
+    ResultArguments,
+    check_processes,
+    make_trainer,
+    report,
+    run_recipe,
+    trained,
+)
 
 
 @dataclass

@@ -20,12 +20,18 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from hf_fastif import InfluenceConfig, InfluenceTrainer
-from hf_fastif.analysis import as_predicted, balanced_queries, simulatability
-from hf_fastif.cli import check_processes, run_recipe
-from hf_fastif.data import DataArguments
 from hf_fastif.errors import InfluenceError
-from hf_fastif.finetuning import ModelArguments, make_trainer, trained
-from hf_fastif.reporting import ResultArguments, report
+from hf_fastif.experiments import as_predicted, balanced_queries, simulatability
+from hf_fastif.training import (
+    DataArguments,
+    ModelArguments,
+    ResultArguments,
+    check_processes,
+    make_trainer,
+    report,
+    run_recipe,
+    trained,
+)
 
 
 @dataclass

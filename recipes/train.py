@@ -12,9 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hf_fastif import InfluenceConfig
-from hf_fastif.cli import check_processes, run_recipe
-from hf_fastif.data import DataArguments
-from hf_fastif.finetuning import ModelArguments, fine_tune, runs_of
+from hf_fastif.training import DataArguments, ModelArguments, check_processes, fine_tune, run_recipe, runs_of
 
 
 @dataclass

@@ -26,15 +26,22 @@ import numpy as np
 from datasets import Dataset
 
 from hf_fastif import InfluenceConfig, InfluenceResult, InfluenceTrainer
-from hf_fastif.checks import check_num_neighbors
-from hf_fastif.cli import check_processes, run_recipe
-from hf_fastif.data import DataArguments, SlicedArguments, load_examples, sliced_data, slices_of, tokenize
 from hf_fastif.errors import InfluenceError
-from hf_fastif.finetuning import ModelArguments, fine_tune, make_trainer
-from hf_fastif.results import SUMMARY
-from hf_fastif.visualization.figure import FORMATS, plot_graph
-from hf_fastif.visualization.graph import influence_graph
-from hf_fastif.visualization.tables import save_tables
+from hf_fastif.index import check_num_neighbors
+from hf_fastif.results import FORMATS, SUMMARY, influence_graph, plot_graph, save_tables
+from hf_fastif.training import (
+    DataArguments,
+    ModelArguments,
+    SlicedArguments,
+    check_processes,
+    fine_tune,
+    load_examples,
+    make_trainer,
+    run_recipe,
+    sliced_data,
+    slices_of,
+    tokenize,
+)
 
 
 @dataclass

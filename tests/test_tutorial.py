@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tiny import tiny_model, tiny_tokenizer
 
-from hf_fastif import data
+from hf_fastif import training
 
 
 TUTORIAL = Path(__file__).parent.parent / "docs" / "tutorial.md"
@@ -20,9 +20,9 @@ def test_the_tutorial_runs(hub, tmp_path, monkeypatch, capsys):
     encoder = tmp_path / "encoder"
     tiny_model(num_labels=2, frozen=None, num_hidden_layers=5).save_pretrained(encoder)
     tiny_tokenizer().save_pretrained(encoder)
-    small = partial(data.generate_nli, num_train=60, num_validation=20, num_challenge=80)
-    monkeypatch.setattr(data, "generate_nli", small)
-    monkeypatch.setattr(data, "default_encoder", lambda: str(encoder))
+    small = partial(training.generate_nli, num_train=60, num_validation=20, num_challenge=80)
+    monkeypatch.setattr(training, "generate_nli", small)
+    monkeypatch.setattr(training, "default_encoder", lambda: str(encoder))
     monkeypatch.chdir(tmp_path)
 
     names = {}

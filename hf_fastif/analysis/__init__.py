@@ -1,67 +1,45 @@
-"""What can be asked of a trainer beyond influence itself: functions from a trainer to a result."""
+"""Ask more of a trainer than influence: recall, wrong labels, the linear datamodeling score, correction."""
 
-from hf_fastif.analysis.bm25 import bm25_scores
-from hf_fastif.analysis.correcting import Correction, correct
-from hf_fastif.analysis.corrections import Corrections, corrections
-from hf_fastif.analysis.correlation import Correlation, correlation, correlations
-from hf_fastif.analysis.inverse_hessian import InverseHessian, inverse_hessian
-from hf_fastif.analysis.lds import (
-    Lds,
-    LdsOfMethods,
-    SubsetLosses,
-    lds,
-    lds_of_methods,
-    query_losses,
-    retrain_on_subsets,
-)
-from hf_fastif.analysis.methods import METHODS, check_methods, gradient_cosine, representation_similarity
+from hf_fastif.analysis.correction import Correction, correct
+from hf_fastif.analysis.corrector import ANCHORS, GUARD, SYSTEMS, Corrector, Log, Plan
+from hf_fastif.analysis.lds import LdsOfMethods, lds_of_methods, query_losses, retrain_on_subsets
+from hf_fastif.analysis.methods import METHODS, Method, check_methods, gradient_cosine, representation_similarity
 from hf_fastif.analysis.mislabels import Mislabels, mislabels
 from hf_fastif.analysis.recall import Recall, RecallOfFeatures, recall, recall_of_features
-from hf_fastif.analysis.result import AnalysisResult
-from hf_fastif.analysis.retraining import Retraining, retraining
-from hf_fastif.analysis.retrieval import Retrieval, retrieval
-from hf_fastif.analysis.runtime import Runtime, runtime
-from hf_fastif.analysis.simulatability import Simulatability, as_predicted, simulatability
-from hf_fastif.analysis.work import balanced_queries
+from hf_fastif.analysis.result import AnalysisResult, mark_sizes
+from hf_fastif.analysis.retrained import Retrained
+from hf_fastif.analysis.session_tools import changed, digests, influence_manifest, open_analysis_results
 
 
 __all__ = [
-    "METHODS",
+    "ANCHORS",
     "AnalysisResult",
     "Correction",
-    "Corrections",
-    "Correlation",
-    "InverseHessian",
-    "Lds",
+    "Corrector",
+    "GUARD",
     "LdsOfMethods",
+    "Log",
+    "METHODS",
+    "Method",
     "Mislabels",
+    "Plan",
     "Recall",
     "RecallOfFeatures",
-    "Retraining",
-    "Retrieval",
-    "Runtime",
-    "Simulatability",
-    "SubsetLosses",
-    "as_predicted",
-    "balanced_queries",
-    "bm25_scores",
-    "correct",
-    "corrections",
+    "Retrained",
+    "SYSTEMS",
+    "changed",
     "check_methods",
-    "correlation",
-    "correlations",
+    "correct",
+    "digests",
     "gradient_cosine",
-    "inverse_hessian",
-    "lds",
+    "influence_manifest",
     "lds_of_methods",
+    "mark_sizes",
     "mislabels",
+    "open_analysis_results",
     "query_losses",
     "recall",
     "recall_of_features",
     "representation_similarity",
     "retrain_on_subsets",
-    "retraining",
-    "retrieval",
-    "runtime",
-    "simulatability",
 ]

@@ -6,27 +6,20 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from datasets import Dataset
 
-from hf_fastif.analysis.work import changed, influence_manifest, kept_parts
-from hf_fastif.batches import ExampleBatches
-from hf_fastif.checks import check_dataset, check_num_neighbors
-from hf_fastif.columns import with_label_names
+from hf_fastif.analysis.session_tools import changed, influence_manifest, open_analysis_results
+from hf_fastif.data import ExampleBatches, check_dataset, hexdigest, label_column, with_label_names, without_indexes
 from hf_fastif.errors import InfluenceError
-from hf_fastif.identity import hexdigest
-from hf_fastif.index import without_indexes
-from hf_fastif.objective import Objective
-from hf_fastif.outcomes import label_column
-from hf_fastif.parameters import fill, model_fingerprint
-from hf_fastif.pieces import Tensors
+from hf_fastif.execution import Tensors
+from hf_fastif.index import check_num_neighbors
+from hf_fastif.model import Objective, load_parameters_, model_fingerprint
+from hf_fastif.trainer import InfluenceTrainer
 
-
-if TYPE_CHECKING:
-    from hf_fastif.trainer import InfluenceTrainer
 
 System = Literal["helpful", "balanced", "harmful", "random", "anchors"]
 SYSTEMS = get_args(System)
@@ -122,7 +115,7 @@ class Corrector:
         check_num_neighbors(trainer.args.num_neighbors, len(self.candidates))
         with changed(trainer, checkpoints=["final"]):
             manifest = influence_manifest(trainer, anchors=self.anchors, candidates=self.candidates)
-        self.parts = kept_parts(trainer, "corrections", manifest)
+        self.parts = open_analysis_results(trainer, "corrections", manifest)
         self._measured: dict[tuple[str, str], dict[str, float]] = {}
 
     def correct(self, plan: Plan) -> tuple[Log, Tensors]:
@@ -169,8 +162,8 @@ class Corrector:
         start = self._parameters()
         while rate * 2**MAX_HALVINGS >= first_rate:
             with self.trainer._context() as context:
-                pieces = context.objective.space.split(gradient)
-            self._fill({name: values - rate * pieces[name] for name, values in start.items()})
+                partials = context.objective.space.split(gradient)
+            self._fill({name: values - rate * partials[name] for name, values in start.items()})
             if GUARD not in self.watched or self._measure([GUARD])[GUARD]["accuracy"] >= limit:
                 return rate
             rate /= 2
@@ -260,7 +253,7 @@ class Corrector:
 
     def _fill(self, values: Tensors) -> None:
         with self.trainer._context() as context:
-            fill(context.objective.theta, values)
+            load_parameters_(context.objective.theta, values)
 
 
 def _entry(

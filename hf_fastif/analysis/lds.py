@@ -19,80 +19,23 @@ from accelerate import PartialState
 from accelerate.utils import tqdm
 from datasets import Dataset
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
-from scipy.stats import rankdata
 
 from hf_fastif.analysis.methods import METHODS, at_checkpoint, check_methods, members_of
 from hf_fastif.analysis.result import AnalysisResult
-from hf_fastif.analysis.work import influence_manifest, kept_parts
+from hf_fastif.analysis.session_tools import influence_manifest, open_analysis_results
 from hf_fastif.checkpoints import Checkpoint
+from hf_fastif.data import without_indexes
 from hf_fastif.errors import InfluenceError
-from hf_fastif.files import write_whole
-from hf_fastif.index import without_indexes
-from hf_fastif.pieces import Pieces, Tensors
-from hf_fastif.processes import alone, dealt, from_main
+from hf_fastif.execution import PartialResults, Tensors, from_main, shard_for_rank, single_process
+from hf_fastif.metrics import SubsetLosses, lds, rank_correlations
+from hf_fastif.trainer import InfluenceTrainer
 
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from hf_fastif.trainer import InfluenceTrainer
-
 
 MOST_SUBSETS = 100_000  # models of the second repeat are numbered from here
-
-
-@dataclass(frozen=True)
-class SubsetLosses:
-    """Losses of queries under models that were trained on random parts of a training set.
-
-    Attributes:
-        members (`np.ndarray` of shape `(S, N)`, bool): Which examples each of S models was trained on.
-        losses (`np.ndarray` of shape `(S, Q)`): Its loss on each query.
-        ceiling (`float`, *optional*): What a perfect prediction would correlate with these losses, which chance in
-            training has its part in; known where several models were trained on each part.
-    """
-
-    members: np.ndarray
-    losses: np.ndarray
-    ceiling: float | None = None
-
-    def save(self, path: str | Path) -> Path:
-        """Writes a safetensors file."""
-        # safetensors writes the memory behind an array, whatever its strides.
-        tensors = {"members": self.members.astype(np.uint8), "losses": np.ascontiguousarray(self.losses)}
-        if self.ceiling is not None:
-            tensors["ceiling"] = np.array(self.ceiling)
-        return write_whole(Path(path), lambda file: save_file(tensors, file))
-
-    @classmethod
-    def load(cls, path: str | Path) -> SubsetLosses:
-        """Reads what `save` wrote."""
-        tensors = load_file(path)
-        ceiling = float(tensors["ceiling"]) if "ceiling" in tensors else None
-        return cls(tensors["members"].astype(bool), tensors["losses"], ceiling)
-
-    def __len__(self) -> int:
-        return len(self.members)
-
-
-@dataclass(frozen=True)
-class Lds:
-    """A linear datamodeling score.
-
-    Attributes:
-        mean (`float`): Spearman correlation over the subsets, as a mean over queries.
-        low, high (`float`): 95 % interval, from drawing subsets and queries anew.
-        per_query (`np.ndarray` of shape `(Q,)`): Of each query.
-    """
-
-    mean: float
-    low: float
-    high: float
-    per_query: np.ndarray
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
 def retrain_on_subsets(
@@ -108,7 +51,7 @@ def retrain_on_subsets(
     """Trains a model on each of some random subsets; every finished model is kept, and not trained again.
 
     The models are dealt to the processes, and each trains its own as a single process would, without DDP: batch
-    size and answer are those of one process. See `hf_fastif.processes.alone` for what `train_on` must keep to.
+    size and answer are those of one process. See `hf_fastif.execution.alone` for what `train_on` must keep to.
 
     Args:
         train_on (`Callable`): Given a subset and a number (for a seed), trains a model and returns its losses (Q,)
@@ -143,9 +86,9 @@ def retrain_on_subsets(
         return [model for model in models if overwrite or not _is_finished(path_of(*model), members[model[0]])]
 
     rows = without_indexes(train_dataset)
-    own = dealt(from_main(left, processes), processes)
+    own = shard_for_rank(from_main(left, processes), processes)
     for number, repeat in tqdm(own, desc="Retraining"):
-        with alone():
+        with single_process():
             losses = train_on(rows.select(np.flatnonzero(members[number])), number + repeat * MOST_SUBSETS)
         SubsetLosses(members[[number]], np.asarray(losses)[None]).save(path_of(number, repeat))
     processes.wait_for_everyone()
@@ -165,7 +108,7 @@ def _ceiling(losses: np.ndarray) -> float | None:
     count = len(losses)
     if count == 1:
         return None
-    shared = np.mean([_correlations(one, other) for one, other in combinations(losses, 2)])
+    shared = np.mean([rank_correlations(one, other) for one, other in combinations(losses, 2)])
     return float(max(0.0, count * shared / (1 + (count - 1) * shared)) ** 0.5)
 
 
@@ -180,45 +123,6 @@ def _is_finished(path: Path, members: np.ndarray) -> bool:
             f"{path} is of another subset (seed, share or the number of examples were others); give another folder."
         )
     return True
-
-
-def lds(influence: np.ndarray, truth: SubsetLosses, num_draws: int = 1000, seed: int = 0) -> Lds:
-    """The linear datamodeling score of some influences.
-
-    Args:
-        influence (`np.ndarray` of shape `(Q, N)`): What `trainer.compute_influence(queries)` returned: positive where
-            training on an example raises the loss.
-        truth ([`SubsetLosses`]): Of the same queries and training set.
-        num_draws (`int`, *optional*, defaults to 1000): For the interval.
-        seed (`int`, *optional*, defaults to 0): For the interval.
-
-    Returns:
-        [`Lds`]: 1 where influences order the models as their losses do, 0 where they tell nothing.
-
-    Raises:
-        ValueError: If the shapes do not fit.
-    """
-    if influence.shape != (truth.losses.shape[1], truth.members.shape[1]):
-        raise InfluenceError(
-            f"influence has the shape {influence.shape}; the models were trained on parts of "
-            f"{truth.members.shape[1]} examples and asked for {truth.losses.shape[1]} queries."
-        )
-    predicted = truth.members.astype(np.float64) @ influence.T.astype(np.float64)
-    random = np.random.default_rng(seed)
-    means = []
-    for _ in range(num_draws):
-        models, queries = (random.integers(size, size=size) for size in truth.losses.shape)
-        means.append(_correlations(predicted[models][:, queries], truth.losses[models][:, queries]).mean())
-    per_query = _correlations(predicted, truth.losses)
-    low, high = np.quantile(means, [0.025, 0.975]) if num_draws else (np.nan, np.nan)
-    return Lds(float(per_query.mean()), float(low), float(high), per_query)
-
-
-def _correlations(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Spearman's rho (Q,) between the columns of two tables (S, Q); 0 where one does not vary."""
-    a, b = (ranks - ranks.mean(axis=0) for ranks in (rankdata(one, axis=0), rankdata(other, axis=0)))
-    scale = np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0))
-    return (a * b).sum(axis=0) / np.where(scale > 0, scale, 1.0)
 
 
 def query_losses(trainer: InfluenceTrainer, queries: Dataset) -> np.ndarray:
@@ -318,14 +222,14 @@ def lds_of_methods(
     return LdsOfMethods(table, len(truth), len(queries), len(trainer.train_dataset), truth.ceiling)
 
 
-def _folder_of(trainer: InfluenceTrainer, queries: Dataset, member: Checkpoint) -> Pieces:
+def _folder_of(trainer: InfluenceTrainer, queries: Dataset, member: Checkpoint) -> PartialResults:
     """Where what methods say at one checkpoint is kept."""
     with at_checkpoint(trainer, member):
-        return kept_parts(trainer, "methods", influence_manifest(trainer, queries=queries))
+        return open_analysis_results(trainer, "methods", influence_manifest(trainer, queries=queries))
 
 
 def _kept_influence(
-    trainer: InfluenceTrainer, queries: Dataset, method: str, member: Checkpoint, kept: Pieces
+    trainer: InfluenceTrainer, queries: Dataset, method: str, member: Checkpoint, kept: PartialResults
 ) -> Tensors:
     """What a method says at one checkpoint; influence at several is a sum over them, which moments share."""
 

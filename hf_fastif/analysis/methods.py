@@ -8,19 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import Dataset
 
-from hf_fastif.analysis.work import changed
+from hf_fastif.analysis.session_tools import changed
 from hf_fastif.checkpoints import Checkpoint
 from hf_fastif.errors import InfluenceError
 from hf_fastif.index import PooledFeatures
+from hf_fastif.trainer import InfluenceTrainer
 
-
-if TYPE_CHECKING:
-    from hf_fastif.trainer import InfluenceTrainer
 
 Method = Callable[["InfluenceTrainer", Dataset], np.ndarray]
 
@@ -64,8 +61,8 @@ def representation_similarity(trainer: InfluenceTrainer, queries: Dataset) -> np
         found = np.zeros((len(asked), len(train)), dtype=np.float32)
         for number in range(len(context.checkpoints)):
             with context.checkpoints.at(number) as weight:
-                features = PooledFeatures(context.objective, mean=context.objective.head.several)
-                a, b = (features.of_queries(examples, context.passes) for examples in (asked, train))
+                features = PooledFeatures(context.objective, mean=context.objective.head.has_token_outputs)
+                a, b = (features.of_queries(examples, context.sweep) for examples in (asked, train))
                 lengths = np.outer(np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1))
                 found -= weight * (a @ b.T) / lengths
     return found

@@ -15,18 +15,16 @@ from datasets import Dataset
 from scipy.stats import sem
 
 from hf_fastif.analysis.result import AnalysisResult
-from hf_fastif.analysis.work import Retrained, changed, digests, influence_manifest, kept_parts
-from hf_fastif.data import relabelled
+from hf_fastif.analysis.retrained import Retrained
+from hf_fastif.analysis.session_tools import changed, digests, influence_manifest, open_analysis_results
+from hf_fastif.data import hexdigest, relabelled, without_indexes
 from hf_fastif.errors import InfluenceError
-from hf_fastif.identity import hexdigest
-from hf_fastif.index import without_indexes
+from hf_fastif.trainer import InfluenceTrainer
 
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from hf_fastif.trainer import InfluenceTrainer
 
 SELF, GRADIENT, HARMFUL = "self-influence", "squared gradient", "harmful influence"
 LOSS, RANDOM = "loss", "random"
@@ -134,7 +132,7 @@ def suspicion(trainer: InfluenceTrainer, anchors: Dataset) -> dict[str, np.ndarr
         trainer ([`InfluenceTrainer`]): Of a model that was trained on them.
         anchors (`datasets.Dataset`): Validation examples; harmful is what raises their mean loss.
     """
-    parts = kept_parts(trainer, "mislabels", influence_manifest(trainer, anchors=anchors))
+    parts = open_analysis_results(trainer, "mislabels", influence_manifest(trainer, anchors=anchors))
     count = len(trainer.train_dataset)
     ways: dict[str, Callable[[], np.ndarray]] = {
         SELF: trainer.self_influence,
@@ -234,7 +232,7 @@ def _accuracies(
 ) -> list[dict[str, Any]]:
     """Accuracies after doing nothing, after dropping or fixing the worst, and after doing so to all that are wrong."""
     train = without_indexes(trainer.train_dataset)
-    parts = kept_parts(trainer, "relabelled", dict(about) | digests(trainer, train_dataset=train))
+    parts = open_analysis_results(trainer, "relabelled", dict(about) | digests(trainer, train_dataset=train))
     retrained = Retrained(parts, train_on)
     given, actions = np.asarray(train["label"]), ("dropped",) if labels is None else ("dropped", "fixed")
 

@@ -11,19 +11,18 @@ import torch
 from datasets import Dataset
 
 from hf_fastif.analysis.result import AnalysisResult
-from hf_fastif.analysis.work import changed, influence_manifest, kept_parts
+from hf_fastif.analysis.session_tools import changed, influence_manifest, open_analysis_results
 from hf_fastif.config import FeatureName
 from hf_fastif.errors import InfluenceError
-from hf_fastif.pieces import Tensors
+from hf_fastif.execution import Tensors
 from hf_fastif.solvers import Solution
+from hf_fastif.trainer import InfluenceTrainer
 
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from hf_fastif.trainer import InfluenceTrainer
-
-DIRECTIONS = {"helpful": 1.0, "harmful": -1.0, "absolute": None}  # the sign with which scores are sorted
+SIGN_OF_SELECTION = {"helpful": 1.0, "harmful": -1.0, "absolute": None}  # the sign with which scores are sorted
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # of the candidates, for k
 
 
@@ -62,7 +61,7 @@ class Recall(AnalysisResult):
 
         figure = Figure(figsize=(11, 3.6), layout="constrained")
         axes = figure.subplots(1, 3, sharey=True)
-        for axis, direction in zip(axes, DIRECTIONS, strict=True):
+        for axis, direction in zip(axes, SIGN_OF_SELECTION, strict=True):
             for m in dict.fromkeys(row["m"] for row in self.table):
                 own = [row for row in self.table if (row["direction"], row["m"]) == (direction, m)]
                 k, values, errors = ([row[name] for row in own] for name in ("k", "recall", "std_err"))
@@ -123,7 +122,7 @@ def _table(
     places = np.full(scores.shape, scores.shape[1])  # where the index has each candidate
     np.put_along_axis(places, found, np.arange(found.shape[1])[None], axis=1)
     table = []
-    for direction, sign in DIRECTIONS.items():
+    for direction, sign in SIGN_OF_SELECTION.items():
         order = np.argsort(-np.abs(scores) if sign is None else sign * scores, axis=1)
         for m in top:
             held = np.take_along_axis(places, order[:, :m], axis=1)
@@ -165,9 +164,9 @@ class RecallOfFeatures(AnalysisResult):
 
         groups, kinds, sizes = (list(dict.fromkeys(row[n] for row in self.table)) for n in ("group", "features", "m"))
         figure = Figure(figsize=(12, 3 * len(groups) + 0.6), layout="constrained")
-        panels = figure.subplots(len(groups), len(DIRECTIONS), sharex=True, sharey=True, squeeze=False)
+        panels = figure.subplots(len(groups), len(SIGN_OF_SELECTION), sharex=True, sharey=True, squeeze=False)
         for axes_of_group, group in zip(panels, groups, strict=True):
-            for axes, direction in zip(axes_of_group, DIRECTIONS, strict=True):
+            for axes, direction in zip(axes_of_group, SIGN_OF_SELECTION, strict=True):
                 for color, kind in enumerate(kinds):
                     for m, style in zip(sizes, ("-", "--", ":", "-.") * len(sizes), strict=False):
                         rows = self.recall_of(kind, group).table
@@ -212,7 +211,7 @@ def recall_of_features(
     for kind in kinds:
         with changed(trainer, index_features=kind):
             pass  # refused before the work
-    parts = kept_parts(trainer, "recall", influence_manifest(trainer, queries=queries))
+    parts = open_analysis_results(trainer, "recall", influence_manifest(trainer, queries=queries))
     solution = Solution.from_tensors(parts.get("s_test", lambda: trainer.compute_s_test(queries).to_tensors()))
 
     def scan() -> Tensors:

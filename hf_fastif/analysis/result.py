@@ -1,24 +1,27 @@
-"""What an analysis found: numbers that are saved as JSON and drawn as a figure."""
+"""Results of analyses: numbers that are saved as JSON, drawn as figures, and published."""
 
 from __future__ import annotations
 
+import inspect
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, Field, asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from hf_fastif.files import write_whole
+from datasets import Dataset
+from huggingface_hub import CommitInfo, DatasetCard
+
+from hf_fastif.artifacts import PushOptions, atomic_write, model_name, push, sources, versions
+from hf_fastif.artifacts.cards import cells, dataset_card
+from hf_fastif.config import InfluenceConfig
+from hf_fastif.trainer import InfluenceTrainer
 
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitInfo
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from hf_fastif.hub.publishing import PushOptions
-    from hf_fastif.trainer import InfluenceTrainer
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class AnalysisResult(ABC):
     def save(self, path: str | Path) -> Path:
         """Writes a JSON file."""
         text = json.dumps(asdict(self), indent=2, allow_nan=False)
-        return write_whole(Path(path), lambda file: file.write_text(text, encoding="utf-8"))
+        return atomic_write(Path(path), lambda file: file.write_text(text, encoding="utf-8"))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -74,8 +77,6 @@ class AnalysisResult(ABC):
         Raises:
             PermissionError: If the token may not write there.
         """
-        from hf_fastif.hub.analyses import push_analysis
-
         return push_analysis(self, repo_id, name, trainer, **options)
 
 
@@ -87,4 +88,53 @@ def mark_sizes(axes: Axes, sizes: Iterable[int]) -> None:
 
 
 def _draw(figure: Figure, path: Path) -> Path:
-    return write_whole(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=130))
+    return atomic_write(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=130))
+
+
+def push_analysis(
+    found: AnalysisResult, repo_id: str, name: str, trainer: InfluenceTrainer, **options: Unpack[PushOptions]
+) -> CommitInfo:
+    """Publishes the result of an analysis; see `AnalysisResult.push_to_hub`."""
+    tables = {key: rows for key, rows in asdict(found).items() if isinstance(rows, list) and _is_table(rows)}
+    about = {"model": model_name(trainer.model), **sources(trainer.model, trainer.train_dataset)}
+
+    def stage(folder: Path, repo_id: str) -> tuple[DatasetCard, dict[str, Path]]:
+        found.write(folder, name)
+        for key, rows in tables.items():
+            Dataset.from_list(rows).to_parquet(folder / f"{key}.parquet")
+        description, _, attributes = inspect.getdoc(type(found)).partition("\n\nAttributes:\n")
+        texts = {"description": description, "attributes": inspect.cleandoc(attributes), "printed": str(found)}
+        known = {"kind": type(found).__name__, "package": type(found).__module__.rpartition(".")[0]}
+        card = analysis_card(about, _settings(trainer), list(tables), repo_id=repo_id, name=name, **known, **texts)
+        return card, {path.name: path for path in sorted(folder.iterdir())}
+
+    owned = [f"{name}.*", *(f"{field.name}.parquet" for field in fields(found))]
+    return push(repo_id, "dataset", stage, owned, **options)
+
+
+def _is_table(rows: list[Any]) -> bool:
+    return bool(rows) and all(isinstance(row, dict) for row in rows)
+
+
+def _settings(trainer: InfluenceTrainer) -> list[tuple[str, str]]:
+    """What the answer depends on and is not as it is by default."""
+    args, defaults = trainer.args, {field.name: field for field in fields(InfluenceConfig)}
+    changed = {name: value for name, value in args.influence_settings().items() if value != _value(defaults[name])}
+    if "checkpoints" in changed:  # other people's paths are not for reading
+        changed["checkpoints"] = ["/".join(Path(entry).parts[-2:]) for entry in args.checkpoints]
+    about = {"seed": args.seed, "training examples": f"{len(trainer.train_dataset):,}"}
+    known = {"versions": ", ".join(f"{package} {number}" for package, number in versions().items())}
+    return [(name, str(value)) for name, value in (about | changed | known).items()]
+
+
+def _value(field: Field) -> Any:
+    return field.default_factory() if field.default is MISSING else field.default
+
+
+def analysis_card(
+    about: dict[str, Any], settings: Sequence[tuple[str, str]], tables: Sequence[str], **values: Any
+) -> DatasetCard:
+    """The card of an analysis; see `push_analysis`."""
+    title = values["name"].replace("_", " ").capitalize()
+    known = {"title": title, "model": about["model"], "settings": cells(settings), "tables": tables}
+    return dataset_card("analysis.md", about, tables, **known, **values)

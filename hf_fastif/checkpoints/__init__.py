@@ -1,6 +1,6 @@
-"""Moments of training at which influence is taken: kept while training, found again, and summed over."""
+"""Keep the moments of training at which influence is taken, find them again, and sum over them."""
 
-from hf_fastif.checkpoints.checkpoint import Checkpoint, holds, read_parameters
+from hf_fastif.checkpoints.checkpoint import Checkpoint, has_same_parameters, read_parameters
 from hf_fastif.checkpoints.checkpoint_set import CheckpointSet
 from hf_fastif.checkpoints.find import find_checkpoints, kept_checkpoints, weights_of
 from hf_fastif.checkpoints.keep import KeepCheckpoints
@@ -13,7 +13,7 @@ __all__ = [
     "KeepCheckpoints",
     "checkpoints_of",
     "find_checkpoints",
-    "holds",
+    "has_same_parameters",
     "kept_checkpoints",
     "read_parameters",
     "run_that_led_to",

@@ -13,9 +13,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from hf_fastif.artifacts import atomic_write
+from hf_fastif.data import hexdigest
 from hf_fastif.errors import InfluenceError
-from hf_fastif.files import write_whole
-from hf_fastif.identity import hexdigest
 
 
 WEIGHTS, WEIGHTS_INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"
@@ -34,7 +34,7 @@ class Checkpoint:
         path (`Path`, *optional*): A file that `save_checkpoint` wrote, or a folder with a model's safetensors. None is
             the model as it is.
         step (`int`, *optional*): Optimizer steps taken.
-        epoch (`float`, *optional*): Passes over the training set.
+        epoch (`float`, *optional*): DatasetSweep over the training set.
         learning_rate (`float`, *optional*): Of that step.
         train_dataset (`str`, *optional*): Digest of the training set, where it was written down.
         loss (`str`, *optional*): What stands for the loss of training, where it was written down.
@@ -88,7 +88,7 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, torch.Tensor], about: Ch
     path = folder / f"step-{about.step:08d}.safetensors"
     facts = {name: value for name, value in asdict(about).items() if name != "path"}
     values = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    return write_whole(path, lambda file: save_file(values, file, {"checkpoint": json.dumps(facts)}))
+    return atomic_write(path, lambda file: save_file(values, file, {"checkpoint": json.dumps(facts)}))
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -150,7 +150,7 @@ def _read_one_by_one(path: Path, names: Iterable[str]) -> Iterator[tuple[str, to
                     yield name, file.get_tensor(saved)
 
 
-def holds(member: Checkpoint, state: Mapping[str, torch.Tensor]) -> bool:
+def has_same_parameters(member: Checkpoint, state: Mapping[str, torch.Tensor]) -> bool:
     """Tell whether a checkpoint has just these parameters and buffers; it is read until one differs."""
     missing = set(state)
     for name, values in _read_one_by_one(member.path, state):

@@ -8,12 +8,11 @@ from functools import cached_property
 
 import torch
 
-from hf_fastif.batches import ExampleBatches
+from hf_fastif.artifacts import same_loss
 from hf_fastif.checkpoints.checkpoint import Checkpoint, read_parameters
+from hf_fastif.data import ExampleBatches, hexdigest
 from hf_fastif.errors import InfluenceError
-from hf_fastif.identity import hexdigest, same_loss
-from hf_fastif.objective import Objective
-from hf_fastif.parameters import frozen_digest, trained_state
+from hf_fastif.model import Objective, frozen_digest, trained_state
 
 
 FINAL = "take the model as it is with checkpoints='final'"

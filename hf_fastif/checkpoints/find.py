@@ -9,11 +9,10 @@ import numpy as np
 from huggingface_hub import snapshot_download
 from torch import nn
 
-from hf_fastif.checkpoints.checkpoint import STATE, Checkpoint, holds, open_checkpoint
+from hf_fastif.checkpoints.checkpoint import STATE, Checkpoint, has_same_parameters, open_checkpoint
 from hf_fastif.checkpoints.runs import FOLDER, RunEnd, checkpoints_of, latest_run, run_that_led_to
-from hf_fastif.errors import InfluenceError
-from hf_fastif.parameters import trained_state
-from hf_fastif.suggestions import check_path, did_you_mean
+from hf_fastif.errors import InfluenceError, check_path, did_you_mean
+from hf_fastif.model import trained_state
 
 
 WORDS = ("auto", "final", "epochs")
@@ -67,7 +66,7 @@ def _automatic(output_dir: str, end: RunEnd | None, model: nn.Module) -> tuple[l
             f"{final}: its run left no checkpoint at the end of the first epoch (those in {output_dir} are of epoch "
             f"{moments or '-'}); {way_out}."
         )
-    if holds(first, trained_state(model)):
+    if has_same_parameters(first, trained_state(model)):
         return [Checkpoint()], (
             f"Influence is taken at the model as it is, which is the end of the first epoch of its run ({first.name})."
         )

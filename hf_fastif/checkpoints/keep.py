@@ -16,7 +16,7 @@ from hf_fastif.checkpoints.checkpoint import RUN, Checkpoint, log_digest, pace_o
 from hf_fastif.checkpoints.find import count_of, steps_of
 from hf_fastif.checkpoints.runs import FOLDER, RECORD, RunEnd, light_checkpoints
 from hf_fastif.config import InfluenceConfig
-from hf_fastif.parameters import trained_state, weights_digest
+from hf_fastif.model import trained_state, weights_digest
 
 
 logger = logging.get_logger(__name__)

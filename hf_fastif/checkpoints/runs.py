@@ -9,18 +9,18 @@ from typing import Any
 
 from torch import nn
 
+from hf_fastif.artifacts import atomic_write
 from hf_fastif.checkpoints.checkpoint import (
     STATE,
     Checkpoint,
-    holds,
+    has_same_parameters,
     log_digest,
     open_checkpoint,
     pace_of,
     read_json,
     run_name,
 )
-from hf_fastif.files import write_whole
-from hf_fastif.parameters import trained_state, weights_digest
+from hf_fastif.model import trained_state, weights_digest
 
 
 FOLDER = Path("influence", "checkpoints")  # of the light checkpoints, under output_dir
@@ -34,7 +34,7 @@ class RunEnd:
 
     Attributes:
         step (`int`): Optimizer steps taken.
-        epoch (`float`): Passes over the training set.
+        epoch (`float`): DatasetSweep over the training set.
         log (`list[dict]`, *optional*): What it had logged, where that is known.
         saved_at (`float`): When that was written, in seconds.
         run (`str`, *optional*): Its name, where our trainer gave it one.
@@ -78,7 +78,7 @@ def write_run_end(output_dir: str, end: RunEnd) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     facts = {name: value for name, value in asdict(end).items() if name != "saved_at"}
     text = json.dumps(facts, default=str)
-    write_whole(folder / RECORD, lambda file: file.write_text(text, encoding="utf-8"))
+    atomic_write(folder / RECORD, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 def read_run_end(output_dir: str) -> RunEnd | None:
@@ -127,9 +127,9 @@ def run_that_led_to(output_dir: str, model: nn.Module) -> RunEnd | None:
         return record
     state = trained_state(model)
     for folder in reversed(saved_folders(output_dir)):
-        if holds(folder, state):
+        if has_same_parameters(folder, state):
             return end_of_folder(folder.path)
-    return next((_end_at(light) for light in light_checkpoints(output_dir) if holds(light, state)), None)
+    return next((_end_at(light) for light in light_checkpoints(output_dir) if has_same_parameters(light, state)), None)
 
 
 def latest_run(output_dir: str) -> RunEnd | None:

@@ -1,11 +1,20 @@
-"""Curvature of the mean training loss: products of it with vectors, its spectrum, and its Kronecker factors."""
+"""Curvature of the mean training loss: products with vectors, spectrum, Kronecker factors."""
 
-from hf_fastif.curvature.captures import Capture
+from hf_fastif.curvature.captures import Capture, LeafCapture, LinearCapture, loss_captures
+from hf_fastif.curvature.factor_files import fetch_factors
 from hf_fastif.curvature.gram import jacobian_gram
-from hf_fastif.curvature.kronecker import KroneckerFactors, fit_kronecker_factors, layers_in_blocks
-from hf_fastif.curvature.layers import Layer, captured_layers, covered_names, share_of
+from hf_fastif.curvature.kronecker import Damping, KroneckerFactors, fit_kronecker_factors, layers_in_blocks
+from hf_fastif.curvature.layers import (
+    Layer,
+    captured_layers,
+    covered_names,
+    layers_from_json,
+    layers_to_json,
+    share_of,
+)
 from hf_fastif.curvature.products import Curvature, GaussNewton, Hessian, mean_product
-from hf_fastif.curvature.sample import CurvatureSample
+from hf_fastif.curvature.publish import push_factors
+from hf_fastif.curvature.sample import CurvatureSample, squared_residual
 from hf_fastif.curvature.spectrum import Spectrum
 
 
@@ -13,16 +22,25 @@ __all__ = [
     "Capture",
     "Curvature",
     "CurvatureSample",
+    "Damping",
     "GaussNewton",
     "Hessian",
     "KroneckerFactors",
     "Layer",
+    "LeafCapture",
+    "LinearCapture",
     "Spectrum",
     "captured_layers",
     "covered_names",
+    "fetch_factors",
     "fit_kronecker_factors",
     "jacobian_gram",
+    "layers_from_json",
     "layers_in_blocks",
+    "layers_to_json",
+    "loss_captures",
     "mean_product",
+    "push_factors",
     "share_of",
+    "squared_residual",
 ]

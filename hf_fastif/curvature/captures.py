@@ -11,7 +11,7 @@ from torch.func import functional_call, vjp, vmap
 from torch.nn.functional import pad
 
 from hf_fastif.curvature.layers import Layer, recorded
-from hf_fastif.objective import Batch, Objective
+from hf_fastif.model import Batch, Objective
 
 
 Directions = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

@@ -9,11 +9,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import tqdm
 
-from hf_fastif.batches import ExampleBatches
 from hf_fastif.curvature.captures import Capture, captures
 from hf_fastif.curvature.layers import Layer, captured_layers, covered_names
 from hf_fastif.curvature.products import GaussNewton
-from hf_fastif.processes import dealt
+from hf_fastif.data import ExampleBatches
+from hf_fastif.execution import shard_for_rank
 
 
 MEMORY = 3 << 30  # bytes for captures, and again for per-example gradients
@@ -49,7 +49,9 @@ def jacobian_gram(
     size = rank * sum(map(len, batches))
     gram = objective.space.zeros(size, size)
 
-    own = dealt(sorted(layers, key=lambda layer: -sum(objective.theta[n].numel() for n in layer.names)), accelerator)
+    own = shard_for_rank(
+        sorted(layers, key=lambda layer: -sum(objective.theta[n].numel() for n in layer.names)), accelerator
+    )
     with tqdm(total=len(own), desc="Gram matrix", disable=not show_progress, leave=False) as bar:
         for group in _fitting(curvature, examples, own, batches):
             seen = _captured(curvature, examples, group, batches)
@@ -133,12 +135,12 @@ def _single_gradients(
         with torch.enable_grad():
             logits = objective.logits(objective.theta, batch)
             directions = curvature.output_roots(logits.detach(), objective.labels(batch))
-            pieces = torch.autograd.grad(logits, parameters, directions, is_grads_batched=True, allow_unused=True)
+            partials = torch.autograd.grad(logits, parameters, directions, is_grads_batched=True, allow_unused=True)
         flat = [
             directions.new_zeros(len(directions), parameter.numel())
             if piece is None
             else piece.reshape(len(piece), -1).to(directions)
-            for piece, parameter in zip(pieces, parameters, strict=True)
+            for piece, parameter in zip(partials, parameters, strict=True)
         ]
         found.append(torch.cat(flat, dim=1))
     return torch.cat(found)

@@ -13,16 +13,18 @@ from accelerate.utils import tqdm
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from hf_fastif.batches import ExampleBatches
+from hf_fastif.artifacts import (
+    atomic_write,
+    differences,
+    reading,
+)
 from hf_fastif.curvature.captures import Capture, LinearCapture, captures
+from hf_fastif.curvature.factor_files import fetch_factors
 from hf_fastif.curvature.layers import Layer, captured_layers, covered_names, layers_from_json, layers_to_json
 from hf_fastif.curvature.products import GaussNewton
-from hf_fastif.files import write_whole
-from hf_fastif.identity import differences
-from hf_fastif.manifests import reading
-from hf_fastif.objective import Batch, Objective
-from hf_fastif.parameters import ParameterSpace
-from hf_fastif.processes import dealt
+from hf_fastif.data import ExampleBatches
+from hf_fastif.execution import shard_for_rank
+from hf_fastif.model import Batch, Objective, ParameterSpace
 
 
 Damping = float | Mapping[str, float]  # lambda, or one for each parameter, by name
@@ -69,12 +71,12 @@ class KroneckerFactors:
 
     def solve(self, space: ParameterSpace, vectors: torch.Tensor, damping: Damping) -> torch.Tensor:
         """(C + lambda I)^-1 V for a stack of vectors (Q, P), C being this approximation."""
-        pieces = space.split(vectors)
+        partials = space.split(vectors)
         solved, own = space.empty(len(vectors))
         for name, values in self.diagonal.items():
-            torch.div(pieces[name], values + _at(damping, name), out=own[name])
+            torch.div(partials[name], values + _at(damping, name), out=own[name])
         for block in self.blocks:
-            matrices = block.solve(block.layer.to_matrix(pieces), _at(damping, block.layer.names[0]))
+            matrices = block.solve(block.layer.to_matrix(partials), _at(damping, block.layer.names[0]))
             for name, values in block.layer.from_matrix(matrices).items():
                 own[name].copy_(values)
         return solved
@@ -102,7 +104,7 @@ class KroneckerFactors:
                 tensors[f"{part}/{i}"] = getattr(block, part).contiguous()
         layers = layers_to_json(block.layer for block in self.blocks)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, lambda file: save_file(tensors, file, {"layers": layers} | manifest))
+        atomic_write(path, lambda file: save_file(tensors, file, {"layers": layers} | manifest))
 
     @classmethod
     def load(cls, path: Path, manifest: dict[str, str], device: torch.device) -> KroneckerFactors | None:
@@ -128,7 +130,6 @@ class KroneckerFactors:
         cls, repo_id_or_path: str | Path, revision: str | None = None, token: str | bool | None = None
     ) -> KroneckerFactors:
         """Downloads factors that `trainer.push_factors_to_hub` published; `trainer.load_factors` also checks them."""
-        from hf_fastif.hub.loading import fetch_factors
 
         path, _ = fetch_factors(repo_id_or_path, revision, token)
         return cls.load(path, {}, torch.device("cpu"))
@@ -167,7 +168,7 @@ def fit_kronecker_factors(
     covered = covered_names(layers)
     diagonal = {name: objective.space.zeros(*p.shape) for name, p in objective.theta.items() if name not in covered}
     count = sum(map(len, batches))
-    own = dealt(list(enumerate(batches)), accelerator)
+    own = shard_for_rank(list(enumerate(batches)), accelerator)
     eigenvalues = {layer: objective.space.zeros(*layer.to_matrix(objective.theta).shape) for layer in layers}
     inner = {layer: values.new_zeros(values.shape[1], values.shape[1]) for layer, values in eigenvalues.items()}
     outer = {layer: values.new_zeros(values.shape[0], values.shape[0]) for layer, values in eigenvalues.items()}
@@ -214,7 +215,7 @@ def layers_in_blocks(objective: Objective, batch: Batch) -> list[Layer]:
 def _bases(matrices: list[torch.Tensor], accelerator: Accelerator) -> list[torch.Tensor]:
     """The eigenvectors of some matrices, which are dealt to the processes, the largest first."""
     found = [torch.zeros_like(matrix) for matrix in matrices]
-    for i in dealt(sorted(range(len(matrices)), key=lambda i: -len(matrices[i])), accelerator):
+    for i in shard_for_rank(sorted(range(len(matrices)), key=lambda i: -len(matrices[i])), accelerator):
         found[i].copy_(torch.linalg.eigh(matrices[i])[1])  # laid out as when read from a file, so as to round alike
     return [accelerator.reduce(vectors, "sum") for vectors in found]
 
@@ -247,13 +248,13 @@ def _add_diagonal(
     with torch.enable_grad():
         logits = objective.logits(objective.theta, batch)
         labels = objective.labels(batch)
-        pieces = torch.autograd.grad(
+        partials = torch.autograd.grad(
             logits,
             [objective.theta[name] for name in diagonal],
             curvature.mixed_roots(logits.detach(), labels, MAX_DIRECTIONS, [*seed, 1]),
             is_grads_batched=True,
             allow_unused=True,
         )
-    for values, piece in zip(diagonal.values(), pieces, strict=True):
+    for values, piece in zip(diagonal.values(), partials, strict=True):
         if piece is not None:
             values += piece.to(values).square().sum(dim=0) / count

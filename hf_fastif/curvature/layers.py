@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from hf_fastif.objective import Batch, Objective
+from hf_fastif.model import Batch, Objective
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,16 @@ class Layer:
     transposed: bool = False
     common: bool = False
 
-    def to_matrix(self, pieces: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def to_matrix(self, partials: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """All parameters of a layer as one matrix.
 
         Weight and bias of a linear layer are one over [input; 1], (..., outputs, inputs); vectors of equal length, as
         norms have them, one with a single row, (..., 1, all of them).
         """
         if self.kind != "linear":
-            return torch.cat([pieces[name] for name in self.names], dim=-1).unsqueeze(-2)
-        weight = pieces[self.names[0]].mT if self.transposed else pieces[self.names[0]]
-        return weight if len(self.names) == 1 else torch.cat([weight, pieces[self.names[1]][..., None]], dim=-1)
+            return torch.cat([partials[name] for name in self.names], dim=-1).unsqueeze(-2)
+        weight = partials[self.names[0]].mT if self.transposed else partials[self.names[0]]
+        return weight if len(self.names) == 1 else torch.cat([weight, partials[self.names[1]][..., None]], dim=-1)
 
     def from_matrix(self, matrix: torch.Tensor) -> dict[str, torch.Tensor]:
         """The inverse of `to_matrix`."""
@@ -108,7 +108,7 @@ def captured_layers(
             these can be captured. Each layer then tells its own part of their gradients: parts of products with
             vectors add up, and squares do not.
     """
-    if objective.own_step is not None:  # its losses are not those of a batch's outputs
+    if objective.custom_compute_loss is not None:  # its losses are not those of a batch's outputs
         return []
     candidates = _candidates(objective, embeddings, tied)
     for probe in (batch, {name: torch.cat([values, values[:1]]) for name, values in batch.items()}):

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from hf_fastif.batches import ExampleBatches
 from hf_fastif.curvature.captures import captures
 from hf_fastif.curvature.layers import Layer, captured_layers, covered_names
+from hf_fastif.data import ExampleBatches
 from hf_fastif.errors import InfluenceError
-from hf_fastif.objective import IGNORED, Batch, Objective, derivatives_along
+from hf_fastif.model import IGNORED, Batch, Objective, derivatives_along
 
 
 ROW_MEMORY = 2 << 30  # bytes for the Jacobian rows of some examples
@@ -111,8 +111,8 @@ class GaussNewton:
     def jacobian_rows(self, batch: Batch) -> dict[str, torch.Tensor]:
         """G itself, (r, B, size) for each parameter; only where every trained parameter is in a captured layer."""
         found = captures(self.objective, batch, self._captured_layers(batch), self.output_roots)
-        pieces = [(name, gradients) for capture in found for name, gradients in capture.rows().items()]
-        return {name: gradients.reshape(*gradients.shape[:2], -1) for name, gradients in pieces}
+        partials = [(name, gradients) for capture in found for name, gradients in capture.rows().items()]
+        return {name: gradients.reshape(*gradients.shape[:2], -1) for name, gradients in partials}
 
     def num_rows_held(self, batch: Batch) -> int:
         """How many examples' rows fit into `ROW_MEMORY`; 0 if some parameter has no rows."""
@@ -140,8 +140,8 @@ class GaussNewton:
     def along(self, rows: dict[str, torch.Tensor], vectors: torch.Tensor) -> torch.Tensor:
         """The products (Q, r n) of rows and vectors."""
         space = self.objective.space
-        pieces = zip(space.parameters, vectors.split(space.sizes, dim=-1), strict=True)
-        return sum(piece @ rows[name].T for name, piece in pieces)
+        partials = zip(space.parameters, vectors.split(space.sizes, dim=-1), strict=True)
+        return sum(piece @ rows[name].T for name, piece in partials)
 
     def add_combined(self, total: torch.Tensor, coefficients: torch.Tensor, rows: dict[str, torch.Tensor]) -> None:
         """Adds combinations of the rows, coefficients (Q, r n), to vectors (Q, P)."""
@@ -184,7 +184,7 @@ class GaussNewton:
             ValueError: If an output is NaN.
         """
         units = torch.eye(logits.shape[1]).to(logits)
-        if self.objective.own_loss is not None:
+        if self.objective.custom_loss is not None:
             curved = self.output_product(logits, labels, units[:, None].expand(-1, len(logits), -1))
             values, vectors = torch.linalg.eigh(curved.transpose(0, 1))
             roots = (vectors * values.clamp_min(0).sqrt()[:, None]) @ vectors.mT
@@ -205,11 +205,11 @@ class GaussNewton:
         Raises:
             ValueError: If the loss is one of the user's and an example has several places.
         """
-        if not self.objective.head.several:
+        if not self.objective.head.has_token_outputs:
             roots = self.output_roots(logits, labels)
             signs = _signs((count, *roots.shape[:2]), seed, roots)
             return torch.einsum("krb,rbc->kbc", signs, roots) / count**0.5
-        if self.objective.own_loss is not None:
+        if self.objective.custom_loss is not None:
             raise InfluenceError(
                 "compute_loss_func: EK-FAC takes a square root of what its Hessian in the outputs is at every token, "
                 "which is known of the losses of transformers' own heads; give solver='lissa' or 'cg' without a "
@@ -227,10 +227,10 @@ class GaussNewton:
     def _pull_back(self, logits: torch.Tensor, cotangents: torch.Tensor) -> torch.Tensor:
         space = self.objective.space
         cotangents, factors = space.in_range(cotangents)
-        pieces = torch.autograd.grad(
+        partials = torch.autograd.grad(
             logits, list(space.parameters.values()), cotangents, is_grads_batched=True, allow_unused=True
         )
-        return space.join(pieces, lead=(len(cotangents),)) * factors[:, None]
+        return space.join(partials, lead=(len(cotangents),)) * factors[:, None]
 
 
 def _finite(values: torch.Tensor) -> torch.Tensor:
@@ -275,11 +275,11 @@ class Hessian:
                 for g, v in zip(gradient, objective.space.tangents(vectors).values(), strict=True)
                 if g.requires_grad
             ]
-            pieces = torch.autograd.grad(
+            partials = torch.autograd.grad(
                 [g for g, _ in followed],
                 parameters,
                 [v for _, v in followed],
                 is_grads_batched=True,
                 allow_unused=True,
             )
-        return objective.space.join(pieces, lead=(len(vectors),)) * factors[:, None]
+        return objective.space.join(partials, lead=(len(vectors),)) * factors[:, None]

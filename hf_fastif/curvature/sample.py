@@ -7,12 +7,12 @@ import torch
 from accelerate import Accelerator
 from scipy.sparse.linalg import LinearOperator, eigsh
 
-from hf_fastif.batches import ExampleBatches
 from hf_fastif.curvature.gram import jacobian_gram
 from hf_fastif.curvature.products import NOT_FINITE, Curvature, GaussNewton, mean_product
 from hf_fastif.curvature.spectrum import Spectrum
+from hf_fastif.data import ExampleBatches
 from hf_fastif.errors import InfluenceError
-from hf_fastif.processes import dealt
+from hf_fastif.execution import shard_for_rank
 
 
 class CurvatureSample:
@@ -95,11 +95,13 @@ class CurvatureSample:
         """This process's batches, and where their examples stand in the sample."""
         ends = np.cumsum([len(rows) for rows in self.batches])
         places = [slice(end - len(rows), end) for end, rows in zip(ends, self.batches, strict=True)]
-        return dealt(list(zip(places, self.batches, strict=True)), self.accelerator)
+        return shard_for_rank(list(zip(places, self.batches, strict=True)), self.accelerator)
 
     def _mean_products(self, parts: list[list[np.ndarray]], vectors: torch.Tensor) -> list[torch.Tensor]:
         """C V for the C of each of several parts of the sample, all batches of which are dealt together."""
-        own = dealt([(number, rows) for number, batches in enumerate(parts) for rows in batches], self.accelerator)
+        own = shard_for_rank(
+            [(number, rows) for number, batches in enumerate(parts) for rows in batches], self.accelerator
+        )
         found = []
         for number, batches in enumerate(parts):
             rows, count = [rows for part, rows in own if part == number], sum(map(len, batches))

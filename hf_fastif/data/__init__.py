@@ -1,27 +1,27 @@
-"""Data sets and encoders that need no Hub, and reading those that are there."""
+"""Rows as the model and as a person see them: batches, digests, columns, labels, checks."""
 
-from hf_fastif.data.encoder import default_encoder
-from hf_fastif.data.examples import DataArguments, load_examples, read_splits, shuffled, tokenize
-from hf_fastif.data.facts import generate_facts
-from hf_fastif.data.nli import WRONG_LABEL_CONSTRUCTIONS, generate_nli
-from hf_fastif.data.planted import plant_wrong_labels, planted_share, relabelled
-from hf_fastif.data.slices import SlicedArguments, sliced_data, slices_of
+from hf_fastif.data.batches import ExampleBatches
+from hf_fastif.data.checks import check_dataset, check_rows, check_train_dataset
+from hf_fastif.data.columns import COMPUTED, plain_columns, prefixed, set_apart, text_columns, with_label_names
+from hf_fastif.data.digests import hexdigest
+from hf_fastif.data.labels import label_column, label_name, relabelled
+from hf_fastif.data.views import without_indexes
 
 
 __all__ = [
-    "WRONG_LABEL_CONSTRUCTIONS",
-    "DataArguments",
-    "SlicedArguments",
-    "default_encoder",
-    "generate_facts",
-    "generate_nli",
-    "load_examples",
-    "plant_wrong_labels",
-    "planted_share",
-    "read_splits",
+    "COMPUTED",
+    "ExampleBatches",
+    "check_dataset",
+    "check_rows",
+    "check_train_dataset",
+    "hexdigest",
+    "label_column",
+    "label_name",
+    "plain_columns",
+    "prefixed",
     "relabelled",
-    "shuffled",
-    "sliced_data",
-    "slices_of",
-    "tokenize",
+    "set_apart",
+    "text_columns",
+    "with_label_names",
+    "without_indexes",
 ]

@@ -9,18 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from hf_fastif.batches import ExampleBatches
+from hf_fastif.artifacts import versions
 from hf_fastif.checkpoints import CheckpointSet
 from hf_fastif.config import InfluenceConfig
-from hf_fastif.identity import hexdigest
+from hf_fastif.data import ExampleBatches, hexdigest
+from hf_fastif.execution import DatasetSweep, PartialResults, from_main
 from hf_fastif.index.gradients import GradientFeatures, Part
 from hf_fastif.index.influence_index import InfluenceIndex
 from hf_fastif.index.pooled import PooledFeatures
 from hf_fastif.index.store import made_index, train_index
-from hf_fastif.passes import Passes
-from hf_fastif.pieces import Pieces
-from hf_fastif.processes import from_main
-from hf_fastif.provenance import versions
 
 
 Features = PooledFeatures | GradientFeatures
@@ -37,15 +34,15 @@ class Vectors:
             checkpoint, one behind the other; or what there is.
         examples (`ExampleBatches`): The dataset.
         checkpoints ([`CheckpointSet`]): Where features are computed.
-        passes (`Passes`): How the work is cut up.
-        pieces (`Pieces`): Keeps what is finished.
+        passes (`DatasetSweep`): How the work is cut up.
+        pieces (`PartialResults`): Keeps what is finished.
     """
 
     features: Sequence[Features] | np.ndarray
     examples: ExampleBatches
     checkpoints: CheckpointSet
-    passes: Passes
-    pieces: Pieces
+    sweep: DatasetSweep
+    partials: PartialResults
 
     @property
     def own(self) -> bool:
@@ -83,7 +80,7 @@ class Vectors:
             start, end = end, end + part.size
             with self.checkpoints.at(number):
                 compute, title = part.of_batch, f"{name}-{number}"
-                over = self.passes.over(self.examples, rows, part.size, compute, "Features", self.pieces, title)
+                over = self.sweep.over(self.examples, rows, part.size, compute, "Features", self.partials, title)
                 found[:, start:end] = over
         return found
 
@@ -130,7 +127,7 @@ def write_index(
         "features": hexdigest([vectors.features]) if vectors.own else None,
         "versions": versions(),
     }
-    accelerator = vectors.passes.accelerator
+    accelerator = vectors.sweep.accelerator
     if not args.overwrite and add_to is None:
         if from_main(lambda: InfluenceIndex.is_written(folder, name, manifest, vectors.parts), accelerator):
             return

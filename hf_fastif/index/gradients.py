@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from hf_fastif.curvature import KroneckerFactors, Layer
-from hf_fastif.curvature.captures import LeafCapture, LinearCapture, loss_captures
+from hf_fastif.curvature import KroneckerFactors, Layer, LeafCapture, LinearCapture, loss_captures
 from hf_fastif.errors import InfluenceError
-from hf_fastif.objective import Batch, Objective
+from hf_fastif.model import Batch, Objective
 
 
 TENSORS = ("output_basis", "input_basis", "entries", "scales")  # of a part
@@ -78,8 +77,8 @@ class GradientFeatures:
 
     def of_vectors(self, vectors: torch.Tensor) -> torch.Tensor:
         """The features (Q, size) of s_test (Q, P), so that minus their inner product with an example's is a score."""
-        pieces = self.objective.space.split(vectors)
-        return torch.cat([part.of_matrices(part.layer.to_matrix(pieces)) for part in self.parts], dim=1)
+        partials = self.objective.space.split(vectors)
+        return torch.cat([part.of_matrices(part.layer.to_matrix(partials)) for part in self.parts], dim=1)
 
 
 def last_layer_parts(objective: Objective, layers: list[Layer], module: str) -> list[Part]:

@@ -7,32 +7,36 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 import faiss
 import numpy as np
 import torch
 from datasets import Dataset
 from datasets.search import FaissIndex
+from huggingface_hub import CommitInfo
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from hf_fastif.curvature.layers import layers_from_json, layers_to_json
+from hf_fastif.artifacts import (
+    CardSection,
+    PushOptions,
+    atomic_folder,
+    check_files,
+    describe_files,
+    differences,
+    fetch,
+    read_manifest,
+    reading,
+)
+from hf_fastif.curvature import layers_from_json, layers_to_json
 from hf_fastif.errors import InfluenceError, NotFoundError
-from hf_fastif.files import whole_folder
-from hf_fastif.identity import differences
 from hf_fastif.index.gradients import TENSORS, Part
+from hf_fastif.index.publish import MANIFEST, push_index
 from hf_fastif.index.store import on_device, read_shard, read_shards, search_both_ends, shard_files, write_shards
-from hf_fastif.manifests import check_files, describe_files, read_manifest, reading
 
 
-if TYPE_CHECKING:
-    from huggingface_hub import CommitInfo
-
-    from hf_fastif.analysis import Recall
-    from hf_fastif.hub.publishing import PushOptions
-
-MANIFEST, PARTS = "manifest.json", "features.safetensors"
+PARTS = "features.safetensors"
 MANIFEST_TYPES = {
     "name": str,
     "model": str,
@@ -119,7 +123,7 @@ class InfluenceIndex:
 
         The shards of `add_to` come before them.
         """
-        with whole_folder(folder) as temporary:
+        with atomic_folder(folder) as temporary:
             for shard in [] if add_to is None else shard_files(add_to.folder):
                 shutil.copyfile(shard, temporary / shard.name)
             write_shards(temporary, trained, blocks, manifest["shard_size"])
@@ -196,8 +200,6 @@ class InfluenceIndex:
             FileNotFoundError: If there is no such folder or repository, or no index in it.
             ValueError: If a file is not what the manifest says.
         """
-        from hf_fastif.hub.loading import fetch
-
         return cls.load(fetch(repo_id_or_path, "indexes/", MANIFEST, revision, token), on_disk, device)
 
     def push_to_hub(
@@ -205,7 +207,7 @@ class InfluenceIndex:
         repo_id: str,
         dataset: Dataset | None = None,
         include_text: bool = False,
-        recall: Recall | None = None,
+        recall: CardSection | None = None,
         **options: Unpack[PushOptions],
     ) -> CommitInfo:
         """Publishes the index as a dataset repository: its files, a table of the indexed rows, and a card.
@@ -228,8 +230,6 @@ class InfluenceIndex:
             PermissionError: If the token may not write there.
             ValueError: If texts are asked for without the dataset that holds them, or with another one.
         """
-        from hf_fastif.hub.artifacts import push_index
-
         return push_index(self, repo_id, dataset, include_text, recall, **options)
 
     def emptied(self) -> faiss.Index:

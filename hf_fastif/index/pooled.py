@@ -6,11 +6,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from hf_fastif.batches import ExampleBatches
+from hf_fastif.data import ExampleBatches
 from hf_fastif.errors import InfluenceError
-from hf_fastif.objective import IGNORED, Batch, Objective, TokenHead
-from hf_fastif.parameters import without_adapters
-from hf_fastif.passes import Passes
+from hf_fastif.execution import DatasetSweep
+from hf_fastif.model import IGNORED, Batch, Objective, TokenHead, without_adapters
 
 
 class PooledFeatures:
@@ -65,9 +64,9 @@ class PooledFeatures:
         whole = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
         return batch.get("attention_mask", whole).bool()
 
-    def of_queries(self, queries: ExampleBatches, passes: Passes) -> np.ndarray:
+    def of_queries(self, queries: ExampleBatches, sweep: DatasetSweep) -> np.ndarray:
         """The features (Q, size) of all examples of a dataset."""
-        return passes.over(queries, np.arange(len(queries)), self.size, self.of_batch, "Features")
+        return sweep.over(queries, np.arange(len(queries)), self.size, self.of_batch, "Features")
 
 
 def output_layer(objective: Objective) -> nn.Linear:

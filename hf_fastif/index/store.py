@@ -9,8 +9,8 @@ from pathlib import Path
 import faiss
 import numpy as np
 
+from hf_fastif.artifacts import atomic_write
 from hf_fastif.errors import InfluenceError
-from hf_fastif.files import write_whole
 
 
 def made_index(size: int, factory: str, inner_product: bool, search: str | None) -> faiss.Index:
@@ -145,4 +145,4 @@ def _named(what: str) -> Iterator[None]:
 
 
 def _write(folder: Path, number: int, shard: faiss.Index) -> None:
-    write_whole(folder / f"shard-{number:05d}.faiss", lambda file: faiss.write_index(shard, str(file)))
+    atomic_write(folder / f"shard-{number:05d}.faiss", lambda file: faiss.write_index(shard, str(file)))

@@ -1,11 +1,18 @@
-"""Measures of influence as `evaluate` modules, which work offline.
+"""Measure influence with `evaluate` modules, which work offline."""
 
-Each file also serves as it is: `evaluate.load("hf_fastif/metrics/recall_at_m.py")`.
-"""
-
-from hf_fastif.metrics.influence_correlation import InfluenceCorrelation
+from hf_fastif.metrics.datamodeling import SubsetLosses, lds, rank_correlations
+from hf_fastif.metrics.influence_correlation import COEFFICIENTS, InfluenceCorrelation, correlations
 from hf_fastif.metrics.linear_datamodeling_score import LinearDatamodelingScore
 from hf_fastif.metrics.recall_at_m import RecallAtM
 
 
-__all__ = ["InfluenceCorrelation", "LinearDatamodelingScore", "RecallAtM"]
+__all__ = [
+    "COEFFICIENTS",
+    "InfluenceCorrelation",
+    "LinearDatamodelingScore",
+    "RecallAtM",
+    "SubsetLosses",
+    "correlations",
+    "lds",
+    "rank_correlations",
+]

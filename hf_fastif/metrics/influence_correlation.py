@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import evaluate
 import numpy as np
+from scipy.stats import kendalltau, pearsonr, spearmanr
 
-from hf_fastif.analysis.correlation import correlations
 from hf_fastif.metrics.info import FASTIF, metric_info
 
 
+COEFFICIENTS = {"pearson": pearsonr, "spearman": spearmanr, "kendall": kendalltau}
 DESCRIPTION = """\
 Pearson's r, Spearman's rho and Kendall's tau (b) between two sets of influence scores of the same training examples,
 for each query, as means over queries.
@@ -33,3 +34,10 @@ class InfluenceCorrelation(evaluate.Metric):
     def _compute(self, predictions: list[list[float]], references: list[list[float]]) -> dict[str, float]:
         found = [correlations(np.array(a), np.array(b)) for a, b in zip(predictions, references, strict=True)]
         return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
+
+
+def correlations(one: np.ndarray, other: np.ndarray) -> dict[str, float]:
+    """`pearson`, `spearman` and `kendall` (tau-b) of two rows of scores; 0 where one of them does not vary."""
+    if np.ptp(one) == 0 or np.ptp(other) == 0:
+        return dict.fromkeys(COEFFICIENTS, 0.0)
+    return {name: float(measure(one, other).statistic) for name, measure in COEFFICIENTS.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import evaluate
 import numpy as np
 
-from hf_fastif.analysis.lds import SubsetLosses, lds
+from hf_fastif.metrics.datamodeling import SubsetLosses, lds
 from hf_fastif.metrics.info import metric_info
 
 

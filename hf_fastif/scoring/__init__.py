@@ -1,20 +1,23 @@
-"""The influence of many candidates, given s_test."""
+"""Score candidates, given s_test, and tell which tokens carry the influence."""
 
-from hf_fastif.scoring.forward_mode import forward_mode_scores
-from hf_fastif.scoring.gradients import gradient_scores, self_influence
+from hf_fastif.scoring.gradients import self_influence
 from hf_fastif.scoring.scan import Scoring, choose_scoring, covering_layers, influence_scores
-from hf_fastif.scoring.tokens import check_token_losses, has_token_losses, token_scores
+from hf_fastif.scoring.scores import DIRECTIONS, SIGN, QueryScores, strongest
+from hf_fastif.scoring.token_influence import influence_of_tokens, texts_of_tokens
+from hf_fastif.scoring.token_scores import has_token_losses
 
 
 __all__ = [
+    "DIRECTIONS",
+    "QueryScores",
+    "SIGN",
     "Scoring",
-    "check_token_losses",
     "choose_scoring",
     "covering_layers",
-    "forward_mode_scores",
-    "gradient_scores",
     "has_token_losses",
+    "influence_of_tokens",
     "influence_scores",
     "self_influence",
-    "token_scores",
+    "strongest",
+    "texts_of_tokens",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hf_fastif.objective import Batch, Objective, derivatives_along
+from hf_fastif.model import Batch, Objective, derivatives_along
 
 
 def forward_mode_scores(objective: Objective, batch: Batch, s_test: torch.Tensor) -> torch.Tensor:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from hf_fastif.curvature import Capture, KroneckerFactors, Layer
-from hf_fastif.curvature.captures import loss_captures
-from hf_fastif.curvature.kronecker import Damping
-from hf_fastif.objective import Batch, Objective
+from hf_fastif.curvature import Capture, Damping, KroneckerFactors, Layer, loss_captures
+from hf_fastif.model import Batch, Objective
 
 
 def gradient_scores(objective: Objective, batch: Batch, s_test: torch.Tensor, layers: list[Layer]) -> torch.Tensor:

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from hf_fastif.batches import ExampleBatches
 from hf_fastif.config import ScoringName
 from hf_fastif.curvature import Layer, captured_layers, covered_names
+from hf_fastif.data import ExampleBatches
 from hf_fastif.errors import InfluenceError
-from hf_fastif.objective import Batch, Objective
-from hf_fastif.passes import Passes
-from hf_fastif.pieces import Pieces
+from hf_fastif.execution import DatasetSweep, PartialResults
+from hf_fastif.model import Batch, Objective
 from hf_fastif.scoring.forward_mode import forward_mode_scores
 from hf_fastif.scoring.gradients import gradient_scores
 
@@ -74,9 +73,9 @@ def influence_scores(
     examples: ExampleBatches,
     s_test: torch.Tensor,
     rows: np.ndarray,
-    passes: Passes,
+    sweep: DatasetSweep,
     scoring: ScoringName = "auto",
-    pieces: Pieces | None = None,
+    partials: PartialResults | None = None,
     name: str | None = None,
 ) -> np.ndarray:
     """The influence of chosen rows of a dataset on Q queries; memory is bounded by a batch.
@@ -86,9 +85,9 @@ def influence_scores(
         examples (`ExampleBatches`): The candidates.
         s_test (`torch.Tensor` of shape `(Q, P)`): One vector for each query.
         rows (`np.ndarray` of shape `(k,)`): Which candidates to score.
-        passes (`Passes`): How the work is cut up.
+        passes (`DatasetSweep`): How the work is cut up.
         scoring (`str`, *optional*, defaults to `"auto"`): See `choose_scoring`.
-        pieces (`Pieces`, *optional*): Keeps what is finished.
+        pieces (`PartialResults`, *optional*): Keeps what is finished.
         name (`str`, *optional*): Of the pieces.
 
     Returns:
@@ -102,7 +101,7 @@ def influence_scores(
     def compute(batch: Batch) -> torch.Tensor:
         return way.batch_scores(objective, batch, s_test).T
 
-    scores = passes.over(examples, rows, len(s_test), compute, "Scoring", pieces, name).T
+    scores = sweep.over(examples, rows, len(s_test), compute, "Scoring", partials, name).T
     if not np.isfinite(scores).all():
         row = int(rows[np.flatnonzero(~np.isfinite(scores).all(axis=0))[0]])
         raise InfluenceError(

@@ -1,17 +1,17 @@
-"""Solvers of (C + lambda I) x = v, behind one protocol."""
+"""Solve (C + lambda I) x = v, behind one protocol."""
 
-from hf_fastif.solvers.base import DivergenceError, Origin, Precondition, Solution, Solver
+from hf_fastif.solvers.base import DivergenceError, Origin, Solution, Solver, check_s_test
 from hf_fastif.solvers.conjugate_gradient import ConjugateGradient
 from hf_fastif.solvers.direct import Ekfac, Identity
-from hf_fastif.solvers.exact import Decomposition, Exact, decompose
+from hf_fastif.solvers.exact import Exact, decompose
 from hf_fastif.solvers.lissa import Lissa, batch_scale
 from hf_fastif.solvers.repeats import Repeated
 from hf_fastif.solvers.sdca import DualAscent
+from hf_fastif.solvers.setup import SolverSetup
 
 
 __all__ = [
     "ConjugateGradient",
-    "Decomposition",
     "DivergenceError",
     "DualAscent",
     "Ekfac",
@@ -19,10 +19,11 @@ __all__ = [
     "Identity",
     "Lissa",
     "Origin",
-    "Precondition",
     "Repeated",
     "Solution",
     "Solver",
+    "SolverSetup",
     "batch_scale",
+    "check_s_test",
     "decompose",
 ]

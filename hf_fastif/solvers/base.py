@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch.nn.functional import pad
 
+from hf_fastif.artifacts import differences
 from hf_fastif.errors import InfluenceError
 
 
@@ -164,3 +165,31 @@ class Solver(Protocol):
     def solve(self, vectors: torch.Tensor) -> Solution:
         """Solves for Q right-hand sides, shape (Q, P)."""
         ...
+
+
+def check_s_test(s_test: Solution | None, origin: Origin, num_parameters: int) -> None:
+    """A given s_test must be that of these queries, and of this model, training set and loss."""
+    if s_test is None:
+        return
+    num_queries = len(origin.queries)
+    if s_test.vectors.shape != (num_queries, num_parameters):
+        raise InfluenceError(
+            f"s_test holds {len(s_test)} vectors of {s_test.vectors.shape[1]:,} parameters, but there are "
+            f"{num_queries} examples and {num_parameters:,} trainable parameters; pass what compute_s_test(examples) "
+            "returned for these examples and this model."
+        )
+    if s_test.origin is None:  # the user's own vectors
+        return
+    if s_test.origin.queries != origin.queries:
+        pairs = zip(s_test.origin.queries, origin.queries, strict=True)
+        row = next(row for row, (there, here) in enumerate(pairs) if there != here)
+        raise InfluenceError(
+            f"s_test was computed for other examples: its query {row} has the digest {s_test.origin.queries[row]}, "
+            f"and row {row} of examples is {origin.queries[row]}; pass what compute_s_test(examples) returned for "
+            "these examples, in their order."
+        )
+    for what in differences(s_test.origin.belongs, origin.belongs):
+        raise InfluenceError(
+            f"s_test was computed with the {what} {s_test.origin.belongs[what]}, and this is "
+            f"{origin.belongs[what]}; call compute_s_test(examples) again."
+        )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from hf_fastif.curvature import CurvatureSample, KroneckerFactors
-from hf_fastif.parameters import ParameterSpace
+from hf_fastif.model import ParameterSpace
 from hf_fastif.solvers.base import Solution
 
 

@@ -11,13 +11,12 @@ from accelerate import Accelerator
 from accelerate.utils import tqdm
 from transformers.utils import logging
 
-from hf_fastif.batches import ExampleBatches
-from hf_fastif.curvature import Curvature, CurvatureSample, GaussNewton, mean_product
-from hf_fastif.curvature.sample import squared_residual
-from hf_fastif.objective import Batch
-from hf_fastif.processes import dealt
+from hf_fastif.curvature import Curvature, CurvatureSample, GaussNewton, mean_product, squared_residual
+from hf_fastif.data import ExampleBatches
+from hf_fastif.execution import shard_for_rank
+from hf_fastif.model import Batch
 from hf_fastif.solvers.base import Callback, DivergenceError, Precondition, Solution
-from hf_fastif.solvers.repeats import Averaged, Repeated, Run, Tally, Watch, average
+from hf_fastif.solvers.repeats import Averaged, Repeated, Run, RunningMoments, Watch, average
 
 
 logger = logging.get_logger(__name__)
@@ -97,10 +96,10 @@ class Lissa(Repeated):
 
     def _attempt(self, vectors: torch.Tensor) -> Averaged | None:
         """The mean of the repeats; None if the steps were too long for some process, and may be shortened."""
-        own, tally = dealt(range(self.repeats), self.accelerator), None
+        own, tally = shard_for_rank(range(self.repeats), self.accelerator), None
         groups = [own] if own and self.repeats_share() else [[repeat] for repeat in own]
         try:
-            tally = Tally.of((run for group in groups for run in self._run(vectors, group)), vectors)
+            tally = RunningMoments.of((run for group in groups for run in self._run(vectors, group)), vectors)
         except DivergenceError as error:
             if not self.adapts or error.scale is None:
                 raise

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from hf_fastif.curvature import CurvatureSample
-from hf_fastif.processes import Alone, from_main
+from hf_fastif.execution import SingleProcess, from_main
 
 
 WINDOW = 8  # estimates that the watched residual is a mean of
@@ -72,7 +72,7 @@ class Repeated:
         repeats (`int`): T.
     """
 
-    accelerator: Accelerator | Alone
+    accelerator: Accelerator | SingleProcess
     sample: CurvatureSample
     repeats: int
 
@@ -83,13 +83,13 @@ class Repeated:
 
     def by_itself(self) -> Self:
         """The same for one process, which runs all repeats of queries of its own."""
-        alone, sample = Alone(self.accelerator.device), copy.copy(self.sample)
+        alone, sample = SingleProcess(self.accelerator.device), copy.copy(self.sample)
         sample.accelerator = alone
         return replace(self, accelerator=alone, sample=sample)
 
 
 @dataclass(frozen=True)
-class Tally:
+class RunningMoments:
     """The runs of a process: the sum of their solutions (Q, P), that of squared norms (Q,), and what the first saw."""
 
     total: torch.Tensor
@@ -97,7 +97,7 @@ class Tally:
     first: tuple[int, torch.Tensor] | None
 
     @classmethod
-    def of(cls, runs: Iterable[Run], vectors: torch.Tensor) -> Tally:
+    def of(cls, runs: Iterable[Run], vectors: torch.Tensor) -> RunningMoments:
         """Runs for right-hand sides (Q, P), of which one is held at a time."""
         total, squares = torch.zeros_like(vectors), vectors.new_zeros(len(vectors))
         first = None
@@ -110,7 +110,7 @@ class Tally:
         return cls(total, squares, first)
 
 
-def average(tally: Tally, repeats: int, accelerator: Accelerator | Alone) -> Averaged:
+def average(tally: RunningMoments, repeats: int, accelerator: Accelerator | SingleProcess) -> Averaged:
     """Averages the runs of all processes (section 3.4 of the paper)."""
     mean = accelerator.reduce(tally.total, "sum") / repeats
     squares = accelerator.reduce(tally.squares, "sum")

@@ -10,11 +10,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import tqdm
 
-from hf_fastif.batches import ExampleBatches
 from hf_fastif.curvature import CurvatureSample, GaussNewton
-from hf_fastif.processes import dealt
+from hf_fastif.data import ExampleBatches
+from hf_fastif.execution import shard_for_rank
 from hf_fastif.solvers.base import Callback, Solution
-from hf_fastif.solvers.repeats import Repeated, Run, Tally, Watch, average
+from hf_fastif.solvers.repeats import Repeated, Run, RunningMoments, Watch, average
 
 
 ROUNDING = 4  # times eps: a pass that moves x by no more of ||v|| / lambda has moved nothing
@@ -64,8 +64,8 @@ class DualAscent(Repeated):
 
     def solve(self, vectors: torch.Tensor) -> Solution:
         """Solves for Q right-hand sides, shape (Q, P)."""
-        runs = (self._run(vectors, repeat) for repeat in dealt(range(self.repeats), self.accelerator))
-        found = average(Tally.of(runs, vectors), self.repeats, self.accelerator)
+        runs = (self._run(vectors, repeat) for repeat in shard_for_rank(range(self.repeats), self.accelerator))
+        found = average(RunningMoments.of(runs, vectors), self.repeats, self.accelerator)
         return Solution(
             vectors=found.vectors,
             residual=self.sample.residual(vectors, found.vectors, self.damping),

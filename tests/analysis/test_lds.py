@@ -7,15 +7,9 @@ import pytest
 from scipy.stats import spearmanr
 from tiny import tiny_data, tiny_model, tiny_trainer
 
-from hf_fastif.analysis import (
-    LdsOfMethods,
-    SubsetLosses,
-    lds,
-    lds_of_methods,
-    query_losses,
-    retrain_on_subsets,
-)
-from hf_fastif.analysis.work import changed
+from hf_fastif.analysis import LdsOfMethods, lds_of_methods, query_losses, retrain_on_subsets
+from hf_fastif.analysis.session_tools import changed
+from hf_fastif.metrics import SubsetLosses, lds
 
 
 RANDOM = np.random.default_rng(0)

@@ -11,9 +11,9 @@ from tiny import tiny_data, tiny_model, tiny_trainer
 
 from hf_fastif.analysis import Mislabels, mislabels, query_losses
 from hf_fastif.analysis.mislabels import average_precision, precision_recall, suspicion
-from hf_fastif.analysis.work import changed
+from hf_fastif.analysis.session_tools import changed
 from hf_fastif.checkpoints.checkpoint import Checkpoint, save_checkpoint
-from hf_fastif.data import plant_wrong_labels
+from hf_fastif.training import plant_wrong_labels
 
 
 CLEAN = tiny_data(40).cast_column("label", ClassLabel(names=["a", "b", "c"]))

@@ -9,8 +9,8 @@ import pytest
 import torch
 from tiny import tiny_data, tiny_model, tiny_trainer
 
-from hf_fastif import attribution
 from hf_fastif.checkpoints import Checkpoint, find_checkpoints, kept_checkpoints, read_parameters
+from hf_fastif.influence import attribution
 
 
 TRAIN, QUERIES = tiny_data(24), tiny_data(3, seed=1)
@@ -43,7 +43,7 @@ def as_it_was(trainer):
     assert all(torch.equal(before[name], values) for name, values in trainer.model.state_dict().items())
 
 
-def alone(tmp_path, trainer, path, call):
+def single_process(tmp_path, trainer, path, call):
     """The answer of a trainer whose model is what one checkpoint holds."""
     model = copy.deepcopy(trainer.model)
     with torch.no_grad():
@@ -70,7 +70,7 @@ def test_the_sum_over_checkpoints_is_the_sum_of_separate_models(tmp_path, traine
     trainer.args.checkpoint_weights = [str(w) for w in weights] if isinstance(weights, list) else [weights]
     shares = {"uniform": [1, 1, 1], "learning_rate": [member.learning_rate for member in kept]}
     shares = np.array(weights if isinstance(weights, list) else shares[weights], dtype=float)
-    single = [alone(tmp_path, trainer, member.path, call) for member in kept]
+    single = [single_process(tmp_path, trainer, member.path, call) for member in kept]
     expected = sum(share * values for share, values in zip(shares / shares.sum(), single, strict=True))
     assert not np.allclose(single[0], single[1], rtol=0.1)
     np.testing.assert_allclose(call(trainer), expected, rtol=2e-3, atol=2e-4 * np.abs(expected).max())
@@ -180,7 +180,7 @@ def test_a_run_that_was_interrupted_between_checkpoints_goes_on(trainer, monkeyp
     with pytest.raises(KeyboardInterrupt):
         trainer.compute_influence(QUERIES)
     solved = []
-    monkeypatch.setattr(attribution, "dealt_gradients", lambda *args: solved.append(args))
+    monkeypatch.setattr(attribution, "sharded_gradients", lambda *args: solved.append(args))
     np.testing.assert_array_equal(trainer.compute_influence(QUERIES), expected)
     assert solved == []
 

@@ -11,9 +11,9 @@ from tiny import tiny_data, tiny_model, tiny_tokenizer, tiny_trainer
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_fastif import InfluenceConfig, InfluenceTrainer
-from hf_fastif.checkpoints import holds
+from hf_fastif.checkpoints import has_same_parameters
 from hf_fastif.checkpoints.runs import light_checkpoints
-from hf_fastif.parameters import trained_state
+from hf_fastif.model.parameters import trained_state
 
 
 TRAIN, QUERIES = tiny_data(24), tiny_data(2, seed=1)  # 3 steps an epoch
@@ -67,7 +67,7 @@ def moment(folder, model, caplog):
 def check_first_epoch(folder, model, snapshot, caplog):
     member, line = moment(folder, model, caplog)
     assert "at the end of the first epoch" in line
-    assert member.step == 3 and holds(member, snapshot.first_epoch)
+    assert member.step == 3 and has_same_parameters(member, snapshot.first_epoch)
 
 
 BEST = {"load_best_model_at_end": True, "metric_for_best_model": "loss"}
@@ -179,7 +179,7 @@ def test_another_trainer_in_the_folder_of_ours(tmp_path, caplog):
     other = plain(tmp_path, tiny_model(frozen=0), [snapshot], save_strategy="epoch")
     other.train()
     member, _ = moment(tmp_path, other.model, caplog)
-    assert member.path == tmp_path / "checkpoint-3" and holds(member, snapshot.first_epoch)
+    assert member.path == tmp_path / "checkpoint-3" and has_same_parameters(member, snapshot.first_epoch)
 
 
 def test_a_shorter_run_resumed_in_a_folder(tmp_path):

@@ -13,8 +13,8 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_fastif.curvature.captures import captures
 from hf_fastif.curvature.layers import Layer, captured_layers
-from hf_fastif.objective import Objective
-from hf_fastif.queries import loss_gradients
+from hf_fastif.influence.predictions import loss_gradients
+from hf_fastif.model import Objective
 
 
 ROWS = list(range(7))

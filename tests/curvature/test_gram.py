@@ -10,7 +10,7 @@ from tiny import accelerator, batches, one_process, tiny_data, tiny_model
 from torch import nn
 
 from hf_fastif.curvature import CurvatureSample, GaussNewton, gram, jacobian_gram
-from hf_fastif.objective import Objective
+from hf_fastif.model import Objective
 
 
 SIZE = 7

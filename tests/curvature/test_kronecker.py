@@ -9,8 +9,8 @@ import torch
 from tiny import accelerator, batches, tiny_data, tiny_model
 
 from hf_fastif.curvature import GaussNewton, KroneckerFactors, captures, fit_kronecker_factors, kronecker
-from hf_fastif.objective import Objective
-from hf_fastif.parameters import ParameterSpace
+from hf_fastif.model import Objective
+from hf_fastif.model.parameters import ParameterSpace
 
 
 SIZE = 7
@@ -47,14 +47,14 @@ def example_gradients(model, examples) -> torch.Tensor:
 @pytest.mark.parametrize("architecture", ["bert", "gpt2"])
 def test_eigenvalues_are_mean_squares_in_the_eigenbasis(architecture, examples, monkeypatch):
     model = tiny_model(architecture, double=True)
-    pieces = ParameterSpace(model).split(example_gradients(model, examples))
+    partials = ParameterSpace(model).split(example_gradients(model, examples))
 
     for memory in (captures.STRIP_MEMORY, 1):
         monkeypatch.setattr(captures, "STRIP_MEMORY", memory)
         blocks = fit(model, examples).blocks
         assert len(blocks) == {"bert": 8 + 2, "gpt2": 5 + 3}[architecture]  # linear layers and norms
         for block in blocks:
-            rotated = block.output_basis.T @ block.layer.to_matrix(pieces) @ block.input_basis
+            rotated = block.output_basis.T @ block.layer.to_matrix(partials) @ block.input_basis
             torch.testing.assert_close(block.eigenvalues, rotated.square().sum(dim=1).mean(dim=0))
 
 

@@ -12,7 +12,7 @@ from torch.func import hessian
 from torch.nn import functional as F
 
 from hf_fastif.curvature import GaussNewton, Hessian, products
-from hf_fastif.objective import Objective
+from hf_fastif.model import Objective
 
 
 ROWS = list(range(7))

@@ -12,7 +12,7 @@ from tiny import accelerator, batches, one_process, tiny_data, tiny_model
 
 from hf_fastif.curvature import CurvatureSample, GaussNewton, Hessian, Spectrum
 from hf_fastif.curvature.sample import squared_residual
-from hf_fastif.objective import Objective
+from hf_fastif.model import Objective
 
 
 def sample_of(curvature, data, batch_size=3) -> CurvatureSample:

@@ -10,7 +10,7 @@ from tiny import accelerator, batches, tiny_data, tiny_model
 
 from hf_fastif.curvature import GaussNewton, captured_layers, fit_kronecker_factors
 from hf_fastif.index import GradientFeatures, last_layer_parts, leading_parts
-from hf_fastif.objective import Objective
+from hf_fastif.model import Objective
 
 
 DATA = tiny_data(13)

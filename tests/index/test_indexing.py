@@ -9,10 +9,11 @@ import pytest
 from datasets import Dataset
 from tiny import tiny_data, tiny_model, tiny_trainer
 
-from hf_fastif import solving
-from hf_fastif.batches import ExampleBatches
-from hf_fastif.index import InfluenceIndex, build, without_indexes
-from hf_fastif.passes import Passes
+from hf_fastif.data import without_indexes
+from hf_fastif.data.batches import ExampleBatches
+from hf_fastif.execution.sweeps import DatasetSweep
+from hf_fastif.index import InfluenceIndex, build
+from hf_fastif.solvers import setup as solving
 
 
 QUERIES = tiny_data(4, seed=1)
@@ -186,14 +187,14 @@ def test_rows_are_only_added_to_an_index_of_the_first_ones(tmp_path):
 
 def test_features_are_computed_and_added_block_by_block(tmp_path, monkeypatch):
     whole = trainer_of(tmp_path / "whole").build_index()
-    blocks, over = [], Passes.over
+    blocks, over = [], DatasetSweep.over
 
     def counted(self, examples, rows, width, *rest):
         blocks.append(4 * width * len(rows))
         return over(self, examples, rows, width, *rest)
 
     monkeypatch.setattr(build, "BLOCK", 4 * 100 * 7)
-    monkeypatch.setattr(Passes, "over", counted)
+    monkeypatch.setattr(DatasetSweep, "over", counted)
     trainer = trainer_of(tmp_path / "blocks", index_size=100)
     assert len(trainer.build_index()) == len(whole) == 40
     assert max(blocks) <= 4 * 100 * 7 and len(blocks) == 6
@@ -208,8 +209,8 @@ def test_a_bad_factory_is_refused_before_anything_is_fitted(tmp_path, monkeypatc
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_index_made_in_the_same_way_is_not_made_again(tmp_path, kind, monkeypatch):
     first = trainer_of(tmp_path, index_features=kind).build_index()
-    seen, over = [], Passes.over
-    monkeypatch.setattr(Passes, "over", lambda self, *rest: seen.append(rest[4]) or over(self, *rest))
+    seen, over = [], DatasetSweep.over
+    monkeypatch.setattr(DatasetSweep, "over", lambda self, *rest: seen.append(rest[4]) or over(self, *rest))
 
     def builds(**settings):
         seen.clear()

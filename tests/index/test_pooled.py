@@ -7,16 +7,16 @@ import pytest
 import torch
 from tiny import accelerator, batches, tiny_data, tiny_model
 
+from hf_fastif.execution.sweeps import DatasetSweep
 from hf_fastif.index import PooledFeatures, output_layer
-from hf_fastif.objective import Objective
-from hf_fastif.passes import Passes
+from hf_fastif.model import Objective
 
 
 DATA = tiny_data(17)
 
 
 def features_of(model):
-    return PooledFeatures(Objective(model)).of_queries(batches(DATA), Passes(4, accelerator()))
+    return PooledFeatures(Objective(model)).of_queries(batches(DATA), DatasetSweep(4, accelerator()))
 
 
 def reference_state(model, architecture, batch):

@@ -8,14 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from hf_fastif.index.store import (
-    made_index,
-    on_device,
-    read_shards,
-    search_both_ends,
-    train_index,
-    write_shards,
-)
+from hf_fastif.index.store import made_index, on_device, read_shards, search_both_ends, train_index, write_shards
 
 
 RANDOM = np.random.default_rng(0)

@@ -10,8 +10,7 @@ import pytest
 from scipy.stats import kendalltau, pearsonr, spearmanr
 
 from hf_fastif import metrics
-from hf_fastif.analysis import SubsetLosses, lds
-from hf_fastif.metrics import InfluenceCorrelation, LinearDatamodelingScore, RecallAtM
+from hf_fastif.metrics import InfluenceCorrelation, LinearDatamodelingScore, RecallAtM, SubsetLosses, lds
 
 
 RANDOM = np.random.default_rng(0)

@@ -11,8 +11,8 @@ from tiny import accelerator, batches, tiny_data, tiny_model
 from torch import nn
 
 from hf_fastif.curvature import captures
-from hf_fastif.objective import Objective
-from hf_fastif.passes import Passes
+from hf_fastif.execution.sweeps import DatasetSweep
+from hf_fastif.model import Objective
 from hf_fastif.scoring import choose_scoring, influence_scores
 
 
@@ -22,7 +22,7 @@ DATA = tiny_data(13)
 def scores(model, s_test, rows=None, batch_size=4, data=DATA, **settings):
     rows = np.arange(len(data)) if rows is None else rows
     return influence_scores(
-        Objective(model), batches(data), s_test, rows, Passes(batch_size, accelerator()), **settings
+        Objective(model), batches(data), s_test, rows, DatasetSweep(batch_size, accelerator()), **settings
     )
 
 
@@ -88,8 +88,8 @@ def test_bfloat16_keeps_the_order(queries):
     data = tiny_data(60)
     model = tiny_model(hidden_size=32, intermediate_size=64, initializer_range=0.1)
     s_test = directions(model, queries)
-    rows, passes = np.arange(60), Passes(8, accelerator())
-    rough = influence_scores(Objective(model, bf16=True), batches(data), s_test, rows, passes)
+    rows, sweep = np.arange(60), DatasetSweep(8, accelerator())
+    rough = influence_scores(Objective(model, bf16=True), batches(data), s_test, rows, sweep)
     for one, other in zip(rough, scores(model, s_test, data=data), strict=True):
         assert not np.array_equal(one, other)
         assert spearmanr(one, other).statistic > 0.995

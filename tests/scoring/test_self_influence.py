@@ -9,7 +9,7 @@ import torch
 from tiny import accelerator, batches, tiny_data, tiny_model, tiny_trainer
 
 from hf_fastif.curvature import GaussNewton, captures, fit_kronecker_factors
-from hf_fastif.objective import Objective
+from hf_fastif.model import Objective
 from hf_fastif.scoring import covering_layers, self_influence
 
 

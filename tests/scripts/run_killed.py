@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 from tiny import tiny_data, tiny_model, tiny_trainer
 
-from hf_fastif import InfluenceTrainer, attribution, passes
+from hf_fastif import InfluenceTrainer
 from hf_fastif.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from hf_fastif.execution import sweeps as passes
 from hf_fastif.index import PooledFeatures
+from hf_fastif.influence import attribution
 from hf_fastif.scoring import Scoring
 from hf_fastif.solvers import DualAscent
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 import numpy as np  # noqa: E402
 from datasets import Dataset  # noqa: E402
@@ -18,7 +18,7 @@ from tiny import VOCABULARY, tiny_tokenizer  # noqa: E402
 from tiny_heads import CASES  # noqa: E402
 from trl import SFTConfig, SFTTrainer  # noqa: E402
 
-from hf_fastif import InfluenceConfig, InfluenceMixin  # noqa: E402
+from hf_fastif import InfluenceConfig, InfluenceMixin
 
 
 @dataclass

@@ -12,7 +12,7 @@ import torch
 from tiny import accelerator, batches, tiny_data, tiny_model
 
 from hf_fastif.curvature import CurvatureSample, GaussNewton, Hessian
-from hf_fastif.objective import Objective
+from hf_fastif.model import Objective
 from hf_fastif.solvers import DivergenceError, Lissa, Solution, batch_scale
 from hf_fastif.solvers import lissa as lissa_module
 

@@ -1,0 +1,32 @@
+"""Get published EK-FAC factors from the Hub or from a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hf_fastif.artifacts import check_files, fetch, read_manifest
+from hf_fastif.errors import InfluenceError, NotFoundError
+
+
+FACTORS = "ekfac.safetensors"
+FACTORS_TYPES = {"model": str, "dataset": str, "settings": str}
+
+
+def fetch_factors(
+    repo_id_or_path: str | Path, revision: str | None, token: str | bool | None
+) -> tuple[Path, dict[str, Any]]:
+    """The file of EK-FAC factors, checked, and its manifest.
+
+    Raises:
+        FileNotFoundError: If there are none.
+        ValueError: If the file is not what its manifest says.
+    """
+    folder = fetch(repo_id_or_path, "factors/", "manifest.json", revision, token)
+    if not (folder / "manifest.json").is_file():
+        raise NotFoundError(f"{folder} holds no factors; trainer.push_factors_to_hub() publishes some.")
+    manifest = read_manifest(folder / "manifest.json", **FACTORS_TYPES)
+    if set(manifest["files"]) != {FACTORS}:
+        raise InfluenceError(f"{folder / 'manifest.json'} does not name the one file {FACTORS}; get it anew.")
+    check_files(folder, manifest["files"])
+    return folder / FACTORS, manifest

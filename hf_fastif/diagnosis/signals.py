@@ -1,0 +1,60 @@
+"""How much signal a checkpoint holds: whether its training examples still pull at the parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from hf_fastif.checkpoints import Checkpoint
+from hf_fastif.errors import InfluenceError
+from hf_fastif.execution import DatasetSweep
+from hf_fastif.model import Batch
+from hf_fastif.solvers import SolverSetup
+
+
+@dataclass(frozen=True)
+class CheckpointSignal:
+    """What a sample of the training set says at one checkpoint.
+
+    Attributes:
+        checkpoint ([`Checkpoint`]): Where.
+        loss (`float`): Mean loss.
+        residual (`float`): Mean of ||dL/df||, the distance of outputs from labels. Every gradient is a product of it
+            with a Jacobian: where it has vanished, the few examples that are not fitted yet decide all influence. Of
+            examples with several labels it is the mean over these.
+        trace (`float`, *optional*): Sum of the eigenvalues of the Gauss-Newton matrix, where all are known.
+    """
+
+    checkpoint: Checkpoint
+    loss: float
+    residual: float
+    trace: float | None
+
+
+def measure_checkpoint_signal(setup: SolverSetup, checkpoint: Checkpoint, sweep: DatasetSweep) -> CheckpointSignal:
+    """The signal of the checkpoint that is in the model, for a forward pass and the spectrum of a sample."""
+    objective = setup.objective
+    if objective.custom_compute_loss is not None:
+        raise InfluenceError(
+            "compute_loss: it is overridden, so that nothing is known of outputs and how far they are from labels, "
+            "which diagnose() reports; give the loss as compute_loss_func(outputs, labels, num_items_in_batch)."
+        )
+
+    def compute(batch: Batch) -> torch.Tensor:
+        with torch.no_grad():
+            logits = objective.logits(objective.theta, batch)
+        labels = objective.labels(batch)
+        with torch.enable_grad():
+            losses = objective.losses_of_logits(logits.requires_grad_(), labels)
+            (residual,) = torch.autograd.grad(losses.sum(), logits)
+        residual = residual.norm(dim=-1)
+        if objective.head.has_token_outputs:
+            residual = residual.sum(dim=1) / objective.head.weights(labels, residual.dtype).sum(dim=1).clamp_min(1e-9)
+        return torch.stack([losses.detach(), residual], dim=1)
+
+    rows = np.concatenate(setup.sample.batches)
+    loss, residual = sweep.over(setup.examples, rows, 2, compute, "Signal").mean(axis=0)
+    trace = float(setup.spectrum.eigenvalues.sum()) if setup.spectrum.whole else None
+    return CheckpointSignal(checkpoint, float(loss), float(residual), trace)

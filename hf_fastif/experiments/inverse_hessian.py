@@ -1,0 +1,240 @@
+"""Time and error of s_test over J, B and T of LiSSA, and of other solvers (section 5.3, figures 3b and 9)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.linalg import vector_norm
+
+from hf_fastif.analysis import AnalysisResult, changed, influence_manifest, open_analysis_results
+from hf_fastif.data import hexdigest
+from hf_fastif.errors import InfluenceError
+from hf_fastif.execution import PartialResults, Tensors
+from hf_fastif.experiments.stopwatch import Watch, watched
+from hf_fastif.influence import Context, loss_gradients
+from hf_fastif.solvers import Lissa
+from hf_fastif.trainer import InfluenceTrainer
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COSTLIEST = "the costliest LiSSA"
+LISSA, PLAIN = "LiSSA", "gradient / lambda"
+OTHERS = {  # settings by name; those that take steps are looked at after 1, 2, 4, 8, ...
+    "SDCA": {"solver": "sdca"},
+    "CG": {"solver": "cg"},
+    "EK-FAC": {"solver": "ekfac"},
+}
+
+
+@dataclass(frozen=True)
+class InverseHessian(AnalysisResult):
+    """Time and error of s_test for settings of LiSSA and for other solvers.
+
+    Attributes:
+        table (`list[dict]`): `solver`, `J` (steps), `B` (training examples a step) and `T` (runs averaged; B and T are
+            None but for LiSSA; "gradient / lambda" is s_test without curvature), `seconds` (for all queries at once,
+            without what a solver is fitted with), `fit` (seconds for that), and the error ||x - x*|| / ||x*|| against
+            the reference: `error`, the mean over queries, `error_std`, their standard deviation, `error_wrong` and
+            `error_right`, the means over queries that are predicted wrong and right (None if there are none).
+        diverged (`list[str]`): LiSSA settings that diverged, with what was said.
+        reference (`str`): What x* is.
+        damping (`float`): lambda.
+        num_queries (`int`): Q.
+    """
+
+    table: list[dict[str, Any]]
+    diverged: list[str]
+    reference: str
+    damping: float
+    num_queries: int
+
+    def __str__(self) -> str:
+        lines = [f"s_test of {self.num_queries} queries at lambda = {self.damping:.4g}; x* is {self.reference}"]
+        for row in self.table:
+            name = row["solver"] if row["B"] is None else f"{row['solver']}, B = {row['B']}, T = {row['T']}"
+            lines.append(
+                f"  {name:26} {row['J']:>6,} steps {row['seconds']:9.1f} s (fit {row['fit']:.0f} s)   "
+                f"error {row['error']:.3f} ± {row['error_std']:.3f}"
+            )
+        return "\n".join([*lines, *(f"  diverged: {why}" for why in self.diverged)])
+
+    def figure(self) -> Figure:
+        """Draws LiSSA's time and error against J, a line for each B and T, and error against time for all solvers."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(14, 4), layout="constrained")
+        of_time, of_error, both = figure.subplots(1, 3)
+        settings = dict.fromkeys((row["B"], row["T"]) for row in self.table if row["solver"] == LISSA)
+        sizes = sorted({size for size, _ in settings})
+        for size, repeats in settings:
+            own = [row for row in self.table if (row["solver"], row["B"], row["T"]) == (LISSA, size, repeats)]
+            steps, seconds, errors = ([row[name] for row in own] for name in ("J", "seconds", "error"))
+            style = {"color": f"C{sizes.index(size)}", "linestyle": "-" if repeats == 1 else "--", "marker": "."}
+            of_time.plot(steps, seconds, **style, label=f"B = {size}, T = {repeats}")
+            of_error.plot(steps, errors, **style)
+            both.plot(seconds, errors, **style)
+        for number, name in enumerate(dict.fromkeys(row["solver"] for row in self.table if row["solver"] != LISSA)):
+            own = [row for row in self.table if row["solver"] == name]
+            seconds, errors = ([row[key] for row in own] for key in ("seconds", "error"))
+            both.plot(seconds, errors, "sD^vP*X"[number % 7], color="black", linestyle=":", markersize=5, label=name)
+        of_time.set(xlabel="J, steps of LiSSA", ylabel=f"seconds for {self.num_queries} queries at once", yscale="log")
+        of_error.set(xlabel="J, steps of LiSSA", ylabel="error of s_test", yscale="log")
+        both.set(xlabel="seconds", ylabel="error of s_test", xscale="symlog", yscale="log")
+        for axes in (of_time, of_error, both):
+            axes.grid(alpha=0.3)
+        figure.legend(loc="outside right center", fontsize=8)
+        return figure
+
+
+def inverse_hessian(
+    trainer: InfluenceTrainer,
+    queries: Dataset,
+    right: Sequence[bool],
+    depths: Sequence[int] = tuple(range(700, 1301, 100)),
+    batch_sizes: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 128),
+    repeats: Sequence[int] = (1, 4),
+    others: Mapping[str, dict[str, Any]] | None = None,
+    reference: dict[str, Any] | None = None,
+) -> InverseHessian:
+    """Measures how long s_test takes and how far it is from the reference.
+
+    LiSSA runs once for each B and T, and is looked at after J steps; looking takes no part in the time.
+
+    Args:
+        trainer ([`InfluenceTrainer`]): With lambda and curvature in its settings. On one process.
+        queries (`datasets.Dataset`): Q examples, solved for at once.
+        right (`Sequence[bool]`): Whether the model predicts each of them right; their errors are reported apart too.
+        depths (`Sequence[int]`, *optional*): The J; those of the paper unless given.
+        batch_sizes (`Sequence[int]`, *optional*): The B; those of the paper unless given.
+        repeats (`Sequence[int]`, *optional*): The T; those of the paper unless given.
+        others (`Mapping[str, dict]`, *optional*): Settings of other solvers by name.
+        reference (`dict`, *optional*): Settings of a solver whose answer is x*, such as `{"solver": "exact"}`. Unless
+            given it is LiSSA with the largest J, B and T, as in the paper; its own error is then 0.
+
+    Returns:
+        [`InverseHessian`]: What is finished is kept in `output_dir/inverse_hessian`.
+
+    Raises:
+        ValueError: If there are several processes or checkpoints, or a setting is refused.
+        DivergenceError: If the reference diverges.
+    """
+    if trainer.accelerator.num_processes > 1:
+        raise InfluenceError("num_processes: solvers are looked at while they run, which one process does; start one.")
+    with trainer._context() as context:
+        if len(context.checkpoints) > 1:
+            raise InfluenceError(
+                f"checkpoints={trainer.args.checkpoints}: s_test is compared at one; give 'auto' or 'final'."
+            )
+    most = {"solver": "lissa", "lissa_depth": max(depths), "solver_tolerance": None}
+    lissa = [most | {"lissa_batch_size": b, "num_repeats": t} for t in repeats for b in batch_sizes]
+    named = reference is not None
+    reference = reference or most | {"lissa_batch_size": max(batch_sizes), "num_repeats": max(repeats)}
+    for settings in (reference, *lissa, *(others or {}).values()):
+        with changed(trainer, **settings):
+            pass  # refused before the work
+    manifest = influence_manifest(trainer, queries=queries) | {"reference": str(sorted(reference.items()))}
+    parts = open_analysis_results(trainer, "inverse_hessian", manifest)
+    truth = parts.get("reference", lambda: _solved(trainer, queries, reference))
+    bench = _Bench(trainer, queries, truth["vectors"], np.asarray(right, dtype=bool), sorted(depths))
+    table, diverged = _measured(bench, parts, lissa, others or {}, float(truth["damping"]))
+    with changed(trainer, **reference), trainer._context() as context:
+        what = context.setup().describe() if named else f"{COSTLIEST}, {context.setup().describe()}"
+    return InverseHessian(table, diverged, what, float(truth["damping"]), len(queries))
+
+
+def _measured(
+    bench: _Bench,
+    parts: PartialResults,
+    lissa: Sequence[dict[str, Any]],
+    others: Mapping[str, dict[str, Any]],
+    damping: float,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The table, and what is said of the settings that diverged."""
+    table, diverged = [], []
+    for settings in lissa:
+        about = {"solver": LISSA, "B": settings["lissa_batch_size"], "T": settings["num_repeats"]}
+        name = f"lissa-{about['B']}-{about['T']}-{hexdigest([str(bench.depths)])}"
+        part = parts.get(name, lambda settings=settings: bench.measure(settings, bench.depths))
+        table += [about | row for row in _rows(part)]
+        if len(part["steps"]) < len(bench.depths):
+            diverged.append(f"LiSSA, B = {about['B']}, T = {about['T']}, in step {int(part['stopped']) + 1:,}")
+    alone = {"B": None, "T": None}
+    same = {"num_repeats": 1, "damping": damping}  # "auto" is another lambda for EK-FAC
+    table += [{"solver": PLAIN} | alone | row for row in _rows(parts.get("plain", lambda: bench.plain(damping)))]
+    for name, settings in others.items():
+        key = f"other-{hexdigest([str(sorted(settings.items()))])}"
+        part = parts.get(key, lambda settings=settings: bench.measure(same | settings, None))
+        table += [{"solver": name} | alone | row for row in _rows(part)]
+    return table, diverged
+
+
+def _solved(trainer: InfluenceTrainer, queries: Dataset, settings: dict[str, Any]) -> Tensors:
+    with changed(trainer, **settings):
+        solution = trainer.compute_s_test(queries)
+    return {"vectors": solution.vectors, "damping": torch.tensor(solution.damping, dtype=torch.float64)}
+
+
+@dataclass
+class _Bench:
+    """Runs solvers for the same queries and compares them with the same truth (Q, P)."""
+
+    trainer: InfluenceTrainer
+    queries: Dataset
+    truth: torch.Tensor
+    right: np.ndarray
+    depths: list[int]
+
+    def plain(self, damping: float) -> Tensors:
+        """The errors of grad / lambda."""
+        with self._moment() as context:
+            return self._columns({0: self._error(self._gradients(context) / damping)}, {0: 0.0}, 0.0, 0)
+
+    def measure(self, settings: dict[str, Any], steps: Sequence[int] | None) -> Tensors:
+        """Seconds and errors after some steps (None: after 1, 2, 4, ..., and at the end), as columns."""
+        with changed(self.trainer, **settings), self._moment() as context:
+            gradients, start = self._gradients(context), time.perf_counter()
+            solver = context.setup().solver()
+            fit = time.perf_counter() - start
+            runs = solver.repeats if isinstance(solver, Lissa) and not solver.repeats_share() else 1
+            watch = Watch(steps, runs, self._error)
+            watched(solver, gradients, watch)
+        return self._columns(watch.seen, watch.seconds, fit, watch.last)
+
+    def _columns(self, seen: dict[int, torch.Tensor], seconds: dict[int, float], fit: float, stopped: int) -> Tensors:
+        columns = {"steps": [*seen], "seconds": [seconds[step] for step in seen], "fit": [fit] * len(seen)}
+        columns = {name: torch.tensor(values, dtype=torch.float64) for name, values in columns.items()}
+        errors = torch.stack([*seen.values()]) if seen else self.truth.new_zeros(0, len(self.truth))
+        right = torch.from_numpy(self.right)
+        return columns | {"errors": errors.double(), "right": right, "stopped": torch.tensor(stopped)}
+
+    @contextmanager
+    def _moment(self) -> Iterator[Context]:
+        """The model at the checkpoint that influence is taken at."""
+        with self.trainer._context() as context, context.checkpoints.at(0):
+            yield context
+
+    def _gradients(self, context: Context) -> torch.Tensor:
+        examples = context.examples("queries", self.queries)
+        return loss_gradients(context.objective, examples, range(len(examples)))
+
+    def _error(self, solutions: torch.Tensor) -> torch.Tensor:
+        return vector_norm(solutions - self.truth, dim=1) / vector_norm(self.truth, dim=1)
+
+
+def _rows(part: Tensors) -> list[dict[str, Any]]:
+    right, found = part["right"].bool(), []
+    for step, seconds, fit, errors in zip(*(part[n] for n in ("steps", "seconds", "fit", "errors")), strict=True):
+        groups = {"error_wrong": errors[~right], "error_right": errors[right]}
+        numbers = {"error": float(errors.mean()), "error_std": float(errors.std(correction=0))}
+        numbers |= {name: float(own.mean()) if len(own) else None for name, own in groups.items()}
+        found.append({"J": int(step), "seconds": float(seconds), "fit": float(fit)} | numbers)
+    return found

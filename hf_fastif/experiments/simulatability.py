@@ -1,0 +1,336 @@
+"""Do influential examples explain a model, in that they bring a simulator nearer to what the model predicts?
+
+Section 6.1 and appendix C.1 of the paper, figures 4 and 11.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset
+
+from hf_fastif.analysis import AnalysisResult, digests, influence_manifest, open_analysis_results
+from hf_fastif.data import hexdigest, label_name, relabelled, without_indexes
+from hf_fastif.errors import InfluenceError
+from hf_fastif.execution import Tensors
+from hf_fastif.experiments.sampling import GROUPS, mean_and_interval, random_rows, strongest_rows
+from hf_fastif.model import Batch, Objective, model_fingerprint
+from hf_fastif.scoring import DIRECTIONS
+from hf_fastif.trainer import InfluenceTrainer
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LEARNING_RATES = tuple(np.logspace(-5, -2.5, 50).tolist())  # the paper's
+RANDOM = "random"
+SAME_LABEL = "random, label predicted"
+EXPLAINING = "explaining"
+OVER_RANDOM, OVER_SAME_LABEL = "explaining, over random", "explaining, over random of the label predicted"
+COLUMNS = 5  # of panels, one for each query
+
+
+@dataclass(frozen=True)
+class Simulatability(AnalysisResult):
+    """The loss of a simulator on what another model predicts, after one gradient step on one training example.
+
+    Attributes:
+        curves (`list[dict]`): `query`, `kind` of example ("helpful" or "harmful" to the other model's loss on the
+            query, or "random, LABEL"), and `mean`, `low` and `high`: for each learning rate the mean, the smallest and
+            the largest loss over the examples of that kind.
+        queries (`list[dict]`): `query`, `right` (whether the other model predicts it right), `predicted` (the label
+            that it predicts), `before` (the simulator's loss on that label without a step) and `agrees` (whether the
+            simulator predicts that label already).
+        learning_rates (`list[float]`): Of the step.
+        num_examples (`int`): Examples of each kind, for each query.
+    """
+
+    curves: list[dict[str, Any]]
+    queries: list[dict[str, Any]]
+    learning_rates: list[float]
+    num_examples: int
+
+    def gains(self) -> dict[str, np.ndarray]:
+        """How much nearer to the predictions the simulator came, for each query (Q,), by kind of example.
+
+        The paper takes the difference of the loss before and after the step for the measure of an explanation; the
+        gain is that difference as a mean over examples and learning rates. Beside "helpful" and "harmful" there are
+
+        - "random": random examples, a mean over their labels;
+        - "random, label predicted": those that have the label that the other model predicts;
+        - "explaining": helpful examples where that prediction is right, harmful ones where it is wrong;
+        - "explaining, over random" and "explaining, over random of the label predicted": the differences.
+        """
+        before = np.array([query["before"] for query in self.queries])
+        found: dict[str, np.ndarray] = {}
+        for curve in self.curves:
+            own = found.setdefault(curve["kind"], np.zeros(len(before)))
+            own[curve["query"]] = before[curve["query"]] - np.mean(curve["mean"])
+        random = {kind: found.pop(kind) for kind in list(found) if kind not in DIRECTIONS}
+        of_label = [random[_random(query["predicted"])][query["query"]] for query in self.queries]
+        right = np.array([query["right"] for query in self.queries])
+        found |= {RANDOM: np.mean(list(random.values()), axis=0), SAME_LABEL: np.array(of_label)}
+        found[EXPLAINING] = np.where(right, found["helpful"], found["harmful"])
+        found[OVER_RANDOM] = found[EXPLAINING] - found[RANDOM]
+        found[OVER_SAME_LABEL] = found[EXPLAINING] - found[SAME_LABEL]
+        return found
+
+    def summary(self, seed: int = 0) -> list[dict[str, Any]]:
+        """Means of `gains` over queries: `group`, `kind`, `gain`, `low` and `high`.
+
+        The group is "all" queries, or those "predicted wrong" or "predicted right". From `low` to `high` is the 95 %
+        interval from drawing queries anew; NaN for a single one.
+        """
+        gains, found = self.gains(), []
+        for group, rows in self._groups().items():
+            for kind, values in gains.items():
+                numbers = dict(zip(("gain", "low", "high"), mean_and_interval(values[rows, None], seed), strict=True))
+                found.append({"group": group, "kind": kind} | numbers)
+        return found
+
+    def __str__(self) -> str:
+        agreeing = sum(query["agrees"] for query in self.queries)
+        lines = [
+            f"Fall of the simulator's loss on {len(self.queries)} predictions (before: "
+            f"{np.mean([query['before'] for query in self.queries]):.3f}; it agrees with {agreeing}) after a step on "
+            "one example,",
+            f"mean over {self.num_examples} examples of each kind and {len(self.learning_rates)} learning rates from "
+            f"{min(self.learning_rates):.1e} to {max(self.learning_rates):.1e}, with 95 % intervals",
+        ]
+        for row in self.summary():
+            gain = f"{row['gain']:+.5f} ({row['low']:+.5f} to {row['high']:+.5f})"
+            lines.append(f"  {row['group']:16} {row['kind']:46} {gain}")
+        return "\n".join(lines)
+
+    def figures(self, name: str) -> dict[str, Figure]:
+        """The figure of `figure`, and as `NAME-queries` a panel for each query."""
+        return {name: self.figure(), f"{name}-queries": self.figure_of_queries()}
+
+    def figure(self) -> Figure:
+        """Draws the change of the loss against the learning rate, for wrong and for right predictions.
+
+        Lines are means over queries, and bands their 95 % intervals.
+        """
+        from matplotlib.figure import Figure
+
+        groups = {name: rows for name, rows in self._groups().items() if name in GROUPS}
+        figure = Figure(figsize=(4.2 * len(groups) + 2, 4), layout="constrained")
+        panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+        before = np.array([query["before"] for query in self.queries])
+        for axes, (group, rows) in zip(panels, groups.items(), strict=True):
+            for number, (kind, curves) in enumerate(self._by_kind().items()):
+                changes = np.array([curves[row]["mean"] for row in rows]) - before[rows, None]
+                bands = [mean_and_interval(values[:, None], seed=0) for values in changes.T]
+                self._draw(axes, kind, number, *zip(*bands, strict=True))
+            axes.axhline(0, color="gray", linewidth=0.8)
+            axes.set(title=f"{group} ({len(rows)})", xlabel="learning rate of the step")
+        panels[0].set_ylabel("change of the simulator's loss")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+        return figure
+
+    def figure_of_queries(self) -> Figure:
+        """Draws the loss against the learning rate for each query, as the paper does.
+
+        Lines are means over examples, and bands go from the smallest to the largest.
+        """
+        from matplotlib.figure import Figure
+
+        width = min(COLUMNS, len(self.queries))
+        height = -(-len(self.queries) // width)
+        figure = Figure(figsize=(3 * width, 2.6 * height + 0.6), layout="constrained")
+        panels = figure.subplots(height, width, squeeze=False).ravel()
+        by_kind = self._by_kind()
+        for axes, query in zip(panels, self.queries, strict=False):
+            for number, (kind, curves) in enumerate(by_kind.items()):
+                curve = curves[query["query"]]
+                self._draw(axes, kind, number, curve["mean"], curve["low"], curve["high"])
+            axes.axhline(query["before"], color="gray", linewidth=0.8)
+            verdict = "right" if query["right"] else "wrong"
+            axes.set_title(f"query {query['query']}, {verdict}: {query['predicted']}", fontsize=9)
+        for axes in panels[len(self.queries) :]:
+            axes.set_axis_off()
+        figure.supxlabel("learning rate of the step", fontsize=10)
+        figure.supylabel("loss of the simulator", fontsize=10)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=width, fontsize=9)
+        return figure
+
+    def _draw(
+        self, axes: Axes, kind: str, number: int, middle: Sequence[float], low: Sequence[float], high: Sequence[float]
+    ) -> None:
+        color, style = f"C{number}", "-" if kind in DIRECTIONS else "--"
+        axes.plot(self.learning_rates, middle, style, color=color, label=kind)
+        axes.fill_between(self.learning_rates, low, high, color=color, alpha=0.2, linewidth=0)
+        axes.set_xscale("log")
+        axes.grid(alpha=0.3)
+
+    def _by_kind(self) -> dict[str, dict[int, dict[str, Any]]]:
+        found: dict[str, dict[int, dict[str, Any]]] = {}
+        for curve in self.curves:
+            found.setdefault(curve["kind"], {})[curve["query"]] = curve
+        return found
+
+    def _groups(self) -> dict[str, np.ndarray]:
+        """The rows of all queries, and of those predicted wrong and right, if there are such."""
+        right = np.array([query["right"] for query in self.queries])
+        groups = {"all": np.arange(len(right))}
+        groups |= {name: np.flatnonzero(right == value) for name, value in GROUPS.items()}
+        return {name: rows for name, rows in groups.items() if len(rows)}
+
+
+def as_predicted(trainer: InfluenceTrainer, examples: Dataset, dataset: Dataset) -> Dataset:
+    """A dataset with the labels that a model predicts, for a simulator of it to learn.
+
+    Args:
+        trainer ([`InfluenceTrainer`]): Whose model predicts.
+        examples (`datasets.Dataset`): What it is asked about.
+        dataset (`datasets.Dataset`): The same rows as the simulator takes them, which may be tokenized otherwise.
+
+    Raises:
+        ValueError: If the rows are not as many, or the dataset knows no class by the name of one that is predicted.
+    """
+    if len(examples) != len(dataset):
+        raise InfluenceError(f"dataset: it has {len(dataset):,} rows; give the {len(examples):,} of examples.")
+    with trainer._context() as context:
+        predicted = context.predict(context.examples("examples", examples)).logits.argmax(axis=1)
+    feature, names = dataset.features["label"], trainer.model.config.id2label
+    if isinstance(feature, ClassLabel):
+        if unknown := sorted({names[label] for label in predicted} - set(feature.names)):
+            raise InfluenceError(
+                f"dataset: the model predicts {', '.join(unknown)}, and the labels are {', '.join(feature.names)}; "
+                "give both the same names."
+            )
+        predicted = np.array([feature.str2int(names[label]) for label in predicted])
+    return relabelled(without_indexes(dataset), predicted)
+
+
+def losses_after_step(
+    objective: Objective, example: Batch, query: Batch, learning_rates: Sequence[float]
+) -> torch.Tensor:
+    """The loss (L,) on a query after a step of gradient descent on an example, for each learning rate.
+
+    theta' = theta - eta grad L(example, theta), without momentum, as the authors' code has it; so one gradient serves
+    all learning rates. Dropout is off.
+    """
+    gradient, found = objective.space.split(objective.gradient(example)), []
+    with torch.no_grad():
+        for rate in learning_rates:
+            theta = {name: p.sub(gradient[name], alpha=rate) for name, p in objective.theta.items()}
+            found.append(objective.losses_of_logits(objective.logits(theta, query), query["labels"]))
+    return torch.cat(found)
+
+
+def simulatability(
+    trainer: InfluenceTrainer,
+    simulator: InfluenceTrainer,
+    queries: Dataset,
+    simulated: Dataset,
+    examples: Dataset,
+    num_neighbors: int | None = None,
+    num_examples: int = 10,
+    learning_rates: Sequence[float] = LEARNING_RATES,
+) -> Simulatability:
+    """Takes a step with a simulator on influential or random examples, and asks it what the other model predicts.
+
+    The examples are those that influence the other model's loss on the true label of a query the most, and have their
+    true labels.
+
+    Args:
+        trainer ([`InfluenceTrainer`]): Of the model that is to be explained.
+        simulator ([`InfluenceTrainer`]): Of a model that was trained on its predictions, see `as_predicted`.
+        queries (`datasets.Dataset`): Q examples.
+        simulated (`datasets.Dataset`): The queries as the simulator takes them.
+        examples (`datasets.Dataset`): `trainer.train_dataset` as the simulator takes it, with the true labels.
+        num_neighbors (`int`, *optional*): k: only the k nearest neighbours of a query are scored; None scores all.
+        num_examples (`int`, *optional*, defaults to 10): Of each kind, for each query.
+        learning_rates (`Sequence[float]`, *optional*): Of the step; by default the paper's, 50 from 1e-5 to 10^-2.5.
+
+    Returns:
+        [`Simulatability`]: What is finished is kept in `output_dir/simulatability` and `output_dir/simulated`.
+
+    Raises:
+        ValueError: If rows are not as many as they should be, a query has too few influential examples or a label too
+            few examples, or the loss after a step is not finite.
+    """
+    if len(examples) != len(trainer.train_dataset):
+        raise InfluenceError(
+            f"examples: there are {len(examples):,}; give the {len(trainer.train_dataset):,} of the training set."
+        )
+    simulated = as_predicted(trainer, queries, simulated)
+    chosen = _chosen(trainer, queries, examples, num_neighbors, num_examples)
+    predicted = [label_name(simulated, label) for label in simulated["label"]]
+    right = [label_name(queries, label) == name for label, name in zip(queries["label"], predicted, strict=True)]
+    if unknown := sorted({_random(name) for name in predicted} - set(chosen[0])):
+        raise InfluenceError(f"examples: none has the label that the model predicts: {', '.join(unknown)}.")
+    with simulator._context() as context:
+        answers = context.predict(context.examples("simulated", simulated))
+    agrees = answers.logits.argmax(axis=1) == answers.labels
+    losses = _losses(trainer, simulator, simulated, examples, chosen, learning_rates)
+    curves = [
+        {"query": query, "kind": kind, "mean": own.mean(0).tolist(), "low": own.min(0).tolist()}
+        | {"high": own.max(0).tolist()}
+        for query, of_query in enumerate(losses)
+        for kind, own in zip(chosen[query], of_query, strict=True)
+    ]
+    columns = zip(right, predicted, answers.losses.tolist(), agrees.tolist(), strict=True)
+    about = [dict(zip(("right", "predicted", "before", "agrees"), row, strict=True)) for row in columns]
+    asked = [{"query": number} | row for number, row in enumerate(about)]
+    return Simulatability(curves, asked, [float(rate) for rate in learning_rates], num_examples)
+
+
+def _random(label: str) -> str:
+    return f"{RANDOM}, {label}"
+
+
+def _chosen(
+    trainer: InfluenceTrainer, queries: Dataset, examples: Dataset, k: int | None, count: int
+) -> list[dict[str, np.ndarray]]:
+    """For each query the rows (count,) of the examples, by kind."""
+    drawn = [random_rows(examples, count, (trainer.args.seed, q), "num_examples") for q in range(len(queries))]
+    about = {"k": str(k), "count": str(count)}
+    parts = open_analysis_results(trainer, "simulatability", influence_manifest(trainer, queries=queries) | about)
+    strongest = parts.get("strongest", partial(strongest_rows, trainer, queries, count, k, "num_examples"))
+    tops = {direction: strongest[direction].cpu().numpy() for direction in DIRECTIONS}
+    return [
+        {direction: rows[q] for direction, rows in tops.items()} | {_random(name): rows for name, rows in own.items()}
+        for q, own in enumerate(drawn)
+    ]
+
+
+def _losses(
+    trainer: InfluenceTrainer,
+    simulator: InfluenceTrainer,
+    simulated: Dataset,
+    examples: Dataset,
+    chosen: Sequence[Mapping[str, np.ndarray]],
+    learning_rates: Sequence[float],
+) -> np.ndarray:
+    """The losses (Q, kinds, examples, learning rates); the queries are dealt to the processes."""
+    rows = np.array([list(own.values()) for own in chosen])
+    with simulator._context() as context:
+        objective = context.objective
+        about = {"rows": hexdigest([torch.from_numpy(rows)]), "learning_rates": str(list(learning_rates))}
+        about |= {"simulator": model_fingerprint(objective.model), "bf16": str(simulator.args.influence_bf16)}
+        about |= digests(simulator, simulated=simulated, examples=examples)
+        parts = open_analysis_results(trainer, "simulated", about)
+        asked, train = context.pool("simulated", simulated), context.examples("examples", without_indexes(examples))
+
+        def work(q: int) -> Tensors:
+            query = asked.take([q])
+            steps = [losses_after_step(objective, train.take([z]), query, learning_rates) for z in rows[q].ravel()]
+            return {"losses": torch.stack(steps).double()}
+
+        names = [f"query-{q}" for q in range(len(rows))]
+        parts.compute_missing({name: partial(work, q) for q, name in enumerate(names)}, "Fine-tuning the simulator")
+        found = [parts.get(name, partial(work, q))["losses"].cpu().numpy() for q, name in enumerate(names)]
+    losses = np.stack(found).reshape(*rows.shape, len(learning_rates))
+    if not np.isfinite(losses).all():
+        raise InfluenceError(
+            f"learning_rates: after a step with up to {max(learning_rates):g} a loss is not finite; give smaller ones."
+        )
+    return losses

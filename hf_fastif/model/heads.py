@@ -1,0 +1,212 @@
+"""What a model's outputs are, and their labels: which numbers an example's loss is a function of, for each head."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES,
+    MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+)
+
+from hf_fastif.config import Reduction
+from hf_fastif.model.parameters import without_adapters
+
+
+Batch = dict[str, torch.Tensor]
+IGNORED = -100  # the label of a place that is not predicted
+NEVER = -1e4  # an output that stands for a place outside of an example
+
+
+def with_positions(inputs: Batch) -> Batch:
+    """Adds position numbers that start at an example's first token, where padding on the left would shift them."""
+    mask = inputs.get("attention_mask")
+    if mask is None or "position_ids" in inputs or mask[..., 0].all():
+        return inputs
+    return inputs | {"position_ids": (mask.long().cumsum(dim=-1) - 1).clamp_min(0)}
+
+
+@dataclass(frozen=True)
+class ExampleHead:
+    """One prediction an example: classification of a text, an image or choices, regression, several labels at once.
+
+    Outputs have the shape (B, C); labels (B,), or (B, C) where each output has its own.
+
+    Attributes:
+        choices (`bool`): Whether the outputs are scores of several texts, `input_ids` being (B, choices, T).
+        positions (`bool`): Whether position numbers are counted from the attention mask.
+    """
+
+    choices: bool = False
+    positions: bool = False
+
+    label_names = ("labels",)
+    has_token_outputs = False  # whether an example has several places, each with a prediction
+
+    def inputs(self, inputs: Batch, _batch: Batch) -> Batch:
+        """What the model takes, of a batch without its labels."""
+        return with_positions(inputs) if self.positions else inputs
+
+    def outputs(self, output: Any, _batch: Batch) -> torch.Tensor:
+        """The outputs (B, C), of what the model returns."""
+        return output.logits
+
+    def labels(self, batch: Batch) -> torch.Tensor:
+        """The labels of a batch."""
+        return batch["labels"]
+
+    def rows(self, batch: Batch) -> int:
+        """How many rows layers see of a batch: one for each choice of each example."""
+        return len(batch["labels"]) * (batch["input_ids"].shape[1] if self.choices else 1)
+
+
+def without_targets_of_padding(batch: Batch) -> Batch:
+    """Hide the label of a token right behind padding: alone, an example's first token is predicted from nothing."""
+    mask, labels = batch.get("attention_mask"), batch.get("labels")
+    if mask is None or labels is None or mask.shape != labels.shape:
+        return batch
+    behind = (mask[:, 1:] != 0) & (mask[:, :-1] == 0)
+    if not behind.any():
+        return batch
+    return batch | {"labels": torch.cat([labels[:, :1], labels[:, 1:].masked_fill(behind, IGNORED)], dim=1)}
+
+
+@dataclass(frozen=True)
+class TokenHead:
+    """One prediction a token: language models, sequence to sequence, token classification.
+
+    Only places with a label other than -100 are kept, and put together at the front: outputs are (B, L, C) and labels
+    (B, L), L being the most that an example of the batch has.
+
+    Attributes:
+        shift (`bool`): Whether a place predicts the next token, as in causal language models.
+        reduction (`"sum"` or `"mean"`): The loss of an example is the sum or the mean over its labelled tokens.
+        prepare (`Callable`, *optional*): Makes the inputs of a decoder from labels, where the collator does not.
+        positions (`bool`): Whether position numbers are counted from the attention mask.
+        whole (`bool`): Whether all places are kept, for a loss function of the user's that chooses among them.
+    """
+
+    shift: bool
+    reduction: Reduction
+    prepare: Callable[..., torch.Tensor] | None = None
+    positions: bool = False
+    whole: bool = False
+
+    label_names = ("labels",)
+    has_token_outputs = True
+    choices = False
+
+    def inputs(self, inputs: Batch, batch: Batch) -> Batch:
+        """What the model takes, of a batch without its labels, and what the decoder reads."""
+        if self.prepare is not None and "decoder_input_ids" not in inputs:
+            inputs = inputs | {"decoder_input_ids": self.prepare(labels=batch["labels"])}
+        return with_positions(inputs) if self.positions else inputs
+
+    def outputs(self, output: Any, batch: Batch) -> torch.Tensor:
+        """The outputs (B, L, C) at the labelled places."""
+        logits = output.logits[:, -batch["labels"].shape[1] :]  # prompts of adapters stand before the text
+        if self.whole:
+            return logits
+        places = self._places(batch)
+        return logits[torch.arange(len(logits), device=logits.device)[:, None], places]
+
+    def labels(self, batch: Batch) -> torch.Tensor:
+        """The labels (B, L), -100 where an example has fewer than L."""
+        return batch["labels"] if self.whole else self._shifted(batch).gather(1, self._places(batch))
+
+    def weights(self, labels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """What the loss of each place (B, L) counts."""
+        labelled = (labels != IGNORED).to(dtype)
+        return labelled if self.reduction == "sum" else labelled / labelled.sum(dim=1, keepdim=True).clamp_min(1)
+
+    def rows(self, batch: Batch) -> int:
+        """How many rows layers see of a batch: one for each example."""
+        return len(batch["labels"])
+
+    def predicted(self, batch: Batch) -> torch.Tensor:
+        """Which token of its example each place (B, L) predicts; T where there is none."""
+        places = self._places(batch)
+        labelled = self._shifted(batch).gather(1, places) != IGNORED
+        return (places + self.shift).masked_fill(~labelled, batch["labels"].shape[1])
+
+    def _shifted(self, batch: Batch) -> torch.Tensor:
+        labels = batch["labels"]
+        return nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED) if self.shift else labels
+
+    def _places(self, batch: Batch) -> torch.Tensor:
+        ignored = self._shifted(batch) == IGNORED
+        most = int((~ignored).sum(dim=1).max())
+        return ignored.long().argsort(dim=1, stable=True)[:, : max(1, most)]
+
+
+@dataclass(frozen=True)
+class SpanHead:
+    """Question answering: where the answer starts and where it ends, the mean of two cross entropies over the tokens.
+
+    Outputs are (B, 2, T), labels (B, 2). Padding (`attention_mask` 0) is no place for an answer, as in a batch of the
+    example alone; a position outside of the text has no loss.
+
+    Attributes:
+        positions (`bool`): Whether position numbers are counted from the attention mask.
+    """
+
+    positions: bool = False
+
+    label_names = ("start_positions", "end_positions")
+    has_token_outputs = True
+    choices = False
+
+    def inputs(self, inputs: Batch, _batch: Batch) -> Batch:
+        """What the model takes, of a batch without its labels."""
+        return with_positions(inputs) if self.positions else inputs
+
+    def outputs(self, output: Any, batch: Batch) -> torch.Tensor:
+        """The outputs (B, 2, T)."""
+        logits, mask = torch.stack([output.start_logits, output.end_logits], dim=1), batch.get("attention_mask")
+        return logits if mask is None else logits.masked_fill(mask[:, None] == 0, NEVER)
+
+    def labels(self, batch: Batch) -> torch.Tensor:
+        """The first and the last token (B, 2) of the answer."""
+        size = batch["input_ids"].shape[1]
+        labels = torch.stack([batch[name].view(-1) for name in self.label_names], dim=1).clamp(0, size)
+        return labels.masked_fill(labels == size, IGNORED)
+
+    def rows(self, batch: Batch) -> int:
+        """How many rows layers see of a batch: one for each example."""
+        return len(batch["input_ids"])
+
+    def weights(self, labels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """What the loss of each place (B, 2) counts."""
+        return (labels != IGNORED).to(dtype) / 2
+
+
+Head = ExampleHead | TokenHead | SpanHead
+
+
+def takes_positions(model: nn.Module) -> bool:
+    """Whether a model can be given position numbers."""
+    return "position_ids" in inspect.signature(without_adapters(model).forward).parameters
+
+
+def head_of(model: nn.Module, reduction: Reduction) -> Head:
+    """The head of a model, by the class that transformers gives it."""
+    plain = without_adapters(model)
+    name = type(plain).__name__
+    if name in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values():
+        return TokenHead(False, reduction, prepare=plain.prepare_decoder_input_ids_from_labels)
+    if name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+        return TokenHead(True, reduction, positions=takes_positions(plain))
+    if name in {*MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values(), *MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()}:
+        return TokenHead(False, reduction)
+    if name in MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES.values():
+        return SpanHead()
+    return ExampleHead(name in MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES.values())

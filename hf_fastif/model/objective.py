@@ -1,0 +1,339 @@
+"""The per-example loss of a model, as a function of its trainable parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from hf_fastif.artifacts import loss_identity
+from hf_fastif.config import Reduction
+from hf_fastif.errors import InfluenceError
+from hf_fastif.model.compiled import take_compiled_calls
+from hf_fastif.model.custom_loss import CustomComputeLoss, CustomLoss
+from hf_fastif.model.heads import Batch, TokenHead, head_of, takes_positions
+from hf_fastif.model.parameters import (
+    ParameterSpace,
+    load_parameters_,
+    model_fingerprint,
+    trained_state,
+    without_adapters,
+)
+
+
+logger = logging.get_logger(__name__)
+
+GRADIENT_HOOK = "make_inputs_require_grad"
+STATES = "frozen_states"  # the entry of a batch (B, T, hidden) that a model goes on from
+
+
+@dataclass(frozen=True)
+class FrozenLayers:
+    """The first layers of an encoder, none of which is trained.
+
+    Attributes:
+        layers (`Sequence[torch.nn.Module]`): The layers.
+        rest (`tuple`, *optional*): What they return behind the states; None if they return the states alone.
+    """
+
+    layers: Sequence[nn.Module]
+    rest: tuple | None
+
+    @contextmanager
+    def skipped(self, states: torch.Tensor) -> Iterator[None]:
+        """Lets the model go on from the states (B, T, hidden) of a batch, as if its frozen layers had made them."""
+        answer = states if self.rest is None else (states, *self.rest)
+        before = [layer.__dict__.get("forward") for layer in self.layers]
+        for layer in self.layers:
+            layer.forward = lambda *_args, **_kwargs: answer
+        try:
+            yield
+        finally:
+            for layer, forward in zip(self.layers, before, strict=True):
+                del layer.forward
+                if forward is not None:
+                    layer.forward = forward
+
+
+class Objective:
+    """The loss L(z, theta) of single examples z, and the outputs it is a function of.
+
+    It is the loss that `Trainer` minimises: cross entropy (with the label smoothing of training), mean squared error
+    for regression, binary cross entropy for multi-label heads, or a loss function of the user's. `Trainer` gives every
+    labelled token of a batch the same weight, whichever example it is in; so the loss of an example with several is
+    their sum, unless their mean is asked for. Weight decay stays out of it unless asked for.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): The model, unwrapped.
+        label_smoothing (`float`, *optional*, defaults to 0): `TrainingArguments.label_smoothing_factor`.
+        weight_decay (`float`, *optional*, defaults to 0): w of a term w ||theta||^2 in every loss, as the authors of
+            FastIF have it; it gives all influences one common offset.
+        decayed (`Sequence[str]`, *optional*): Names of the parameters in that term.
+        bf16 (`bool`, *optional*, defaults to `False`): Runs the model in bfloat16 autocast.
+        reduction (`"sum"` or `"mean"`, *optional*, defaults to `"sum"`): Of the losses of an example's tokens.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        label_smoothing: float = 0.0,
+        weight_decay: float = 0.0,
+        decayed: Sequence[str] = (),
+        bf16: bool = False,
+        reduction: Reduction = "sum",
+    ):
+        self.model = model
+        self.space = ParameterSpace(model)
+        self.theta = self.space.parameters
+        self.head = head_of(model, reduction)
+        # Trainer smooths what it finds under "labels".
+        self.label_smoothing = label_smoothing if self.head.label_names == ("labels",) else 0.0
+        self.weight_decay = weight_decay
+        self.decayed = [name for name in decayed if name in self.theta]
+        self.bf16 = bf16
+        self.frozen: FrozenLayers | None = None  # what batches with states of their own skip
+        self.custom_loss: CustomLoss | None = None  # in place of the head's
+        self.custom_compute_loss: CustomComputeLoss | None = None  # in place of outputs and loss
+        self._fingerprint: str | None = None  # of an objective's lifetime, in which only `holding` changes weights
+        self.forward_mode = True  # until an operation turns out to have none
+
+    def use_loss(self, loss: CustomLoss | CustomComputeLoss | None) -> None:
+        """Takes a loss of the user's in place of the head's."""
+        if isinstance(loss, CustomComputeLoss):
+            self.custom_compute_loss = loss
+            return
+        self.custom_loss = loss
+        if loss is not None and isinstance(self.head, TokenHead):
+            self.head = replace(self.head, whole=True)
+
+    @property
+    def loss_identity(self) -> str:
+        """What stands for the loss in manifests: its settings, and what the user's function gives, if there is one."""
+        settings = {
+            "label_smoothing": self.label_smoothing,
+            "weight_decay": self.weight_decay,
+            "reduction": getattr(self.head, "reduction", None),
+            "bf16": self.bf16,
+        }
+        users = self.custom_compute_loss or self.custom_loss
+        return loss_identity(users.name if users else "", users.probe if users else (), **settings)
+
+    @property
+    def training_loss_identity(self) -> str:
+        """What stands for the loss of training, in a checkpoint: what holds at any moment of it."""
+        name = (
+            self.custom_compute_loss.name
+            if self.custom_compute_loss
+            else self.custom_loss.name
+            if self.custom_loss
+            else ""
+        )
+        probe = self.custom_loss.probe if self.custom_loss else ()
+        return loss_identity(
+            name, probe, label_smoothing=self.label_smoothing, overridden=self.custom_compute_loss is not None
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """What stands for the weights that are in the model, and for which of them are trained."""
+        if self._fingerprint is None:
+            self._fingerprint = model_fingerprint(self.model)
+        return self._fingerprint
+
+    @contextmanager
+    def holding(self, values: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """Put other parameters and buffers, by name, into the model, and put back its own."""
+        tensors = {name: tensor for name, tensor in trained_state(self.model).items() if name in values}
+        before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        fingerprint, self._fingerprint = self._fingerprint, None
+        try:
+            load_parameters_(tensors, values)
+            yield
+        finally:
+            load_parameters_(tensors, before)
+            self._fingerprint = fingerprint
+
+    @property
+    def rounds(self) -> bool:
+        """Whether the model runs in half precision, so that outputs have two or three digits."""
+        return self.bf16 or any(p.dtype in (torch.bfloat16, torch.float16) for p in self.model.parameters())
+
+    @property
+    def takes_positions(self) -> bool:
+        """Whether the model can be given position numbers."""
+        return takes_positions(self.model)
+
+    def labels(self, batch: Batch) -> torch.Tensor:
+        """The labels (B, ...) of a batch, one for each place where its examples have outputs."""
+        return self.head.labels(batch)
+
+    def logits(self, theta: Mapping[str, torch.Tensor], batch: Batch) -> torch.Tensor:
+        """The outputs (B, ..., C) of the model with the parameters `theta`, at the places that have labels."""
+        inputs = {name: value for name, value in batch.items() if name not in (*self.head.label_names, STATES)}
+        inputs = self.head.inputs(inputs, batch)
+        with ExitStack() as stack:
+            if self.bf16:
+                stack.enter_context(torch.autocast(next(iter(theta.values())).device.type, torch.bfloat16))
+            if STATES in batch:
+                stack.enter_context(self.frozen.skipped(batch[STATES]))
+            placed = {place: theta[name] for place, name in self.space.places.items()}
+            output = functional_call(self.model, placed, (), inputs, tie_weights=False)
+            logits = self.head.outputs(output, batch)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if logits.ndim != 2 + self.head.has_token_outputs:
+            raise InfluenceError(
+                f"model: {type(self.model).__name__} returned logits of shape {tuple(logits.shape)}, and influence "
+                "does not know what they are; it knows the heads of transformers for classification (of sequences, "
+                "images, choices and tokens), language models, sequence to sequence and question answering."
+            )
+        return logits
+
+    def losses_of_logits(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The loss (B,) of each example, given its outputs (B, ..., C)."""
+        if self.custom_loss is not None:
+            return self.custom_loss(logits, labels)
+        kind = self.problem_type(labels)
+        if kind == "single_label_classification":
+            losses = self.losses_of_places(logits, labels)
+            return losses.sum(dim=1) if self.head.has_token_outputs else losses
+        labels = labels.to(logits.dtype).view_as(logits)
+        if kind == "regression":
+            return F.mse_loss(logits, labels, reduction="none").mean(-1)
+        return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1)
+
+    def losses_of_places(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The cross entropy (B, ...) at each place, times what it counts in the loss of its example."""
+        outputs, targets = logits.flatten(0, -2), labels.flatten()
+        losses = F.cross_entropy(outputs, targets, reduction="none", label_smoothing=self.label_smoothing)
+        losses = losses.view(logits.shape[:-1])
+        return losses * self.head.weights(labels, losses.dtype) if self.head.has_token_outputs else losses
+
+    def losses(self, theta: Mapping[str, torch.Tensor], batch: Batch) -> torch.Tensor:
+        """The loss (B,) of each example of a batch."""
+        if self.custom_compute_loss is not None:
+            losses = self.custom_compute_loss.losses(theta, batch)
+        else:
+            losses = self.losses_of_logits(self.logits(theta, batch), self.labels(batch))
+        if self.weight_decay:
+            losses = losses + self.weight_decay * sum(theta[name].to(losses).square().sum() for name in self.decayed)
+        return losses
+
+    def gradient(self, batch: Batch) -> torch.Tensor:
+        """The gradient (P,) of the mean loss of a batch."""
+        loss = self.losses(self.theta, batch).mean()
+        return self.space.join(torch.autograd.grad(loss, list(self.theta.values()), allow_unused=True))
+
+    def output_rank(self, batch: Batch) -> float:
+        """The rank of d2 L / d f^2 of one example, infinite where it is too large for rows of Jacobians.
+
+        Of C outputs the cross entropy sees C - 1 differences. A loss of the user's may see all of them.
+        """
+        if self.head.has_token_outputs:
+            return math.inf
+        config = without_adapters(self.model).config
+        count = batch["input_ids"].shape[1] if self.head.choices else config.num_labels
+        labels = self.labels(batch)
+        return count - (self.custom_loss is None and self.problem_type(labels) == "single_label_classification")
+
+    def problem_type(self, labels: torch.Tensor) -> str:
+        """Which loss it is, in the words of `config.problem_type`."""
+        # The same inference as in transformers' own classification loss, without writing to the config.
+        config = without_adapters(self.model).config
+        if self.head.has_token_outputs or self.head.choices:
+            return "single_label_classification"
+        if config.problem_type is not None:
+            return config.problem_type
+        if config.num_labels == 1:
+            return "regression"
+        return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+
+
+@contextmanager
+def differentiable(model: nn.Module) -> Iterator[None]:
+    """Puts a model into the state that exact derivatives need, and gives it back as it was.
+
+    Dropout off; attention and experts eager, since fused kernels have neither a forward-mode nor a second derivative;
+    the autocast that Accelerate wraps around `forward` when it trains in bf16 or fp16 taken off; and so are compiled
+    calls, and the hooks that make embeddings require gradients, which checkpointed training of adapters sets and
+    forward mode does not bear.
+
+    Raises:
+        ValueError: If the model's attention is fused and cannot be switched.
+    """
+    training = [module for module in model.modules() if module.training]
+    plain, patched_forward = without_adapters(model), model.__dict__.get("forward")
+    attention, experts, hooks = _switch_to_eager(plain), _eager_experts(plain), _without_gradient_hooks(model)
+    compiled = take_compiled_calls(model)
+    if "_original_forward" in model.__dict__:  # what Accelerate has wrapped
+        model.forward = model._original_forward
+    model.eval()
+    try:
+        with sdpa_kernel(SDPBackend.MATH):  # for modules that call torch's attention by themselves
+            yield
+    finally:
+        for module in training:
+            module.training = True
+        if attention is not None:
+            plain.set_attn_implementation(attention)
+        if experts is not None:
+            plain.set_experts_implementation(experts)
+        if patched_forward is not None:
+            model.forward = patched_forward
+        for module, call in compiled:
+            module._compiled_call_impl = call
+        for module, own in hooks:
+            module._forward_hooks.update(own)
+
+
+def _without_gradient_hooks(model: nn.Module) -> list[tuple[nn.Module, dict[int, Callable]]]:
+    """Takes off the hooks of transformers and PEFT that make what embeddings return require gradients."""
+    found = []
+    for module in model.modules():
+        own = {
+            i: hook
+            for i, hook in module._forward_hooks.items()
+            if getattr(hook, "__name__", "").startswith(GRADIENT_HOOK)
+        }
+        for i in own:
+            del module._forward_hooks[i]
+        if own:
+            found.append((module, own))
+    return found
+
+
+def _switch_to_eager(model: nn.Module) -> str | None:
+    """Sets eager attention; returns the name of the one that was set before, or None if there is nothing to undo."""
+    if not isinstance(model, PreTrainedModel) or model.config._attn_implementation in (None, "eager"):
+        return None
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    # torch's own attention needs no switch: the math kernel stands in for it.
+    if model.config._attn_implementation != "eager" and before != "sdpa":
+        raise InfluenceError(
+            f"model: the attention of {type(model).__name__} is {before!r}, which has no second derivative, and it "
+            "cannot be switched; load the model with attn_implementation='eager'."
+        )
+    logger.warning_once(
+        f"Attention is switched from {before!r} to 'eager' while influence is computed, and back afterwards: fused "
+        "kernels have no forward-mode derivative."
+    )
+    return before
+
+
+def _eager_experts(model: nn.Module) -> dict[str, str | None] | None:
+    """Computes mixtures of experts one expert at a time; returns how it was before, or None if there are none."""
+    parts = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    if not isinstance(model, PreTrainedModel) or not any(part._can_set_experts_implementation() for part in parts):
+        return None
+    before = model.get_experts_implementation()
+    model.set_experts_implementation("eager")
+    return before

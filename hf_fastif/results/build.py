@@ -1,0 +1,156 @@
+"""From scores to the tables of an `InfluenceResult`: the strongest of each direction, with texts and predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import ClassLabel, Dataset, Features, Value
+
+from hf_fastif.artifacts import versions
+from hf_fastif.data import label_column, plain_columns, prefixed, set_apart, text_columns
+from hf_fastif.influence import Predictions
+from hf_fastif.results.result import InfluenceResult
+from hf_fastif.results.tables import TOKEN_COLUMNS
+from hf_fastif.scoring import SIGN, QueryScores, strongest
+
+
+INFLUENCE_COLUMNS = Features(
+    {
+        "query_index": Value("int32"),
+        "train_index": Value("int64"),
+        "influence": Value("float32"),
+        "direction": Value("string"),
+        "rank": Value("int32"),
+    }
+)
+
+
+def build_result(
+    queries: Dataset,
+    candidates: Dataset,
+    predictions: Predictions,
+    outcomes: Sequence[QueryScores],
+    num_examples: int | None,
+    label_names: dict[int, str],
+    settings: dict[str, Any],
+    token_texts: Mapping[int, list[str]] | None = None,
+) -> InfluenceResult:
+    """Joins scores, texts and predictions; keeps the `num_examples` strongest of each direction (None: all).
+
+    There is one outcome for each query, or a single one for all of them together, which are anchors then.
+    `token_texts` are what the tokens of candidates read, where outcomes know the influence of tokens.
+    """
+    queries, candidates = set_apart(queries), set_apart(candidates)
+    label = label_column(candidates)
+    names = _label_names(candidates.features[label] if label else None, label_names)
+    summary = {
+        **settings,
+        "damping": outcomes[0].quality["damping"],
+        "scale": outcomes[0].quality["scale"],
+        "num_queries": len(outcomes),
+        "num_candidates": len(candidates),
+        "text_columns": text_columns(candidates),
+        "label_column": label,
+        "sign": SIGN,
+        "versions": versions(),
+    }
+    return InfluenceResult(
+        influences=_influence_table(queries, candidates, outcomes, num_examples, label, names, token_texts),
+        queries=_query_table(queries, predictions, outcomes, label, names),
+        summary=summary,
+    )
+
+
+def _influence_table(
+    queries: Dataset,
+    candidates: Dataset,
+    outcomes: Sequence[QueryScores],
+    num_examples: int | None,
+    label: str | None,
+    names: list[str],
+    token_texts: Mapping[int, list[str]] | None,
+) -> Dataset:
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in INFLUENCE_COLUMNS}
+    for query, outcome in enumerate(outcomes):
+        for direction, order in strongest(outcome.rows, outcome.scores, num_examples).items():
+            columns["query_index"].append(np.full(len(order), query))
+            columns["train_index"].append(outcome.rows[order])
+            columns["influence"].append(outcome.scores[order])
+            columns["direction"].append(np.full(len(order), direction, dtype=object))
+            columns["rank"].append(np.arange(1, len(order) + 1))
+    joined = {name: np.concatenate(parts) for name, parts in columns.items()}
+    tables = [prefixed(_readable_rows(candidates, joined["train_index"], label, names), "train_")]
+    if token_texts is not None:
+        tables.insert(0, _token_table(joined["query_index"], joined["train_index"], outcomes, token_texts))
+    if len(outcomes) == len(queries):
+        tables.insert(0, prefixed(_readable_rows(queries, joined["query_index"], label, names), "query_"))
+    return _side_by_side(Dataset.from_dict(joined, features=INFLUENCE_COLUMNS), *tables)
+
+
+def _token_table(
+    queries: np.ndarray, rows: np.ndarray, outcomes: Sequence[QueryScores], texts: Mapping[int, list[str]]
+) -> Dataset:
+    """What the tokens of each listed candidate read, and their influence."""
+    pairs = list(zip(queries.tolist(), rows.tolist(), strict=True))
+    values = {
+        "tokens": [texts[row] for _, row in pairs],
+        "token_influence": [outcomes[query].tokens[row] for query, row in pairs],
+    }
+    return Dataset.from_dict(values, features=Features(TOKEN_COLUMNS))
+
+
+def _query_table(
+    queries: Dataset,
+    predictions: Predictions,
+    outcomes: Sequence[QueryScores],
+    label: str | None,
+    names: list[str],
+) -> Dataset:
+    numbers = np.arange(len(queries)) if len(outcomes) == len(queries) else np.zeros(len(queries), dtype=np.int64)
+    own = {
+        "query_index": numbers,
+        "prediction": predictions.names(names),
+        "probability": predictions.probabilities(),
+        "loss": predictions.losses,
+        "residual": [outcomes[number].quality["residual"] for number in numbers],
+        "std_err": [outcomes[number].quality["std_err"] for number in numbers],
+    }
+    plain = _readable_rows(queries, range(len(queries)), label, names)
+    return _side_by_side(Dataset.from_dict(own), plain)
+
+
+def _label_names(feature: Any, model_names: dict[int, str]) -> list[str]:
+    """The model's names of the labels, or the dataset's where the model was given none."""
+    names = [model_names[label] for label in sorted(model_names)]
+    unnamed = names == [f"LABEL_{label}" for label in range(len(names))]
+    return (
+        feature.names if unnamed and isinstance(feature, ClassLabel) and feature.num_classes == len(names) else names
+    )
+
+
+def _readable_rows(dataset: Dataset, rows: Sequence[int] | np.ndarray, label: str | None, names: list[str]) -> Dataset:
+    """The plain columns of some rows; class numbers get the names that predictions have."""
+    chosen = plain_columns(dataset).select(rows)
+    features = chosen.features.copy()
+    if label in features and _are_classes(dataset, label, len(names)):
+        features[label] = ClassLabel(names=names)
+    return Dataset.from_dict(chosen.to_dict(), features=features)
+
+
+def _are_classes(dataset: Dataset, column: str, count: int) -> bool:
+    """Tell whether a column holds the numbers of that many classes; -1 stands for none."""
+    values = dataset.select_columns(column).with_format("arrow")[:][column]
+    if not pa.types.is_integer(values.type):
+        return False
+    ends = pc.min_max(values).as_py()
+    return ends["min"] is None or (ends["min"] >= -1 and ends["max"] < count)
+
+
+def _side_by_side(*tables: Dataset) -> Dataset:
+    columns = {name: values for table in tables for name, values in table.to_dict().items()}
+    features = {name: feature for table in tables for name, feature in table.features.items()}
+    return Dataset.from_dict(columns, features=Features(features))

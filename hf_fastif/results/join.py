@@ -1,0 +1,59 @@
+"""Several results as one, whose slices they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pyarrow as pa
+from datasets import Dataset, Features
+
+from hf_fastif.errors import InfluenceError
+from hf_fastif.results.tables import ResultTables
+
+
+SAME = (
+    "model num_parameters num_candidates num_neighbors num_examples curvature damping solver text_columns label_column"
+).split()
+
+
+def join_results(results: Mapping[str, ResultTables]) -> ResultTables:
+    """Puts the queries of several results behind each other; see `InfluenceResult.join`."""
+    if not results:
+        raise InfluenceError("results is empty; give at least one result.")
+    summaries = {name: result.summary for name, result in results.items()}
+    first_name, first = next(iter(summaries.items()))
+    for name, summary in summaries.items():
+        if other := [key for key in SAME if summary.get(key) != first.get(key)]:
+            key = other[0]
+            raise InfluenceError(
+                f"results: {first_name!r} and {name!r} differ in {key} ({first.get(key)!r} and {summary.get(key)!r}); "
+                "join results of one model, one set of candidates and the same settings."
+            )
+    sizes = {name: summary["num_queries"] for name, summary in summaries.items()}
+    starts = dict(zip(sizes, [sum(list(sizes.values())[:i]) for i in range(len(sizes))], strict=True))
+    joined = first | {"num_queries": sum(sizes.values()), "slices": sizes}
+    joined.pop("query_rows", None)
+    if all("query_rows" in summary for summary in summaries.values()):
+        joined["query_rows"] = [row for summary in summaries.values() for row in summary["query_rows"]]
+    return ResultTables(
+        _stacked({name: result.influences for name, result in results.items()}, starts),
+        _stacked({name: result.queries for name, result in results.items()}, starts),
+        joined,
+    )
+
+
+def _stacked(tables: Mapping[str, Dataset], starts: Mapping[str, int]) -> Dataset:
+    """Tables with the numbers of their queries moved on; columns that only some have are empty in the others."""
+    features: dict = {}
+    parts = []
+    for name, table in tables.items():
+        for column, feature in table.features.items():
+            if features.setdefault(column, feature) != feature:
+                raise InfluenceError(f"results: column {column!r} of {name!r} is {feature}, not {features[column]}.")
+        part = table.with_format("arrow")[:]
+        numbers = pa.array(part["query_index"].to_numpy() + starts[name], part["query_index"].type)
+        place = part.column_names.index("query_index")
+        parts.append(part.set_column(place, "query_index", numbers).replace_schema_metadata(None))
+    whole = Features(features)
+    stacked = pa.concat_tables(parts, promote_options="default").select(list(whole))
+    return Dataset(stacked.cast(whole.arrow_schema))

@@ -1,0 +1,117 @@
+"""The influence graph as a figure (figure 5 of the paper)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hf_fastif.artifacts import atomic_write
+from hf_fastif.errors import InfluenceError
+from hf_fastif.results.report.graph import InfluenceGraph
+from hf_fastif.results.report.layout import Layout, lay_out, on_circle
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLORS = {"helpful": "#0060a0", "harmful": "#ad4a00"}  # as in the report
+SUBSET_COLORS = ("#4d4d4d", "#8e3a8e", "#1f7a4d", "#a8324a", "#5b55b8", "#6d6a1c")  # taken in turn
+FORMATS = ("png", "svg", "pdf")
+
+
+def plot_graph(graph: InfluenceGraph, *paths: str | os.PathLike[str], title: str | None = None) -> list[Path]:
+    """Draws a graph: queries on the outer circle, training examples inside, edges by sign and strength.
+
+    In SVG and PDF files the edges are a picture of 300 dots an inch, and the rest are lines and text.
+
+    Args:
+        graph ([`InfluenceGraph`]): What to draw.
+        *paths (`str` or `Path`): Files to write, `.png`, `.svg` or `.pdf`.
+        title (`str`, *optional*): Above it.
+
+    Raises:
+        ValueError: If a name ends otherwise.
+    """
+    for path in map(Path, paths):
+        if path.suffix[1:] not in FORMATS:
+            raise InfluenceError(f"path={str(path)!r}: give a name that ends in .{', .'.join(FORMATS)}.")
+    from matplotlib.figure import Figure  # slow to import
+
+    layout = lay_out(graph)
+    figure = Figure(figsize=(6.2, 6.7), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlim=(-1.16, 1.16), ylim=(-1.16, 1.16), aspect="equal")
+    axes.set_axis_off()
+    _draw_edges(axes, graph, layout)
+    _draw_nodes(axes, graph, layout)
+    _draw_names(axes, graph, layout)
+    if title:
+        axes.set_title(title)
+    figure.legend(handles=_legend(graph), loc="outside lower center", ncols=2, frameon=False)
+    return [
+        atomic_write(Path(path), lambda file, path=path: figure.savefig(file, format=Path(path).suffix[1:], dpi=300))
+        for path in paths
+    ]
+
+
+def subset_color(number: int) -> str:
+    """The color of the training examples of a subset."""
+    return SUBSET_COLORS[number % len(SUBSET_COLORS)]
+
+
+def _draw_edges(axes: Axes, graph: InfluenceGraph, layout: Layout) -> None:
+    from matplotlib.collections import LineCollection
+    from matplotlib.colors import to_rgb
+
+    strengths = graph.strengths()
+    order = np.argsort(strengths, kind="stable")  # the strongest on top
+    colors = np.empty((len(order), 4))
+    colors[:, :3] = np.where((graph.influences < 0)[:, None], to_rgb(COLORS["helpful"]), to_rgb(COLORS["harmful"]))
+    thin = min(1.0, (4000 / len(order)) ** 0.5)  # many edges cover each other
+    colors[:, 3] = 0.05 * thin + 0.75 * thin**0.5 * strengths**1.5
+    segments = np.stack([layout.trains[graph.edge_trains], layout.queries[graph.edge_queries]], axis=1)
+    widths = 0.3 + 0.9 * strengths
+    axes.add_collection(
+        LineCollection(segments[order], colors=colors[order], linewidths=widths[order], rasterized=True, zorder=1)
+    )
+
+
+def _draw_nodes(axes: Axes, graph: InfluenceGraph, layout: Layout) -> None:
+    size = float(np.clip(60 / len(layout.trains) ** 0.5, 0.6, 6))
+    for subset in range(len(graph.subsets)):
+        own = layout.trains[graph.train_subsets == subset]
+        color = subset_color(subset)
+        axes.scatter(*own.T, s=size, color=color, linewidths=0, rasterized=True, zorder=2)
+    for begin, end in layout.arcs:
+        axes.plot(*on_circle(np.linspace(begin, end, 200), 1.03).T, color="#222222", linewidth=1.2)
+    axes.scatter(*layout.queries.T, s=float(np.clip(1500 / len(layout.queries), 3, 30)), color="#222222", zorder=3)
+
+
+def _draw_names(axes: Axes, graph: InfluenceGraph, layout: Layout) -> None:
+    counts = np.bincount(graph.query_slices, minlength=len(graph.slices))
+    for name, count, angle in zip(graph.slices, counts, layout.arcs.mean(axis=1), strict=True):
+        turn = -np.degrees(angle) % 360
+        upside_down = 90 < turn < 270
+        axes.text(
+            *on_circle(np.array([angle]), 1.1)[0],
+            f"{name} ({count:,})",
+            rotation=turn + 180 * upside_down,
+            ha="center",
+            va="center",
+        )
+
+
+def _legend(graph: InfluenceGraph) -> list:
+    from matplotlib.lines import Line2D
+
+    signs = {"helpful": "helpful (lowers the loss)", "harmful": "harmful (raises the loss)"}
+    lines = [Line2D([], [], color=COLORS[sign], label=text) for sign, text in signs.items()]
+    dot = {"marker": "o", "linestyle": "", "markersize": 4}
+    counts = np.bincount(graph.train_subsets, minlength=len(graph.subsets))
+    return lines + [
+        Line2D([], [], color=subset_color(i), label=f"{name} ({count:,})", **dot)
+        for i, (name, count) in enumerate(zip(graph.subsets, counts, strict=True))
+    ]

@@ -1,0 +1,118 @@
+"""What the page's graph is drawn from: numbers as base64, texts once each, as JSON."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from typing import Any
+
+import numpy as np
+
+from hf_fastif.results.report.figure import subset_color
+from hf_fastif.results.report.graph import InfluenceGraph
+from hf_fastif.results.report.layout import lay_out
+from hf_fastif.results.report.rows import MINUS, plain_row, query_rows, training_rows
+from hf_fastif.results.report.tables import EVERY, correlation_table, edge_table
+from hf_fastif.results.tables import ResultTables
+
+
+NUM_EDGES = 40_000  # in the page; the tables beside it count all
+COORDINATE = 32_000  # what the radius of the outer circle is written as
+STRENGTH = 255  # what the strongest edge is written as
+
+
+def graph_section(result: ResultTables, graph: InfluenceGraph) -> dict[str, Any]:
+    """What the template of the graph needs."""
+    ranks = np.asarray(result.influences.with_format("numpy")["rank"])[graph.edge_rows]
+    shown = graph.strongest(ranks, NUM_EDGES)
+    left_out = len(ranks) - len(shown.influences)
+    kept, examples = int(ranks[np.isin(graph.edge_rows, shown.edge_rows)].max()), result.summary.get("num_examples")
+    return {
+        "data": json.dumps(_data(result, shown), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c"),
+        "slices": graph.slices,
+        "subsets": [{"name": name, "color": subset_color(i)} for i, name in enumerate(graph.subsets)],
+        "num_queries": f"{len(graph.query_indices):,}",
+        "num_trains": f"{len(shown.train_indices):,}",
+        "num_edges": f"{len(shown.influences):,}",
+        "left_out": f"{left_out:,}" if left_out else None,
+        "num_kept": f"{kept:,}",
+        "num_examples": None if examples is None else f"{examples:,}",
+        "table": _edge_rows(graph),
+        "correlations": _correlation_rows(graph) if len(graph.slices) > 1 else [],
+    }
+
+
+def _data(result: ResultTables, graph: InfluenceGraph) -> dict[str, Any]:
+    layout, strengths = lay_out(graph), graph.strengths()
+    order = np.argsort(-strengths, kind="stable")  # the page draws the strongest first
+    first = np.unique(graph.edge_trains, return_index=True)[1]
+    asked: dict[int, dict[str, Any]] = {}
+    for row in query_rows(result):
+        asked.setdefault(row["query"], row | {"anchors": 0})["anchors"] += 1
+    places = np.concatenate([layout.queries, layout.trains])
+    return {
+        "slices": [
+            {"name": name, "begin": round(begin, 5), "end": round(end, 5)}
+            for name, (begin, end) in zip(graph.slices, layout.arcs.tolist(), strict=True)
+        ],
+        "subsets": [
+            {"name": name, "radius": round(radius, 5), "color": subset_color(i)}
+            for i, (name, radius) in enumerate(zip(graph.subsets, layout.radii.tolist(), strict=True))
+        ],
+        "places": _packed(np.round(COORDINATE * places), "<i2"),
+        "querySlices": _packed(graph.query_slices, "<u4"),
+        "trainSubsets": _packed(graph.train_subsets, "<u4"),
+        "queries": [_node(asked[query], query) for query in graph.query_indices.tolist()],
+        "trains": [
+            _node(plain_row(row, result.summary), row["train_index"])
+            for row in training_rows(result, graph.edge_rows[first])
+        ],
+        "edgeQueries": _packed(graph.edge_queries[order], "<u4"),
+        "edgeTrains": _packed(graph.edge_trains[order], "<u4"),
+        "influences": _packed(graph.influences[order], "<f4"),
+        "strengths": _packed(np.round(STRENGTH * strengths[order]), "u1"),
+    }
+
+
+def _node(row: dict[str, Any], index: int) -> dict[str, Any]:
+    """A node by its index, its texts without what is folded away elsewhere, its label and what is known besides."""
+    texts = [
+        (text["name"], text["text"] if text["beginning"] is None else f"{text['beginning']}…") for text in row["texts"]
+    ]
+    node = {"index": index, "texts": texts, "label": row["label"], "tags": row["tags"]}
+    node |= {name: row[name] for name in ("prediction", "probability", "loss", "verdict") if row.get(name)}
+    return node | ({"anchors": row["anchors"]} if row.get("anchors", 1) > 1 else {})
+
+
+def _packed(values: np.ndarray, kind: str) -> str:
+    return b64encode(np.ascontiguousarray(values).astype(kind).tobytes()).decode("ascii")
+
+
+def _edge_rows(graph: InfluenceGraph) -> list[dict[str, str]]:
+    rows = edge_table(graph).to_dict("records")
+    return [
+        {
+            "slice": row["slice"],
+            "subset": "" if row["subset"] == EVERY else row["subset"],
+            "queries": f"{row['queries']:,}",
+            **{f"{name}_edges": f"{row[f'{name}_edges']:,}" for name in ("helpful", "harmful")},
+            **{
+                f"{name}_mean": f"{row[f'{name}_mean']:.3g}" if row[f"{name}_edges"] else "–"
+                for name in ("helpful", "harmful")
+            },
+        }
+        for row in rows
+    ]
+
+
+def _correlation_rows(graph: InfluenceGraph) -> list[dict[str, Any]]:
+    """A row for each slice; a cell for each other one."""
+    cells = [
+        {
+            "value": "–" if np.isnan(row["pearson"]) else f"{row['pearson']:.2f}".replace("-", MINUS),
+            "pairs": f"{row['pairs']:,}",
+        }
+        for row in correlation_table(graph).to_dict("records")
+    ]
+    count = len(graph.slices)
+    return [{"slice": name, "cells": cells[i * count : (i + 1) * count]} for i, name in enumerate(graph.slices)]

@@ -1,0 +1,1 @@
+"""Data sets and encoders that need no Hub."""

@@ -1,0 +1,71 @@
+"""What is timed, what is extrapolated, and that it is the authors' algorithm; no test pins a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tiny import tiny_data, tiny_trainer
+
+from hf_fastif.analysis.session_tools import changed
+from hf_fastif.config import FASTIF
+from hf_fastif.experiments import Runtime, runtime
+from hf_fastif.experiments.runtime import AUTHORS, _backward_passes, _lissa
+
+
+N, QUERIES = 24, tiny_data(2, seed=1)
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runtime")
+    return tiny_trainer(folder, train=tiny_data(N), solver="ekfac", damping=0.5, index_features="last_layer_gradient")
+
+
+@pytest.fixture(scope="module")
+def found(trainer):
+    return runtime(trainer, QUERIES, [6], repeats=2, timed=8)
+
+
+def test_every_way_is_timed_for_every_number_of_candidates(found):
+    assert [(cost.method, cost.k) for cost in found.costs] == [
+        (method, k) for method in (AUTHORS, "ours, one query", "ours, 2 queries at once") for k in (N, 6)
+    ]
+    assert all(cost.seconds > 0 and cost.processes == 1 for cost in found.costs)
+    assert [cost.extrapolated for cost in found.costs] == [True] * 2 + [False] * 4
+    assert [row["what"] for row in found.once] == ["our index and factors", "our solver"]
+
+
+def test_the_authors_s_test_is_that_of_the_preset(trainer):
+    with changed(trainer, **FASTIF | {"lissa_depth": 7, "frozen_states_gb": 0.0}):
+        expected = trainer.compute_s_test(QUERIES.select([1])).vectors
+        with trainer._context() as context:
+            solution, seconds = _lissa(context, QUERIES.select([1]), 7)
+            whole = _lissa(context, QUERIES.select([1]), 7000)[1]
+    np.testing.assert_allclose(solution.vectors, expected, rtol=1e-5)
+    assert whole > 20 * seconds  # a thousand times as many steps
+
+
+def test_the_authors_scores_take_a_pass_each(trainer, monkeypatch):
+    solution, taken = trainer.compute_s_test(QUERIES.select([0])), []
+    with trainer._context() as context:
+        gradient = context.objective.gradient
+        monkeypatch.setattr(context.objective, "gradient", lambda batch: taken.append(batch) or gradient(batch))
+        clock = iter([0.0, 5.0])
+        monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+        seconds = _backward_passes(context, solution, np.arange(20), timed=8)
+    assert len(taken) == 8 and {len(batch["labels"]) for batch in taken} == {1}
+    assert seconds == 5.0 * 20 / 8
+
+
+def test_what_was_timed_is_kept_and_runs_are_joined(trainer, found, tmp_path):
+    assert runtime(trainer, QUERIES, [6], repeats=2, timed=8) == found  # to the microsecond
+    path = found.joined(found).write(tmp_path, "runtime")
+    both = Runtime.load(path)
+    assert both.table == found.table * 2
+    assert (tmp_path / "runtime.png").stat().st_size > 10_000
+    assert "no neighbours" in str(both) and "k = 6 " in str(both) and "~" in str(both)
+
+
+def test_more_neighbours_than_there_are(trainer):
+    with pytest.raises(ValueError, match="num_neighbors=25: there are 24 candidates"):
+        runtime(trainer, QUERIES, [25])

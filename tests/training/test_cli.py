@@ -1,0 +1,165 @@
+"""A YAML file gives defaults that flags override."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import psutil
+import pytest
+from recipe_modules import RECIPES
+
+from hf_fastif.errors.classes import InfluenceError
+from hf_fastif.training import DataArguments
+from hf_fastif.training.cli import SIZES, _asked_of_accelerate, check_processes, parse_arguments, run_recipe
+
+
+@dataclass
+class Steps:
+    rate: float = 0.1
+    count: int | None = None
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text("rate: 1e-3\ncount: 4\ntext_columns: [premise, hypothesis]\nlabel_mapping: {neutral: other}\n")
+    return str(path)
+
+
+def test_file_and_flags(file):
+    steps, data = parse_arguments(Steps, DataArguments, argv=["--config", file, "--count", "5"])
+    assert (steps.rate, steps.count) == (1e-3, 5)  # YAML leaves 1e-3 a string
+    assert data.text_columns == ["premise", "hypothesis"]
+    assert data.label_mapping == '{"neutral": "other"}'
+
+
+def test_a_number_of_the_file_is_what_the_same_flag_gives(tmp_path):
+    path = tmp_path / "whole.yaml"
+    path.write_text("rate: 3\ncount: 4\n")
+    for argv in (["--config", str(path)], ["--rate", "3", "--count", "4"]):
+        steps = parse_arguments(Steps, argv=argv)[0]
+        assert (repr(steps.rate), repr(steps.count)) == ("3.0", "4")
+
+
+def test_equals_sign_and_no_file(file):
+    assert parse_arguments(Steps, DataArguments, argv=[f"--config={file}"])[0].count == 4
+    assert parse_arguments(Steps, argv=[])[0] == Steps()
+
+
+def test_unknown_setting(file):
+    with pytest.raises(ValueError, match="label_mapping, text_columns"):
+        parse_arguments(Steps, argv=["--config", file])
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("rate: [1, 2", "is not YAML: .*line 1"),
+        ("- rate\n- count\n", "holds a list; give settings"),
+        ("just words", "holds a str; give settings"),
+        ("rat: 3\n", r"has .* does not know: rat; did you mean 'rate'\?"),
+        ("3: 3\n", "has .* does not know: 3"),
+    ],
+)
+def test_a_file_that_holds_no_settings(tmp_path, text, match):
+    path = tmp_path / "settings.yaml"
+    path.write_text(text)
+    with pytest.raises(InfluenceError, match=f"(?s)config='{path}' {match}"):
+        parse_arguments(Steps, argv=["--config", str(path)])
+
+
+def test_a_file_that_is_empty_or_not_there(tmp_path, file):
+    (tmp_path / "empty.yaml").write_text("")
+    assert parse_arguments(Steps, argv=["--config", str(tmp_path / "empty.yaml")])[0] == Steps()
+    with pytest.raises(
+        FileNotFoundError, match=r"setting.yaml': there is no such file; did you mean 'settings.yaml'\?"
+    ):
+        parse_arguments(Steps, argv=["--config", file.replace("settings", "setting")])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--rat_e 3", "this recipe does not know '--rat_e'; did you mean '--rate'?"),
+        ("--coutn=3", "this recipe does not know '--coutn'; did you mean '--count'?"),
+        ("--zzz", "this recipe does not know '--zzz'; --help lists the flags"),
+        ("word", "this recipe does not know 'word'; --help lists the flags"),
+        ("--count many", "argument --count: invalid int value: 'many'"),
+        ("--config", "argument --config: expected one argument"),
+    ],
+)
+def test_flags_with_a_typing_error_end_a_recipe_with_one_line(monkeypatch, capsys, words, said):
+    monkeypatch.setattr("sys.argv", ["recipe.py", *words.split()])
+    with pytest.raises(SystemExit, match="2"):
+        run_recipe(lambda _steps: None, Steps)
+    assert capsys.readouterr() == ("", f"error: {said}\n")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InfluenceError("damping=0:\n  give more"),
+        FileNotFoundError(errno.ENOENT, "No such file", "rows.jsonl"),
+        OSError(errno.ENOSPC, "No space left on device"),
+    ],
+)
+def test_what_a_user_can_mend_is_said_in_one_line(monkeypatch, capsys, error):
+    def fail(steps):
+        assert steps == Steps(count=3)
+        raise error
+
+    monkeypatch.setattr("sys.argv", ["recipe.py", "--count", "3"])
+    with pytest.raises(SystemExit, match="2"):
+        run_recipe(fail, Steps)
+    assert capsys.readouterr().err == f"error: {' '.join(str(error).split())}\n"
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), OSError(errno.EIO, "disk on fire"), KeyError("x")])
+def test_other_errors_keep_their_traceback(monkeypatch, error):
+    monkeypatch.setattr("sys.argv", ["recipe.py"])
+    with pytest.raises(type(error)) as caught:
+        run_recipe(lambda _steps: (_ for _ in ()).throw(error), Steps)
+    assert caught.value is error
+
+
+def test_every_recipe_ends_that_way():
+    for path in RECIPES.glob("*.py"):
+        assert "    run_recipe(main, RecipeArguments, DataArguments, InfluenceConfig)\n" in path.read_text("utf-8")
+
+
+def test_one_of_two_that_runs_alone_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    check_processes(2)
+    with pytest.raises(RuntimeError, match="2 processes were asked for, but this is one of 1"):
+        check_processes(1)
+
+
+@pytest.mark.parametrize(
+    ("started_by", "wanted"),
+    [
+        ("/bin/python /bin/accelerate launch --cpu --num_processes 3 recipe.py --num_processes 5", 3),
+        ("python -m accelerate.commands.launch --num-processes=2 --cpu recipe.py", 2),
+        ("accelerate-launch --config_file {folder}/multi_cpu.yaml recipe.py", 4),
+        ("accelerate launch --cpu recipe.py", 1),
+        ("python -m accelerate.commands.accelerate_cli launch --num_processes 1 recipe.py", 1),
+        ("bash -c accelerate", 1),
+        ("make", 1),
+    ],
+)
+def test_what_accelerate_was_asked_for_is_found(tmp_path, monkeypatch, started_by, wanted):
+    (tmp_path / "multi_cpu.yaml").write_text("distributed_type: MULTI_CPU\nnum_processes: 4\nuse_cpu: true\n")
+    words = started_by.format(folder=tmp_path).split()
+    monkeypatch.setattr(psutil.Process, "parent", lambda _self: SimpleNamespace(cmdline=lambda: words))
+    for name in SIZES:
+        monkeypatch.delenv(name, raising=False)
+    check_processes(wanted)
+    if wanted > 1:
+        with pytest.raises(RuntimeError, match=f"accelerate launch --multi_gpu --num_processes {wanted} .*--use_cpu"):
+            check_processes(1)
+
+
+def test_a_launcher_that_cannot_be_looked_at_is_none(monkeypatch):
+    monkeypatch.setattr(psutil.Process, "parent", lambda _self: (_ for _ in ()).throw(psutil.AccessDenied()))
+    assert _asked_of_accelerate() == 1
