@@ -124,6 +124,7 @@ print(found[0, 0], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start)
 """
 
 
+@pytest.mark.slow
 def test_a_million_vectors_are_written_and_searched_within_a_part_of_their_size(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", MILLION, str(tmp_path)], check=True, capture_output=True, text=True, timeout=300
