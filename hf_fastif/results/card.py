@@ -30,7 +30,7 @@ def result_card(
         include_text=include_text,
         model=summary["model"],
         sign=SIGN,
-        asked=_asked(result),
+        predictions=_predictions(result),
         num_predictions=f"{len(result.queries):,}",
         num_candidates=f"{summary['num_candidates']:,}",
         num_influences=f"{len(result.influences):,}",
@@ -60,7 +60,7 @@ def space_card(result: ResultTables, title: str, include_text: bool) -> RepoCard
         data,
         template_path=str(TEMPLATES / "space.md"),
         model=summary["model"],
-        asked=_asked(result),
+        predictions=_predictions(result),
         num_candidates=f"{summary['num_candidates']:,}",
         include_text=include_text,
     )
@@ -91,7 +91,7 @@ def about_residual(result: ResultTables) -> str:
     return f"{residual} (0 is exact, from the best query to the worst). {error}".strip()
 
 
-def _asked(result: ResultTables) -> str:
+def _predictions(result: ResultTables) -> str:
     count, num_queries = len(result.queries), result.summary["num_queries"]
     return f"{count:,} predictions" if num_queries == count else f"the mean loss of {count:,} predictions (anchors)"
 

@@ -56,7 +56,7 @@ def test_the_card_of_a_result(hub, capsys):
         "configs": configs("influences", "queries"),
     }
     for part in (
-        "For 2 predictions of `me/tiny`: which of 6 candidate training examples",
+        "that most helped or hurt 2 predictions of `me/tiny`, out of 6\ncandidates.",
         "`rank` (1 is the strongest of its direction), `query_text`, `query_label`, `train_text`, `train_label` |",
         "| `queries.parquet` | 2, one for each prediction |",
         "**Texts.** The texts, labels and other columns of queries and training examples are published here",
@@ -106,7 +106,7 @@ def test_anchors_are_asked_about_as_one(hub):
     anchors = make_result(as_one=True)
     anchors.push_to_hub("me/anchors")
     _, body = split(hub, "me/anchors")
-    assert "For the mean loss of 2 predictions (anchors) of `me/tiny`: which of 6" in body
+    assert "hurt the mean loss of 2 predictions (anchors) of `me/tiny`, out of 6" in body
     assert "| `queries.parquet` | 2, one for each prediction |" in body
     loaded = InfluenceResult.from_hub("me/anchors")
     assert loaded.queries["query_index"] == [0, 0] and loaded.queries["loss"] == anchors.queries["loss"]
@@ -117,7 +117,7 @@ def test_the_card_of_a_report(hub):
     data, body = split(hub, "me/report", "space")
     known = {"title": "What helped", "sdk": "static", "app_file": "index.html", "models": ["me/tiny"], "tags": TAGS}
     assert data == known | {"datasets": ["you/sentences"]}
-    assert "out of\n6." in body and "no texts" in body
+    assert "out of 6\ncandidates" in body and "no texts" in body
 
 
 def test_the_card_of_an_analysis_that_a_recipe_publishes(hub, tmp_path, capsys):
