@@ -95,7 +95,7 @@ def test_private_branch_and_pull_request(hub, result):
     with pytest.raises(FileNotFoundError, match="no such dataset repository, or it is private"):
         InfluenceResult.from_hub("me/influences", revision="more", token=READER)
     assert InfluenceResult.from_hub("me/influences", revision="more").summary["num_queries"] == 2
-    with pytest.raises(FileNotFoundError, match="repo_id='me/influences': .* does not hold what is looked for"):
+    with pytest.raises(FileNotFoundError, match="repo_id='me/influences': .* does not have this file"):
         InfluenceResult.from_hub("me/influences")
     with pytest.raises(FileNotFoundError, match="revision='less': me/influences has no such branch, tag or commit"):
         InfluenceResult.from_hub("me/influences", revision="less")
@@ -115,7 +115,7 @@ def test_wrong_repository_and_no_permission(hub, result, caplog):
     result.push_to_hub("me/influences")
     before = hub.files("me/influences")
     for repo_id, token in (("me/influences", READER), ("me/influences", False), ("you/influences", WRITER)):
-        with pytest.raises(PermissionError, match=f"repo_id='{repo_id}': your token may not") as refused:
+        with pytest.raises(PermissionError, match=f"repo_id='{repo_id}': your token has no permission") as refused:
             result.push_to_hub(repo_id, include_text=True, token=token)
         assert str(token) not in str(refused.value)
     assert hub.files("me/influences") == before
