@@ -156,9 +156,7 @@ def _check_model_loss(
             "compute_loss_func(outputs, labels, num_items_in_batch), or disable the terms that the model adds to it "
             "(in a mixture of experts with config.output_router_logits=False)."
         )
-    if isinstance(
-        objective.head, SpanHead
-    ):  # its batch loss leaves out truncated answers, so it is no mean over examples
+    if isinstance(objective.head, SpanHead):  # its batch loss is no mean, since it leaves out truncated answers
         return LossFacts(items, is_head=True)
     batch = examples.take(rows)
     whole, labels = _batch_loss(trainer, objective, batch), batch[objective.head.label_names[0]]
@@ -166,7 +164,8 @@ def _check_model_loss(
         raise InfluenceError(
             f"model: for a batch {type(trainer.model).__name__} gives the loss {float(whole):.6g}, which is not a "
             f"mean of the losses of its examples ({expected.tolist()}), for example because of class weights; "
-            "influence functions do not support this loss. Give it as compute_loss_func(outputs, labels, num_items_in_batch)."
+            "influence functions do not support this loss. Give it as compute_loss_func(outputs, labels, "
+            "num_items_in_batch)."
         )
     return LossFacts(items, is_head=True)
 
