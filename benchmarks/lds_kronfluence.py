@@ -47,8 +47,8 @@ def main(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceCo
     found = LdsOfMethods.load(folder / "lds.json")
     for moment in ["final", *(f"epoch {epoch}" for epoch in benchmark.epochs)]:
         trainer.args.checkpoints = moments[moment]
-        with trainer._context() as context, context.checkpoints.at(0):
-            asked = context, queries, trainer.train_dataset, "ekfac", DAMPINGS
+        with trainer.session() as session, session.checkpoints.at(0):
+            asked = session, queries, trainer.train_dataset, "ekfac", DAMPINGS
             found_scores, _, fitting, seconds = kronfluence_scores(*asked)
         for damping, scores, scoring in zip(DAMPINGS, found_scores, seconds, strict=True):
             score, method = lds(-scores, truth), f"kronfluence EK-FAC, damping {damping or 'by layer'}"

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from hf_fastif.influence import Context
+from hf_fastif.influence import InfluenceSession
 
 
 def kronfluence_scores(
-    context: Context,
+    session: InfluenceSession,
     queries: Dataset,
     pool: Dataset,
     strategy: Literal["identity", "ekfac"],
@@ -32,7 +32,7 @@ def kronfluence_scores(
     from kronfluence.arguments import FactorArguments, ScoreArguments
     from kronfluence.utils.dataset import DataLoaderKwargs
 
-    trainer, objective = context.trainer, context.objective
+    trainer, objective = session.trainer, session.objective
     model = copy.deepcopy(objective.model)
     trained = {name.rpartition(".")[0] for name in objective.theta}
     linear = [name for name, module in model.named_modules() if name in trained and type(module) is torch.nn.Linear]

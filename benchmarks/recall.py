@@ -109,10 +109,10 @@ def plot(found: list[dict[str, Any]], path: Path) -> None:
 
 def scan_together(trainer, solutions: dict[str, Solution]) -> dict[str, np.ndarray]:
     """The full scans of all kinds of s_test, from one pass over the training set."""
-    with trainer._context() as context:
+    with trainer.session() as session:
         stacked = torch.cat([solution.vectors for solution in solutions.values()])
         scores = influence_scores(
-            context.objective, context.train, stacked, np.arange(len(context.train)), context.sweep
+            session.objective, session.train, stacked, np.arange(len(session.train)), session.sweep
         )
     return dict(zip(solutions, np.split(scores, len(solutions)), strict=True))
 
@@ -120,15 +120,15 @@ def scan_together(trainer, solutions: dict[str, Solution]) -> dict[str, np.ndarr
 def seconds_of_fitting(trainer) -> float:
     """EK-FAC's factors, which the sketch needs."""
     start = time.perf_counter()
-    with trainer._context() as context:
-        context.setup().factors()
+    with trainer.session() as session:
+        session.setup().factors()
     return time.perf_counter() - start
 
 
 def seconds_of_a_forward_pass(trainer) -> float:
     """Of the whole training set, from 512 of its examples."""
-    with trainer._context() as context:
-        examples = context.examples("train_dataset", trainer.train_dataset)
+    with trainer.session() as session:
+        examples = session.examples("train_dataset", trainer.train_dataset)
     rows = np.random.default_rng(0).choice(len(examples), min(512, len(examples)), replace=False)
     batches = examples.grouped_by_length(rows, trainer.args.influence_batch_size)
     for _ in range(2):  # the first warms up

@@ -79,8 +79,8 @@ def measured(trainer: InfluenceTrainer, queries) -> dict[str, float]:
         trainer.accelerator.wait_for_everyone()
         seconds[name] = time.perf_counter() - start
 
-    with timed("eigenvalues and EK-FAC, once for a model"), trainer._context() as context:
-        setup = context.setup()
+    with timed("eigenvalues and EK-FAC, once for a model"), trainer.session() as session:
+        setup = session.setup()
         setup.damping, setup.factors()
     with timed(f"s_test of {len(queries)} queries, T = {trainer.args.num_repeats}"):
         s_test = trainer.compute_s_test(queries)

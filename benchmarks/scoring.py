@@ -90,14 +90,14 @@ def time_all(benchmark: BenchmarkArguments, trainer: InfluenceTrainer, queries) 
             torch.cat([g.flatten() for g in gradients]) @ s_test[0]
 
     def with_gradients() -> np.ndarray:
-        vectors = loss_gradients(objective, context.examples("queries", queries), range(len(queries)))
+        vectors = loss_gradients(objective, session.examples("queries", queries), range(len(queries)))
         return influence_scores(objective, examples, vectors, rows, sweep)
 
-    with trainer._context() as context:
-        objective, examples = context.objective, context.examples("candidates", pool)
-        kept, rough_kept = context.examples("candidates", pool), context.examples("candidates", pool)
+    with trainer.session() as session:
+        objective, examples = session.objective, session.examples("candidates", pool)
+        kept, rough_kept = session.examples("candidates", pool), session.examples("candidates", pool)
         rough, resumed, both = Objective(model, bf16=True), Objective(model), Objective(model, bf16=True)
-        s_test = loss_gradients(objective, context.examples("queries", queries), range(len(queries)))
+        s_test = loss_gradients(objective, session.examples("queries", queries), range(len(queries)))
         kept.states = find_frozen_states(resumed, kept, 1 << 33)
         rough_kept.states = find_frozen_states(both, rough_kept, 1 << 33)
         ways: dict[str, Callable[[], np.ndarray | None]] = {
@@ -121,7 +121,7 @@ def time_all(benchmark: BenchmarkArguments, trainer: InfluenceTrainer, queries) 
         seconds["a backward pass each, padded to 128"] *= len(rows) / LOOP
         agreement = {name: agree(answer, answers) for name, answer in answers.items() if answer is not None}
         if find_spec("kronfluence") is not None:
-            seconds["kronfluence"], correlation = kronfluence(context, queries, pool, s_test)
+            seconds["kronfluence"], correlation = kronfluence(session, queries, pool, s_test)
             agreement["kronfluence, on the layers that both cover"] = correlation
     report(seconds, agreement)
     return {"seconds": seconds, "agreement": agreement, "candidates": len(pool), "queries": len(queries)}
@@ -156,18 +156,18 @@ def report(seconds: dict[str, float], agreement: dict[str, float]) -> None:
     print({name: value for name, value in agreement.items() if name not in seconds})
 
 
-def kronfluence(context, queries, pool, s_test) -> tuple[float, float]:
+def kronfluence(session, queries, pool, s_test) -> tuple[float, float]:
     """Seconds of kronfluence's gradient products (`identity`) for the same pairs, and the agreement with ours.
 
     Its time includes the gradients of the queries, so "queries and their gradients" is what to compare it with.
     """
-    (theirs,), linear, _, (seconds,) = kronfluence_scores(context, queries, pool, "identity")
+    (theirs,), linear, _, (seconds,) = kronfluence_scores(session, queries, pool, "identity")
     shared = s_test.clone()
-    for name, piece in context.objective.space.split(shared).items():
+    for name, piece in session.objective.space.split(shared).items():
         if name.rpartition(".")[0] not in linear:
             piece.zero_()
-    candidates, rows = context.examples("candidates", pool), np.arange(len(pool))
-    ours = -influence_scores(context.objective, candidates, shared, rows, context.sweep)
+    candidates, rows = session.examples("candidates", pool), np.arange(len(pool))
+    ours = -influence_scores(session.objective, candidates, shared, rows, session.sweep)
     return seconds, min(float(np.corrcoef(one, other)[0, 1]) for one, other in zip(ours, theirs, strict=True))
 
 

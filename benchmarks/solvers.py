@@ -75,9 +75,9 @@ def main(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceCo
     validation = validation.select(range(300))
     queries = validation.select(trainer.find_misclassified(validation)[: benchmark.num_queries])
     methods = [method for method in METHODS if not benchmark.few or method[0] in FEW]
-    with trainer._context() as context:
-        objective, setup = context.objective, context.setup()
-        vectors = loss_gradients(objective, context.examples("queries", queries), range(len(queries)))
+    with trainer.session() as session:
+        objective, setup = session.objective, session.setup()
+        vectors = loss_gradients(objective, session.examples("queries", queries), range(len(queries)))
         spectrum = setup.spectrum
         print(f"largest eigenvalue {spectrum.largest:.4g}, {objective.space.size:,} parameters", flush=True)
         dampings = [spectrum.damping(d if d == "auto" else float(d)) for d in benchmark.dampings]
@@ -88,10 +88,10 @@ def main(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceCo
         points = []
         for damping, exact in zip(dampings, truth, strict=True):
             chosen = methods if damping == dampings[0] else [(*m[:3], m[3][:3]) for m in methods if m[0] in FEW]
-            found = run_all(context, vectors, damping, chosen)
-            judge(found, exact, context)
+            found = run_all(session, vectors, damping, chosen)
+            judge(found, exact, session)
             points += found
-        per_query = time_per_query(context, vectors)
+        per_query = time_per_query(session, vectors)
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     rows = [{n: v for n, v in vars(point).items() if n != "vectors"} for point in points]
@@ -105,9 +105,9 @@ def timed(run: Callable[[], Any]) -> tuple[Any, float]:
     return run(), time.perf_counter() - start
 
 
-def run_all(context, vectors, damping, methods) -> list[Point]:
+def run_all(session, vectors, damping, methods) -> list[Point]:
     """Every method at one damping, with the state after each of its budgets."""
-    trainer, objective = context.trainer, context.objective
+    trainer, objective = session.trainer, session.objective
     points = [Point("gradient product", damping, "", 0.0, 0.0, Identity().solve(vectors).vectors / damping)]
     base = trainer.args
     try:
@@ -118,11 +118,11 @@ def run_all(context, vectors, damping, methods) -> list[Point]:
                 base, {"damping": damping, bound: budgets[-1], "solver_tolerance": tolerance} | settings
             )
             objective.bf16 = trainer.args.influence_bf16
-            solver, fit = timed(lambda: context.setup().solver())  # noqa: B023
+            solver, fit = timed(lambda: session.setup().solver())  # noqa: B023
             points += track(name, solver, damping, fit, vectors, [-(-budget // size) for budget in budgets], size)
         objective.bf16 = False
         trainer.args = changed(base, {"solver": "ekfac", "damping": damping})
-        solver, fit = timed(lambda: context.setup().solver())
+        solver, fit = timed(lambda: session.setup().solver())
         found, seconds = timed(lambda: solver.factors.solve(objective.space, vectors, damping))
         points.append(Point("EK-FAC", damping, "", seconds, fit, found))
     finally:
@@ -160,11 +160,11 @@ def track(name, solver, damping, fit, vectors, steps, size) -> list[Point]:
     return points
 
 
-def judge(points: list[Point], exact: torch.Tensor, context) -> None:
+def judge(points: list[Point], exact: torch.Tensor, session) -> None:
     """The error of the vectors, and the correlation of the scores of all training examples, as means over queries."""
     stacked = torch.cat([exact, *(point.vectors for point in points)])
-    rows = np.arange(len(context.train))
-    scores = influence_scores(context.objective, context.train, stacked, rows, context.sweep)
+    rows = np.arange(len(session.train))
+    scores = influence_scores(session.objective, session.train, stacked, rows, session.sweep)
     truth, *found = np.split(scores, len(points) + 1)
     for point, values in zip(points, found, strict=True):
         point.error = float(((point.vectors - exact).norm(dim=1) / exact.norm(dim=1)).mean())
@@ -177,9 +177,9 @@ def judge(points: list[Point], exact: torch.Tensor, context) -> None:
         )
 
 
-def time_per_query(context, vectors: torch.Tensor) -> dict[str, list[float]]:
+def time_per_query(session, vectors: torch.Tensor) -> dict[str, list[float]]:
     """Seconds per query for one query alone and for 32 at once, for a few steps of each solver."""
-    trainer = context.trainer
+    trainer = session.trainer
     base, found = trainer.args, {}
     few = {
         PAPER: {"solver": "lissa", "lissa_batch_size": 1, "lissa_depth": 20},
@@ -192,7 +192,7 @@ def time_per_query(context, vectors: torch.Tensor) -> dict[str, list[float]]:
     try:
         for name, settings in few.items():
             trainer.args = changed(base, settings)
-            solver = context.setup().solver()
+            solver = session.setup().solver()
             run = unchecked(solver)
             run(many[:1])
             alone, together = timed(lambda: run(many[:1]))[1], timed(lambda: run(many))[1] / len(many)  # noqa: B023

@@ -53,8 +53,8 @@ class Correction(AnalysisResult):
             raise InfluenceError(
                 "This correction was read from a file, which has no parameters; load the model again."
             )
-        with trainer._context() as context:
-            theta = context.objective.theta
+        with trainer.session() as session:
+            theta = session.objective.theta
             if {name: p.shape for name, p in theta.items()} != {n: p.shape for n, p in self.before.items()}:
                 raise InfluenceError("trainer: this correction is of a model with other trained parameters.")
             load_parameters_(theta, self.before)

@@ -128,7 +128,7 @@ class Corrector:
                 f"num_examples={plan.num_examples}: there are {len(self.candidates)} candidates; give fewer."
             )
         with changed(self.trainer, checkpoints=["final"]):
-            fitted, before, first = self.trainer._kept.fitted, self._parameters(), self._model()
+            fitted, before, first = self.trainer._cache.fitted, self._parameters(), self._model()
             known = set(fitted)
             try:
                 return list(self._steps(plan)), before
@@ -161,8 +161,8 @@ class Corrector:
         """Moves the model against a gradient, half as far as often as its guard asks; returns the rate, 0 for none."""
         start = self._parameters()
         while rate * 2**MAX_HALVINGS >= first_rate:
-            with self.trainer._context() as context:
-                partials = context.objective.space.split(gradient)
+            with self.trainer.session() as session:
+                partials = session.objective.space.split(gradient)
             self._fill({name: values - rate * partials[name] for name, values in start.items()})
             if GUARD not in self.watched or self._measure([GUARD])[GUARD]["accuracy"] >= limit:
                 return rate
@@ -191,7 +191,7 @@ class Corrector:
             return np.arange(len(self.candidates))
 
         def nearest() -> Tensors:
-            index = trainer._kept.indexes.get(self.candidates._fingerprint)
+            index = trainer._cache.indexes.get(self.candidates._fingerprint)
             if index is None or index.manifest["model"] != self._model():
                 trainer.build_index(self.candidates)
             rows = trainer.find_candidates(self.anchors, k, self.candidates, as_one=True)[0]
@@ -202,12 +202,12 @@ class Corrector:
     def _scores(self, anchors: np.ndarray, scored: np.ndarray, before: str) -> np.ndarray:
         """The influence (k,) of some candidates on the mean loss of some anchors, after the steps before."""
         asked = self.anchors.select(anchors)
-        with self.trainer._context() as context:
-            queries, pool = context.examples(ANCHORS, asked), context.pool(self.name, self.candidates)
+        with self.trainer.session() as session:
+            queries, pool = session.examples(ANCHORS, asked), session.pool(self.name, self.candidates)
             name = hexdigest([before, str(anchors.tolist()), str(scored.tolist())])
 
             def compute() -> Tensors:
-                with context.attribution("correct", asked, self.candidates, name, as_one=True) as attribution:
+                with session.attribution("correct", asked, self.candidates, name, as_one=True) as attribution:
                     (outcome,) = attribution.outcomes(queries, pool, lambda *_: scored[None], None)
                 return {"scores": torch.from_numpy(outcome.scores)}
 
@@ -216,26 +216,26 @@ class Corrector:
 
     def _gradient(self, system: str, rows: np.ndarray) -> torch.Tensor:
         """The gradient (P,) of the mean loss of some candidates or anchors."""
-        with self.trainer._context() as context:
+        with self.trainer.session() as session:
             name, dataset = (ANCHORS, self.anchors) if system == ANCHORS else (self.name, self.candidates)
-            examples = context.pool(name, dataset)
-            gradient = mean_gradient(context.objective, examples, rows, context.args.influence_batch_size)
+            examples = session.pool(name, dataset)
+            gradient = mean_gradient(session.objective, examples, rows, session.args.influence_batch_size)
             return self.trainer.accelerator.reduce(gradient, "mean")  # processes may round otherwise
 
     def _measure(self, names: Iterable[str]) -> dict[str, dict[str, float]]:
         """Loss and accuracy of the present model on what is watched; what was measured of it before is known."""
         model = self._model()
-        with self.trainer._context() as context:
+        with self.trainer.session() as session:
             for name in names:
                 if (model, name) not in self._measured:
-                    found = context.predict(context.pool(name, self.watched[name]))
+                    found = session.predict(session.pool(name, self.watched[name]))
                     accuracy = 1 - found.wrong().mean()
                     self._measured[model, name] = {"loss": float(found.losses.mean()), "accuracy": float(accuracy)}
         return {name: self._measured[model, name] for name in names}
 
     def _model(self) -> str:
-        with self.trainer._context() as context:
-            return model_fingerprint(context.objective.model)
+        with self.trainer.session() as session:
+            return model_fingerprint(session.objective.model)
 
     def _labels(self, system: str, rows: np.ndarray) -> dict[str, int]:
         dataset = self.anchors if system == ANCHORS else without_indexes(self.candidates)
@@ -248,12 +248,12 @@ class Corrector:
         return np.asarray(self.candidates[label_column(self.candidates)])
 
     def _parameters(self) -> Tensors:
-        with self.trainer._context() as context:
-            return {name: p.detach().clone() for name, p in context.objective.theta.items()}
+        with self.trainer.session() as session:
+            return {name: p.detach().clone() for name, p in session.objective.theta.items()}
 
     def _fill(self, values: Tensors) -> None:
-        with self.trainer._context() as context:
-            load_parameters_(context.objective.theta, values)
+        with self.trainer.session() as session:
+            load_parameters_(session.objective.theta, values)
 
 
 def _entry(

@@ -127,8 +127,8 @@ def _is_finished(path: Path, members: np.ndarray) -> bool:
 
 def query_losses(trainer: InfluenceTrainer, queries: Dataset) -> np.ndarray:
     """The loss (Q,) of the trainer's present model on each query."""
-    with trainer._context() as context:
-        return context.predict(context.examples("queries", queries)).losses
+    with trainer.session() as session:
+        return session.predict(session.examples("queries", queries)).losses
 
 
 @dataclass(frozen=True)

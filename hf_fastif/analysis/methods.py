@@ -24,8 +24,8 @@ Method = Callable[["InfluenceTrainer", Dataset], np.ndarray]
 
 def members_of(trainer: InfluenceTrainer, checkpoints: Sequence[str]) -> tuple[Sequence[Checkpoint], Sequence[float]]:
     """The checkpoints that `InfluenceConfig.checkpoints` names, and their weights, which sum to 1."""
-    with changed(trainer, checkpoints=list(checkpoints)), trainer._context() as context:
-        return context.checkpoints.members, context.checkpoints.weights
+    with changed(trainer, checkpoints=list(checkpoints)), trainer.session() as session:
+        return session.checkpoints.members, session.checkpoints.weights
 
 
 def at_checkpoint(trainer: InfluenceTrainer, member: Checkpoint) -> AbstractContextManager[None]:
@@ -56,13 +56,13 @@ def representation_similarity(trainer: InfluenceTrainer, queries: Dataset) -> np
     often is the same in all of them.
     A mean over `trainer.args.checkpoints`. Hanawa et al. (2021) compare it with other similarities.
     """
-    with trainer._context() as context:
-        asked, train = context.examples("queries", queries), context.train
+    with trainer.session() as session:
+        asked, train = session.examples("queries", queries), session.train
         found = np.zeros((len(asked), len(train)), dtype=np.float32)
-        for number in range(len(context.checkpoints)):
-            with context.checkpoints.at(number) as weight:
-                features = PooledFeatures(context.objective, mean=context.objective.head.has_token_outputs)
-                a, b = (features.of_queries(examples, context.sweep) for examples in (asked, train))
+        for number in range(len(session.checkpoints)):
+            with session.checkpoints.at(number) as weight:
+                features = PooledFeatures(session.objective, mean=session.objective.head.has_token_outputs)
+                a, b = (features.of_queries(examples, session.sweep) for examples in (asked, train))
                 lengths = np.outer(np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1))
                 found -= weight * (a @ b.T) / lengths
     return found

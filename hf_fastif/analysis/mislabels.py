@@ -153,11 +153,11 @@ def _squared_gradients(trainer: InfluenceTrainer) -> np.ndarray:
 
 def _losses(trainer: InfluenceTrainer) -> np.ndarray:
     """The loss (N,) of each training example, at the checkpoints that influence is taken at."""
-    with trainer._context() as context:
-        total = np.zeros(len(context.train), dtype=np.float32)
-        for number in range(len(context.checkpoints)):
-            with context.checkpoints.at(number) as weight:
-                total += weight * context.predict(context.train).losses
+    with trainer.session() as session:
+        total = np.zeros(len(session.train), dtype=np.float32)
+        for number in range(len(session.checkpoints)):
+            with session.checkpoints.at(number) as weight:
+                total += weight * session.predict(session.train).losses
     return total
 
 

@@ -43,15 +43,15 @@ def changed(trainer: InfluenceTrainer, **settings: Any) -> Iterator[None]:
 def influence_manifest(trainer: InfluenceTrainer, **datasets: Dataset) -> dict[str, str]:
     """What influence depends on: the model, the training set, settings, and other datasets by their names."""
     settings = {name: str(value) for name, value in trainer.args.influence_settings().items()}
-    with trainer._context() as context:
-        about = {"model": context.checkpoints.fingerprint, "loss": context.loss, "seed": str(trainer.args.seed)}
+    with trainer.session() as session:
+        about = {"model": session.checkpoints.fingerprint, "loss": session.loss, "seed": str(trainer.args.seed)}
     return about | settings | digests(trainer, train_dataset=trainer.train_dataset, **datasets)
 
 
 def digests(trainer: InfluenceTrainer, **datasets: Dataset) -> dict[str, str]:
     """Short digests of the rows of some datasets, as the model sees them, by their names."""
-    with trainer._context() as context:
-        return {name: context.examples(name, rows).digest for name, rows in datasets.items()}
+    with trainer.session() as session:
+        return {name: session.examples(name, rows).digest for name, rows in datasets.items()}
 
 
 def open_analysis_results(trainer: InfluenceTrainer, name: str, manifest: Mapping[str, str]) -> PartialResults:
@@ -63,7 +63,7 @@ def open_analysis_results(trainer: InfluenceTrainer, name: str, manifest: Mappin
     # Probe values of a loss may differ by rounding; they are compared when the folder is opened.
     exact = {key: value for key, value in manifest.items() if key != "loss"}
     folder = Path(trainer.args.output_dir) / name / hexdigest([json.dumps(exact, sort_keys=True)])
-    begun = trainer._kept.begun
+    begun = trainer._cache.begun
     if trainer.args.overwrite and folder not in begun and trainer.is_world_process_zero():
         shutil.rmtree(folder, ignore_errors=True)
     begun.add(folder)

@@ -181,8 +181,8 @@ def _full(trainer: InfluenceTrainer, queries: Dataset) -> Tensors:
     solution = trainer.compute_s_test(queries)
     with changed(trainer, solver="identity", preconditioner=None):
         gradients = trainer.compute_s_test(queries).vectors
-    with trainer._context() as context:
-        largest = context.settings(None, None)["largest_eigenvalue"]
+    with trainer.session() as session:
+        largest = session.settings(None, None)["largest_eigenvalue"]
     return {
         "scores": torch.from_numpy(trainer.compute_influence(queries, s_test=solution)),
         "cosine": cosine_similarity(solution.vectors, gradients),
@@ -193,10 +193,10 @@ def _full(trainer: InfluenceTrainer, queries: Dataset) -> Tensors:
 
 def _about(trainer: InfluenceTrainer, asked: str, truth: Tensors, full: dict[str, Any]) -> dict[str, Any]:
     damping, largest = truth["numbers"].tolist()
-    with trainer._context() as context:
-        fast = context.setup().describe()
-    with changed(trainer, **full), trainer._context() as context:
-        converged = context.setup().describe()
+    with trainer.session() as session:
+        fast = session.setup().describe()
+    with changed(trainer, **full), trainer.session() as session:
+        converged = session.setup().describe()
     numbers = {name: float(truth[name].mean()) for name in ("cosine", "residual")}
     return {"asked": asked, "damping": damping, "largest": largest, **numbers, "fast": fast, "full": converged}
 

@@ -18,7 +18,7 @@ from hf_fastif.data import hexdigest
 from hf_fastif.errors import InfluenceError
 from hf_fastif.execution import PartialResults, Tensors
 from hf_fastif.experiments.stopwatch import Watch, watched
-from hf_fastif.influence import Context, loss_gradients
+from hf_fastif.influence import InfluenceSession, loss_gradients
 from hf_fastif.solvers import Lissa
 from hf_fastif.trainer import InfluenceTrainer
 
@@ -129,8 +129,8 @@ def inverse_hessian(
     """
     if trainer.accelerator.num_processes > 1:
         raise InfluenceError("num_processes: solvers are looked at while they run, which one process does; start one.")
-    with trainer._context() as context:
-        if len(context.checkpoints) > 1:
+    with trainer.session() as session:
+        if len(session.checkpoints) > 1:
             raise InfluenceError(
                 f"checkpoints={trainer.args.checkpoints}: s_test is compared at one; give 'auto' or 'final'."
             )
@@ -146,8 +146,8 @@ def inverse_hessian(
     truth = parts.get("reference", lambda: _solved(trainer, queries, reference))
     bench = _Bench(trainer, queries, truth["vectors"], np.asarray(right, dtype=bool), sorted(depths))
     table, diverged = _measured(bench, parts, lissa, others or {}, float(truth["damping"]))
-    with changed(trainer, **reference), trainer._context() as context:
-        what = context.setup().describe() if named else f"{COSTLIEST}, {context.setup().describe()}"
+    with changed(trainer, **reference), trainer.session() as session:
+        what = session.setup().describe() if named else f"{COSTLIEST}, {session.setup().describe()}"
     return InverseHessian(table, diverged, what, float(truth["damping"]), len(queries))
 
 
@@ -195,14 +195,14 @@ class _Bench:
 
     def plain(self, damping: float) -> Tensors:
         """The errors of grad / lambda."""
-        with self._moment() as context:
-            return self._columns({0: self._error(self._gradients(context) / damping)}, {0: 0.0}, 0.0, 0)
+        with self._moment() as session:
+            return self._columns({0: self._error(self._gradients(session) / damping)}, {0: 0.0}, 0.0, 0)
 
     def measure(self, settings: dict[str, Any], steps: Sequence[int] | None) -> Tensors:
         """Seconds and errors after some steps (None: after 1, 2, 4, ..., and at the end), as columns."""
-        with changed(self.trainer, **settings), self._moment() as context:
-            gradients, start = self._gradients(context), time.perf_counter()
-            solver = context.setup().solver()
+        with changed(self.trainer, **settings), self._moment() as session:
+            gradients, start = self._gradients(session), time.perf_counter()
+            solver = session.setup().solver()
             fit = time.perf_counter() - start
             runs = solver.repeats if isinstance(solver, Lissa) and not solver.repeats_share() else 1
             watch = Watch(steps, runs, self._error)
@@ -217,14 +217,14 @@ class _Bench:
         return columns | {"errors": errors.double(), "right": right, "stopped": torch.tensor(stopped)}
 
     @contextmanager
-    def _moment(self) -> Iterator[Context]:
+    def _moment(self) -> Iterator[InfluenceSession]:
         """The model at the checkpoint that influence is taken at."""
-        with self.trainer._context() as context, context.checkpoints.at(0):
-            yield context
+        with self.trainer.session() as session, session.checkpoints.at(0):
+            yield session
 
-    def _gradients(self, context: Context) -> torch.Tensor:
-        examples = context.examples("queries", self.queries)
-        return loss_gradients(context.objective, examples, range(len(examples)))
+    def _gradients(self, session: InfluenceSession) -> torch.Tensor:
+        examples = session.examples("queries", self.queries)
+        return loss_gradients(session.objective, examples, range(len(examples)))
 
     def _error(self, solutions: torch.Tensor) -> torch.Tensor:
         return vector_norm(solutions - self.truth, dim=1) / vector_norm(self.truth, dim=1)

@@ -17,7 +17,7 @@ from hf_fastif.config import FASTIF
 from hf_fastif.execution import Tensors, shard_for_rank
 from hf_fastif.experiments.stopwatch import Watch
 from hf_fastif.index import check_num_neighbors
-from hf_fastif.influence import Context, loss_gradients
+from hf_fastif.influence import InfluenceSession, loss_gradients
 from hf_fastif.solvers import Lissa, Solution
 from hf_fastif.trainer import InfluenceTrainer
 
@@ -184,8 +184,8 @@ def _clocked(run: Callable[[], Any]) -> tuple[Any, float]:
 def _ours(trainer: InfluenceTrainer, queries: Dataset, ks: Sequence[int]) -> Tensors:
     """What is done once (the index; what the solver is fitted with), and queries alone and together."""
     _, index = _clocked(trainer.build_index)
-    with trainer._context() as context, context.checkpoints.at(0):
-        _, solver = _clocked(lambda: context.setup().solver())
+    with trainer.session() as session, session.checkpoints.at(0):
+        _, solver = _clocked(lambda: session.setup().solver())
     alone = [queries.select([row]) for row in range(len(queries))]
     trainer.compute_s_test(alone[0])  # states of frozen layers are made here, once
     once = torch.tensor([index, solver], dtype=torch.float64)
@@ -224,8 +224,8 @@ def _authors(
         trainer.build_index()
         for row in range(len(queries)):
             query = queries.select([row])
-            with trainer._context() as context:
-                solution, seconds = _lissa(context, query, depth)
+            with trainer.session() as session:
+                solution, seconds = _lissa(session, query, depth)
             s_test.append(seconds)
             scoring.append([])
             for k in ks:
@@ -234,15 +234,15 @@ def _authors(
                     asked = {"examples": query, "num_neighbors": k, "s_test": solution}
                     found, searching = _clocked(lambda asked=asked: trainer.find_candidates(**asked))
                     rows = found[0]
-                with trainer._context() as context:
-                    scoring[-1].append(searching + _backward_passes(context, solution, rows, timed))
+                with trainer.session() as session:
+                    scoring[-1].append(searching + _backward_passes(session, solution, rows, timed))
     cut = [timed is not None and (timed < k or steps < depth) for k in ks]
     return {"costs": _costs(ks, s_test, scoring, cut)}
 
 
-def _lissa(context: Context, query: Dataset, depth: int) -> tuple[Solution, float]:
+def _lissa(session: InfluenceSession, query: Dataset, depth: int) -> tuple[Solution, float]:
     """s_test of one query, and the seconds that `depth` steps take, given the time of as many as the settings say."""
-    args, setup, accelerator = context.args, context.setup(), context.trainer.accelerator
+    args, setup, accelerator = session.args, session.setup(), session.trainer.accelerator
     steps = args.lissa_depth
     own = len(shard_for_rank(range(args.num_repeats), accelerator))
     watch = Watch([1, steps], max(1, own), lambda solutions: solutions[:, :0])
@@ -260,7 +260,7 @@ def _lissa(context: Context, query: Dataset, depth: int) -> tuple[Solution, floa
         show_progress=not args.disable_tqdm,
         callback=watch,
     )
-    gradient = loss_gradients(context.objective, context.examples("queries", query), [0])
+    gradient = loss_gradients(session.objective, session.examples("queries", query), [0])
     solution = solver.solve(gradient)
     seconds = watch.seconds.get(steps, 0.0)
     if steps < depth and own:  # the first step is slower
@@ -268,14 +268,14 @@ def _lissa(context: Context, query: Dataset, depth: int) -> tuple[Solution, floa
     return solution, max(gather_object([seconds]))
 
 
-def _backward_passes(context: Context, solution: Solution, rows: np.ndarray, timed: int | None) -> float:
+def _backward_passes(session: InfluenceSession, solution: Solution, rows: np.ndarray, timed: int | None) -> float:
     """The seconds of - s_test . grad L(z) for each of some rows, one after another, given the time of some of them."""
-    accelerator = context.trainer.accelerator
+    accelerator = session.trainer.accelerator
     chosen = np.random.default_rng(0).permutation(rows)[:timed]
     own, vector = shard_for_rank(chosen, accelerator), solution.vectors[0]
     accelerator.wait_for_everyone()
     _, seconds = _clocked(
-        lambda: [-float(context.objective.gradient(context.train.take([row])) @ vector) for row in own]
+        lambda: [-float(session.objective.gradient(session.train.take([row])) @ vector) for row in own]
     )
     return max(gather_object([seconds])) * len(rows) / len(chosen)
 

@@ -196,8 +196,8 @@ def as_predicted(trainer: InfluenceTrainer, examples: Dataset, dataset: Dataset)
     """
     if len(examples) != len(dataset):
         raise InfluenceError(f"dataset: it has {len(dataset):,} rows; give the {len(examples):,} of examples.")
-    with trainer._context() as context:
-        predicted = context.predict(context.examples("examples", examples)).logits.argmax(axis=1)
+    with trainer.session() as session:
+        predicted = session.predict(session.examples("examples", examples)).logits.argmax(axis=1)
     feature, names = dataset.features["label"], trainer.model.config.id2label
     if isinstance(feature, ClassLabel):
         if unknown := sorted({names[label] for label in predicted} - set(feature.names)):
@@ -267,8 +267,8 @@ def simulatability(
     right = [label_name(queries, label) == name for label, name in zip(queries["label"], predicted, strict=True)]
     if unknown := sorted({_random(name) for name in predicted} - set(chosen[0])):
         raise InfluenceError(f"examples: none has the label that the model predicts: {', '.join(unknown)}.")
-    with simulator._context() as context:
-        answers = context.predict(context.examples("simulated", simulated))
+    with simulator.session() as session:
+        answers = session.predict(session.examples("simulated", simulated))
     agrees = answers.logits.argmax(axis=1) == answers.labels
     losses = _losses(trainer, simulator, simulated, examples, chosen, learning_rates)
     curves = [
@@ -312,13 +312,13 @@ def _losses(
 ) -> np.ndarray:
     """The losses (Q, kinds, examples, learning rates); the queries are dealt to the processes."""
     rows = np.array([list(own.values()) for own in chosen])
-    with simulator._context() as context:
-        objective = context.objective
+    with simulator.session() as session:
+        objective = session.objective
         about = {"rows": hexdigest([torch.from_numpy(rows)]), "learning_rates": str(list(learning_rates))}
         about |= {"simulator": model_fingerprint(objective.model), "bf16": str(simulator.args.influence_bf16)}
         about |= digests(simulator, simulated=simulated, examples=examples)
         parts = open_analysis_results(trainer, "simulated", about)
-        asked, train = context.pool("simulated", simulated), context.examples("examples", without_indexes(examples))
+        asked, train = session.pool("simulated", simulated), session.examples("examples", without_indexes(examples))
 
         def work(q: int) -> Tensors:
             query = asked.take([q])

@@ -68,7 +68,7 @@ UNFINISHED = "unfinished"  # under the folder of influence
 
 
 @dataclass
-class Kept:
+class SessionCache:
     """What earlier calls have made and later ones may use.
 
     Attributes:
@@ -107,19 +107,19 @@ def _let_go(states: dict[tuple[Hashable, ...], FrozenStates | None], memory: int
             del states[key]
 
 
-class Context:
+class InfluenceSession:
     """One call's view of a trainer.
 
     Args:
         trainer (`Trainer`): With an `InfluenceConfig` for arguments.
         objective (`Objective`): Its loss.
-        kept (`Kept`): What earlier calls have made.
+        kept (`SessionCache`): What earlier calls have made.
     """
 
-    def __init__(self, trainer: Trainer, objective: Objective, kept: Kept):
+    def __init__(self, trainer: Trainer, objective: Objective, cache: SessionCache):
         self.trainer = trainer
         self.objective = objective
-        self.kept = kept
+        self.cache = cache
         self._loss_known = False
 
     @property
@@ -137,14 +137,14 @@ class Context:
         """The examples of a dataset, checked."""
         check_dataset(name, dataset)
         trainer = self.trainer
-        examples = batches_of(trainer, self.kept, dataset, name)
+        examples = batches_of(trainer, self.cache, dataset, name)
         if isinstance(self.objective.head, TokenHead) and self.objective.head.shift:
             examples.prepare = lambda batch: without_targets_of_padding(trainer._prepare_inputs(batch))
         key = (dataset._fingerprint, id(self.objective.model), self.args.remove_unused_columns)
-        if self.kept.checked.get(key) is not trainer.data_collator:
+        if self.cache.checked.get(key) is not trainer.data_collator:
             check_inputs(name, dataset, examples, trainer, self.objective)
-            self.kept.checked[key] = trainer.data_collator
-        settle_padding(name, self.objective, examples, self.kept.positions)
+            self.cache.checked[key] = trainer.data_collator
+        settle_padding(name, self.objective, examples, self.cache.positions)
         if not self._loss_known:
             train = trainer.train_dataset
             if name != "train_dataset" and isinstance(train, Dataset) and len(train):
@@ -154,13 +154,13 @@ class Context:
         return examples
 
     def _find_loss(self, examples: ExampleBatches) -> None:
-        self.objective.use_loss(resolve_training_loss(self.trainer, self.objective, examples, self.kept.losses))
+        self.objective.use_loss(resolve_training_loss(self.trainer, self.objective, examples, self.cache.losses))
         self._loss_known = True
 
     @property
     def loss(self) -> str:
         """What stands for the loss; the same text for losses that compute the same."""
-        identity, before = self.objective.loss_identity, self.kept.loss_identities
+        identity, before = self.objective.loss_identity, self.cache.loss_identities
         for other in before:
             if same_loss(identity, other):
                 return other
@@ -191,7 +191,7 @@ class Context:
 
     def pool(self, name: str, dataset: Dataset) -> ExampleBatches:
         """The examples of a dataset that many passes are made over: what frozen layers make of them is kept."""
-        examples, states = self.examples(name, dataset), self.kept.states
+        examples, states = self.examples(name, dataset), self.cache.states
         memory = int(self.args.frozen_states_gb * 2**30)
         model = self.objective.model
         key = (id(model), frozen_digest(model), examples.digest, tuple(self.objective.theta), memory)
@@ -218,9 +218,9 @@ class Context:
         self.trainer.accelerator.wait_for_everyone()  # the main process may have written one just now
         objective = self.objective
         members, line = find_checkpoints(args.checkpoints, args.output_dir, objective.model)
-        if line and (line != self.kept.said or members == [Checkpoint()]):
+        if line and (line != self.cache.said or members == [Checkpoint()]):
             logger.warning(line)
-        self.kept.said = line
+        self.cache.said = line
         checkpoints = CheckpointSet(objective, members, weights_of(members, args.checkpoint_weights))
         if any(member.path for member in members):
             checkpoints.check(self.train)
@@ -247,7 +247,7 @@ class Context:
 
     def setup(self) -> SolverSetup:
         """Curvature, damping and solver, at the checkpoint that is in the model."""
-        accelerator, fitted = self.trainer.accelerator, self.kept.fitted
+        accelerator, fitted = self.trainer.accelerator, self.cache.fitted
         final = self.checkpoints.present.path is None
         name = "ekfac" if final else f"ekfac-{hexdigest([self.objective.fingerprint])}"
         factors = folder_of(self.args) / f"{name}.safetensors"
@@ -270,15 +270,15 @@ class Context:
             work (`str`): Name of the call.
             *on: What it is about.
         """
-        args, trainer, kept = self.args, self.trainer, self.kept
+        args, trainer, cache = self.args, self.trainer, self.cache
         train = trainer.train_dataset
-        about = (batches_of(trainer, kept, thing).digest if isinstance(thing, Dataset) else thing for thing in on)
+        about = (batches_of(trainer, cache, thing).digest if isinstance(thing, Dataset) else thing for thing in on)
         about = (thing.vectors if isinstance(thing, Solution) else thing for thing in about)
         folder = folder_of(args) / UNFINISHED / f"{work}-{hexdigest(about)}"
         manifest = {
             "loss": self.loss,
             "model": self.checkpoints.fingerprint,
-            "train_dataset": batches_of(trainer, kept, train).digest if isinstance(train, Dataset) else None,
+            "train_dataset": batches_of(trainer, cache, train).digest if isinstance(train, Dataset) else None,
             "seed": str(args.seed),
             **{name: str(value) for name, value in args.influence_settings().items()},
         }
@@ -309,28 +309,28 @@ class Context:
 
 
 @contextmanager
-def context_of(trainer: Trainer, kept: Kept) -> Iterator[Context]:
+def open_session(trainer: Trainer, cache: SessionCache) -> Iterator[InfluenceSession]:
     """The trainer's model as a function of its trainable parameters, in the state that exact derivatives need."""
     args = trainer.args
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     check_whole(model)
     check_adapters(model)
     check_no_inference_tensors(model)
-    if not kept.prepared:
+    if not cache.prepared:
         _prepare_folder(args, trainer.accelerator)
-        kept.prepared = True
+        cache.prepared = True
     with torch.inference_mode(False), torch.enable_grad(), differentiable(model), uncompiled(trainer, model):
         decayed = trainer.get_decay_parameter_names(model) if args.loss_weight_decay else ()
         smoothing, weight_decay = args.label_smoothing_factor, args.loss_weight_decay
         objective = Objective(model, smoothing, weight_decay, decayed, args.influence_bf16, args.loss_reduction)
         warn_of_half_precision(objective)
-        yield Context(trainer, objective, kept)
+        yield InfluenceSession(trainer, objective, cache)
 
 
-def batches_of(trainer: Trainer, kept: Kept, dataset: Dataset, name: str | None = None) -> ExampleBatches:
+def batches_of(trainer: Trainer, cache: SessionCache, dataset: Dataset, name: str | None = None) -> ExampleBatches:
     """The rows of a dataset as the model sees them."""
     rows = trainer._remove_unused_columns(dataset, name)
-    return ExampleBatches(rows, trainer.data_collator, trainer._prepare_inputs, kept.digests)
+    return ExampleBatches(rows, trainer.data_collator, trainer._prepare_inputs, cache.digests)
 
 
 def folder_of(args: InfluenceConfig) -> Path:

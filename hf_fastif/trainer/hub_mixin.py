@@ -45,8 +45,8 @@ class HubMixin:
         token, place = self.args.hub_token, self._index_place()
         with self.args.main_process_first(desc="the index"):  # downloads it for the others on its machine
             index = InfluenceIndex.from_pretrained(repo_id_or_path, revision, token, **place)
-        with self._context() as context:
-            index.check(context.belongs(context.examples(name, dataset)))
+        with self.session() as session:
+            index.check(session.belongs(session.examples(name, dataset)))
         return self._attach(index, dataset)
 
     def push_index_to_hub(
@@ -70,9 +70,9 @@ class HubMixin:
         """
         name, dataset = self._named(dataset, "dataset")
         check_dataset(name, dataset)
-        with self._context() as context:
-            belongs = context.belongs(context.examples(name, dataset))
-            index = check_index(name, dataset, self._kept.indexes, belongs)
+        with self.session() as session:
+            belongs = session.belongs(session.examples(name, dataset))
+            index = check_index(name, dataset, self._cache.indexes, belongs)
         if self.is_world_process_zero():
             return index.push_to_hub(repo_id, dataset, include_text, recall, **self._with_defaults(options))
 
@@ -94,8 +94,8 @@ class HubMixin:
         Raises:
             PermissionError: If the token may not write there.
         """
-        with self._context() as context, context.checkpoints.at(0):
-            setup = context.setup()
+        with self.session() as session, session.checkpoints.at(0):
+            setup = session.setup()
             factors = setup.factors()
             about = {"model_name": model_name(self.model), **sources(self.model, self.train_dataset)}
             manifest = setup.factors_manifest | about | {"versions": versions()}
@@ -116,8 +116,8 @@ class HubMixin:
         """
         with self.args.main_process_first(desc="the factors"):
             path, found = fetch_factors(repo_id_or_path, revision, self.args.hub_token)
-        with self._context() as context, context.checkpoints.at(0):
-            return context.setup().adopt_factors(path, found)
+        with self.session() as session, session.checkpoints.at(0):
+            return session.setup().adopt_factors(path, found)
 
     def push_to_hub(self, *args: Any, include_text: bool = False, **kwargs: Any) -> Any:
         """Publishes the model as `Trainer.push_to_hub` does, and with it what lies in `output_dir/influence`.

@@ -33,7 +33,7 @@ from hf_fastif.index import (
     index_features,
     write_index,
 )
-from hf_fastif.influence import Context, Kept, context_of, sharded_gradients
+from hf_fastif.influence import InfluenceSession, SessionCache, open_session, sharded_gradients
 from hf_fastif.model import check_model, sharded_by
 from hf_fastif.results import InfluenceResult, build_result
 from hf_fastif.scoring import has_token_losses, influence_of_tokens, texts_of_tokens
@@ -67,7 +67,7 @@ class InfluenceMixin(HubMixin):
         if (make := named.get("model_init")) is not None and _has_defaults(make):
             named["model_init"] = lambda: make()
         super().__init__(model, with_influence(args), *other, **named)
-        self._kept = Kept()
+        self._cache = SessionCache()
         self._keeper = KeepCheckpoints(self._training_facts, self._unwrapped)
         self.add_callback(self._keeper)
 
@@ -102,27 +102,27 @@ class InfluenceMixin(HubMixin):
                 another model or other rows.
         """
         name, dataset = self._named(dataset, "dataset")
-        with self._context() as context:
-            pool, checkpoints = context.pool(name, dataset), context.checkpoints
+        with self.session() as session:
+            pool, checkpoints = session.pool(name, dataset), session.checkpoints
             kind = "own" if features is not None else self.args.index_features if add_to is None else add_to.name
             if add_to is not None:
                 rows = without_indexes(dataset).select(range(min(len(add_to), len(dataset))))
-                add_to.check(context.belongs(context.examples(name, rows)))
+                add_to.check(session.belongs(session.examples(name, rows)))
             if features is not None:
                 made = custom_features(dataset, features)
             elif add_to is not None:
-                made = features_of(add_to, context.objective)
+                made = features_of(add_to, session.objective)
             else:
                 made = []
                 for number in range(len(checkpoints)):
                     with checkpoints.at(number):
-                        made.append(index_features(context.setup(), len(checkpoints)))
+                        made.append(index_features(session.setup(), len(checkpoints)))
             folder = self._influence_folder / "indexes" / f"{kind}-{pool.digest}"
             known = None if add_to is None else add_to.identity
-            with context.partial_results("build_index", dataset, kind, known) as partials:
-                vectors = Vectors(made, pool, checkpoints, context.sweep, partials)
+            with session.partial_results("build_index", dataset, kind, known) as partials:
+                vectors = Vectors(made, pool, checkpoints, session.sweep, partials)
                 about = {"model_name": model_name(self.model), **sources(self.model, dataset)}
-                write_index(folder, kind, vectors, self.args, context.belongs(pool) | about, add_to)
+                write_index(folder, kind, vectors, self.args, session.belongs(pool) | about, add_to)
         return self._attach(InfluenceIndex.load(folder, **self._index_place()), dataset)
 
     def find_candidates(
@@ -143,13 +143,13 @@ class InfluenceMixin(HubMixin):
         check_dataset(name, candidates)
         check_num_neighbors(num_neighbors, len(candidates))
         solution = self.compute_s_test(examples, as_one) if s_test is None else s_test
-        with self._context() as context:
-            queries, checkpoints = context.examples("examples", examples), context.checkpoints
-            check_s_test(solution, context.origin(queries, as_one), checkpoints.size)
-            belongs = context.belongs(context.examples(name, candidates))
-            index = check_index(name, candidates, self._kept.indexes, belongs)
+        with self.session() as session:
+            queries, checkpoints = session.examples("examples", examples), session.checkpoints
+            check_s_test(solution, session.origin(queries, as_one), checkpoints.size)
+            belongs = session.belongs(session.examples(name, candidates))
+            index = check_index(name, candidates, self._cache.indexes, belongs)
             search = candidate_search(
-                index, checkpoints, queries, query_features, num_neighbors, context.sweep, as_one
+                index, checkpoints, queries, query_features, num_neighbors, session.sweep, as_one
             )
             return search(range(len(solution)), solution.vectors)
 
@@ -162,8 +162,8 @@ class InfluenceMixin(HubMixin):
         Raises:
             ValueError: If the labels are not one of several classes.
         """
-        with self._context() as context:
-            return np.flatnonzero(context.predict(context.examples("examples", examples)).wrong())
+        with self.session() as session:
+            return np.flatnonzero(session.predict(session.examples("examples", examples)).wrong())
 
     def compute_s_test(self, examples: Dataset, as_one: bool = False) -> Solution:
         """s_test = (C + lambda I)^-1 grad L for every example (sections 3.3 and 3.4 of the paper), by `args.solver`.
@@ -185,11 +185,11 @@ class InfluenceMixin(HubMixin):
             ValueError: If the Hessian is so indefinite that `damping` does not outweigh it, or the solver does not
                 work for this model or training set.
         """
-        with self._context() as context:
-            queries = context.examples("examples", examples)
-            context.predict(queries)  # a NaN loss is an error now, not in an hour
-            with context.attribution("compute_s_test", examples, as_one=as_one) as attribution:
-                return replace(attribution.s_test(queries), origin=context.origin(queries, as_one))
+        with self.session() as session:
+            queries = session.examples("examples", examples)
+            session.predict(queries)  # a NaN loss is an error now, not in an hour
+            with session.attribution("compute_s_test", examples, as_one=as_one) as attribution:
+                return replace(attribution.s_test(queries), origin=session.origin(queries, as_one))
 
     def compute_influence(
         self,
@@ -210,14 +210,14 @@ class InfluenceMixin(HubMixin):
         Returns:
             `np.ndarray` of shape `(queries, candidates)`, float32: Positive is harmful, negative is helpful.
         """
-        with self._context() as context:
-            queries = context.examples("examples", examples)
+        with self.session() as session:
+            queries = session.examples("examples", examples)
             name, candidates = self._named(candidates, "candidates")
-            pool = context.pool(name, candidates)
-            check_s_test(s_test, context.origin(queries, as_one), context.checkpoints.size)
-            context.predict(queries)
+            pool = session.pool(name, candidates)
+            check_s_test(s_test, session.origin(queries, as_one), session.checkpoints.size)
+            session.predict(queries)
             on = (examples, candidates, s_test)
-            with context.attribution("compute_influence", *on, as_one=as_one) as attribution:
+            with session.attribution("compute_influence", *on, as_one=as_one) as attribution:
                 return np.stack([outcome.scores for outcome in attribution.outcomes(queries, pool, None, s_test)])
 
     def token_influence(
@@ -246,12 +246,12 @@ class InfluenceMixin(HubMixin):
         check_dataset(name, candidates)
         check_rows("rows", rows, len(candidates))
         solution = self.compute_s_test(examples) if s_test is None else s_test
-        with self._context() as context:
-            origin = context.origin(context.examples("examples", examples), as_one=False)
-            check_s_test(solution, origin, context.checkpoints.size)
-            pool, places = context.examples(name, candidates), np.array(rows)
-            vectors, checkpoints = solution.vectors, context.checkpoints
-            found = influence_of_tokens(context.objective, checkpoints, pool, vectors, places, context.sweep)
+        with self.session() as session:
+            origin = session.origin(session.examples("examples", examples), as_one=False)
+            check_s_test(solution, origin, session.checkpoints.size)
+            pool, places = session.examples(name, candidates), np.array(rows)
+            vectors, checkpoints = solution.vectors, session.checkpoints
+            found = influence_of_tokens(session.objective, checkpoints, pool, vectors, places, session.sweep)
         return [[scores[query] for scores in found] for query in range(len(solution))]
 
     def self_influence(self, examples: Dataset | None = None) -> np.ndarray:
@@ -271,9 +271,9 @@ class InfluenceMixin(HubMixin):
             `np.ndarray` of shape `(examples,)`, float32, in the order of the dataset.
         """
         name, examples = self._named(examples, "examples")
-        with self._context() as context:
-            pool = context.pool(name, examples)
-            with context.attribution("self_influence", examples) as attribution:
+        with self.session() as session:
+            pool = session.pool(name, examples)
+            with session.attribution("self_influence", examples) as attribution:
                 return attribution.self_influence(pool)
 
     def find_influential(
@@ -318,24 +318,24 @@ class InfluenceMixin(HubMixin):
         name, candidates = self._named(candidates, "candidates")
         check_dataset(name, candidates)
         check_num_neighbors(num_neighbors, len(candidates))
-        with self._context() as context:
-            queries, pool = context.examples("examples", examples), context.pool(name, candidates)
-            checkpoints = context.checkpoints
-            check_s_test(s_test, context.origin(queries, as_one), checkpoints.size)
-            predictions = context.predict(queries)
+        with self.session() as session:
+            queries, pool = session.examples("examples", examples), session.pool(name, candidates)
+            checkpoints = session.checkpoints
+            check_s_test(s_test, session.origin(queries, as_one), checkpoints.size)
+            predictions = session.predict(queries)
             on, search = (examples, candidates, s_test, num_neighbors), None
             if num_neighbors is not None:
-                index = check_index(name, candidates, self._kept.indexes, context.belongs(pool))
+                index = check_index(name, candidates, self._cache.indexes, session.belongs(pool))
                 search = candidate_search(
-                    index, checkpoints, queries, query_features, num_neighbors, context.sweep, as_one
+                    index, checkpoints, queries, query_features, num_neighbors, session.sweep, as_one
                 )
                 on += (index.identity,)
-            shown = num_examples if has_token_losses(context.objective) else None
+            shown = num_examples if has_token_losses(session.objective) else None
             on += () if shown is None else (shown,)
-            with context.attribution("find_influential", *on, as_one=as_one) as attribution:
+            with session.attribution("find_influential", *on, as_one=as_one) as attribution:
                 outcomes = list(attribution.outcomes(queries, pool, search, s_test, shown))
-            texts = texts_of_tokens(context.objective, pool, outcomes, self.processing_class)
-            settings = context.settings(num_neighbors, num_examples) | {"scoring": attribution.scoring}
+            texts = texts_of_tokens(session.objective, pool, outcomes, self.processing_class)
+            settings = session.settings(num_neighbors, num_examples) | {"scoring": attribution.scoring}
         return build_result(
             without_indexes(examples),
             without_indexes(candidates),
@@ -366,24 +366,24 @@ class InfluenceMixin(HubMixin):
             check_dataset("train_dataset", source)
             rows = np.random.default_rng(self.args.seed).permutation(len(source))[:4]
             examples = without_indexes(source).select(rows)
-        with self._context() as context:
-            queries, checkpoints = context.examples("examples", examples), context.checkpoints
-            check_s_test(s_test, context.origin(queries, as_one=False), checkpoints.size)
-            context.predict(queries)
-            signals, solved = context.signals(), s_test if len(checkpoints) == 1 else None
+        with self.session() as session:
+            queries, checkpoints = session.examples("examples", examples), session.checkpoints
+            check_s_test(s_test, session.origin(queries, as_one=False), checkpoints.size)
+            session.predict(queries)
+            signals, solved = session.signals(), s_test if len(checkpoints) == 1 else None
             with checkpoints.at(0):
-                gradients = sharded_gradients(context.objective, queries, range(len(queries)), self.accelerator)
-                return diagnose(context.setup(), gradients, signals, solved)
+                gradients = sharded_gradients(session.objective, queries, range(len(queries)), self.accelerator)
+                return diagnose(session.setup(), gradients, signals, solved)
 
     def _unwrapped(self, model: nn.Module) -> nn.Module:
         return self.accelerator.unwrap_model(model, keep_torch_compile=False)
 
-    def _context(self) -> AbstractContextManager[Context]:
-        return context_of(self, self._kept)
+    def session(self) -> AbstractContextManager[InfluenceSession]:
+        return open_session(self, self._cache)
 
     def _attach(self, index: InfluenceIndex, dataset: Dataset) -> InfluenceIndex:
         index.attach(dataset)
-        self._kept.indexes[dataset._fingerprint] = index
+        self._cache.indexes[dataset._fingerprint] = index
         return index
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
@@ -409,8 +409,8 @@ class InfluenceMixin(HubMixin):
             return None
         with same_random_state():
             try:
-                with self._context() as context:
-                    return context.training_facts()
+                with self.session() as session:
+                    return session.training_facts()
             except Exception as error:  # a model that influence does not know may be trained all the same
                 logger.info(f"Checkpoints for influence will not say what they were trained on: {error}")
                 return {}

@@ -149,7 +149,7 @@ def fine_tune(
     trainer, examples = make_trainer(model, data, config)
     if train is not None:
         trainer.train_dataset = train
-    train_digest = batches_of(trainer, trainer._kept, trainer.train_dataset).training_digest
+    train_digest = batches_of(trainer, trainer._cache, trainer.train_dataset).training_digest
     settings = training_settings(model, data, config) | {"train_dataset": train_digest}
     if config.overwrite or not path.exists():
         trainer.train()

@@ -78,12 +78,12 @@ def test_steps_are_plain_gradient_steps_on_the_most_helpful(trainer, tmp_path):
 def test_scores_are_those_of_the_trainer(tmp_path):
     trainer = tiny_trainer(tmp_path, train=TRAIN, solver="exact", damping=0.5, checkpoints="final")
     expected = trainer.compute_influence(ANCHORS, POOL, as_one=True)[0]
-    fitted = set(trainer._kept.fitted)
+    fitted = set(trainer._cache.fitted)
     row = correct(trainer, ANCHORS, POOL, steps=1, num_examples=4).log[1]
     np.testing.assert_allclose(row["influences"], np.sort(expected)[:4], rtol=1e-3)
-    assert set(trainer._kept.fitted) == fitted
+    assert set(trainer._cache.fitted) == fitted
     assert correct(trainer, ANCHORS, POOL, steps=2, num_examples=4).log[1]["influences"] != row["influences"]
-    assert len(set(trainer._kept.fitted) - fitted) == 2  # spectrum and factors of where it began, and no others
+    assert len(set(trainer._cache.fitted) - fitted) == 2  # spectrum and factors of where it began, and no others
 
 
 def test_systems(trainer):

@@ -58,8 +58,8 @@ def moment(folder, model, caplog):
     """The moment at which influence is taken of a model, and the line that says so."""
     trainer = ours(folder, model)
     caplog.clear()
-    with trainer._context() as context:
-        (member,) = context.checkpoints.members
+    with trainer.session() as session:
+        (member,) = session.checkpoints.members
     (line,) = [record.message for record in caplog.records if record.message.startswith("Influence is taken")]
     return member, line
 

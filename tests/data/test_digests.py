@@ -163,18 +163,18 @@ def collated(trainer, change):
 
 def test_collators_and_transforms_belong_to_data(tmp_path):
     plain = trainer_of(tmp_path)
-    with plain._context() as context:
-        digest = context.train.digest
-    with collated(trainer_of(tmp_path), lambda ids: ids.clamp_max(40))._context() as context:
-        assert context.train.digest != digest
+    with plain.session() as session:
+        digest = session.train.digest
+    with collated(trainer_of(tmp_path), lambda ids: ids.clamp_max(40)).session() as session:
+        assert session.train.digest != digest
 
     def halved(rows):
         ids = rows["input_ids"]
         return {"input_ids": [row[:2] for row in ids], "attention_mask": [[1, 1] for _ in ids], "label": rows["label"]}
 
     for rows in (TRAIN.with_transform(halved), TRAIN.with_transform(lambda rows: halved(rows))):
-        with trainer_of(tmp_path, train=rows, remove_unused_columns=False)._context() as context:
-            assert context.train.digest != digest
+        with trainer_of(tmp_path, train=rows, remove_unused_columns=False).session() as session:
+            assert session.train.digest != digest
 
 
 def test_indexes_and_factors_of_other_preprocessing_are_refused(tmp_path):
@@ -418,9 +418,9 @@ def test_an_overridden_loss_that_differs_on_a_single_row_is_seen(tmp_path):
 
     args = trainer_of(tmp_path, remove_unused_columns=False).args
     trainer = Weighted(TakesWeights(tiny_model().config), args, train_dataset=rows, data_collator=collate)
-    with trainer._context() as context:
-        context.examples("train_dataset", rows)
-        assert context.objective.custom_compute_loss is not None
+    with trainer.session() as session:
+        session.examples("train_dataset", rows)
+        assert session.objective.custom_compute_loss is not None
 
 
 def test_the_side_of_padding_that_changes_between_two_calls_is_noticed(tmp_path):

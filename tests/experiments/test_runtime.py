@@ -38,21 +38,21 @@ def test_every_way_is_timed_for_every_number_of_candidates(found):
 def test_the_authors_s_test_is_that_of_the_preset(trainer):
     with changed(trainer, **FASTIF | {"lissa_depth": 7, "frozen_states_gb": 0.0}):
         expected = trainer.compute_s_test(QUERIES.select([1])).vectors
-        with trainer._context() as context:
-            solution, seconds = _lissa(context, QUERIES.select([1]), 7)
-            whole = _lissa(context, QUERIES.select([1]), 7000)[1]
+        with trainer.session() as session:
+            solution, seconds = _lissa(session, QUERIES.select([1]), 7)
+            whole = _lissa(session, QUERIES.select([1]), 7000)[1]
     np.testing.assert_allclose(solution.vectors, expected, rtol=1e-5)
     assert whole > 20 * seconds  # a thousand times as many steps
 
 
 def test_the_authors_scores_take_a_pass_each(trainer, monkeypatch):
     solution, taken = trainer.compute_s_test(QUERIES.select([0])), []
-    with trainer._context() as context:
-        gradient = context.objective.gradient
-        monkeypatch.setattr(context.objective, "gradient", lambda batch: taken.append(batch) or gradient(batch))
+    with trainer.session() as session:
+        gradient = session.objective.gradient
+        monkeypatch.setattr(session.objective, "gradient", lambda batch: taken.append(batch) or gradient(batch))
         clock = iter([0.0, 5.0])
         monkeypatch.setattr("time.perf_counter", lambda: next(clock))
-        seconds = _backward_passes(context, solution, np.arange(20), timed=8)
+        seconds = _backward_passes(session, solution, np.arange(20), timed=8)
     assert len(taken) == 8 and {len(batch["labels"]) for batch in taken} == {1}
     assert seconds == 5.0 * 20 / 8
 

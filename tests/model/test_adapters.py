@@ -46,8 +46,8 @@ def test_lora_is_full_attribution_restricted_to_the_adapters(tmp_path):
         parameter.requires_grad_("q_proj" in name or "v_proj" in name)
     full = trainer_of(tmp_path / "full", merged, solver="identity")
     gradients = full.compute_s_test(TRAIN).vectors  # of the identity they are the gradients
-    with full._context() as context:
-        partials = context.objective.space.split(gradients)
+    with full.session() as session:
+        partials = session.objective.space.split(gradients)
     expected = []
     for name, grads in partials.items():
         own = adapted.get_submodule("base_model.model." + name.removesuffix(".weight"))
@@ -133,11 +133,11 @@ def test_the_first_epoch_of_adapters_is_found(tmp_path, caplog, kept_by, more):
     trainer.add_callback(Snapshot())
     trainer.train()
     trainer.args.checkpoints = ["auto"]
-    with trainer._context() as context:
-        (member,) = context.checkpoints.members
+    with trainer.session() as session:
+        (member,) = session.checkpoints.members
         assert member.path.is_file() == (kept_by == "ours") and member.epoch == 1.0
-        with context.checkpoints.at(0):
-            now = {name: p.detach().clone() for name, p in context.objective.theta.items()}
+        with session.checkpoints.at(0):
+            now = {name: p.detach().clone() for name, p in session.objective.theta.items()}
     assert now.keys() == first[0].keys() and all(torch.equal(now[name], values) for name, values in first[0].items())
     assert "at the end of the first epoch" in caplog.text
 

@@ -91,8 +91,8 @@ def test_states_are_left_out_of_batches_that_the_model_pads_on_its_own(tmp_path)
     train = tiny_data(8, lengths=(8, 9)).select(range(6))  # a multiple of its window, and others follow
     mixed = concatenate_datasets([train, tiny_data(6, seed=2)])
     trainer = tiny_trainer(tmp_path, model, mixed, solver="identity", influence_batch_size=3, query_batch_size=1)
-    with trainer._context() as context:
-        assert context.train.states is not None
+    with trainer.session() as session:
+        assert session.train.states is not None
     expected = gradient_products(model, of_rows(mixed), of_rows(QUERIES))
     found = trainer.compute_influence(QUERIES)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
@@ -107,8 +107,8 @@ def test_layers_that_all_examples_share_the_input_of_have_rows(share, tmp_path):
     freeze(model, 1)
     trainer = tiny_trainer(tmp_path, model, DATA, damping=0.3, sdca_visits=400)
     s_test = trainer.compute_s_test(QUERIES)
-    with trainer._context() as context:
-        assert context.setup().name == "sdca"
+    with trainer.session() as session:
+        assert session.setup().name == "sdca"
     model.double().eval()
     with differentiable(model):
         matrix = oracles.gauss_newton(model, batches(DATA))

@@ -43,8 +43,8 @@ def test_scores_are_those_of_the_plain_model(compiled, settings, expected, tmp_p
     tolerance = {"rtol": 1e-4, "atol": 1e-5 * np.abs(expected).max()}
     np.testing.assert_allclose(trainer.compute_influence(QUERIES), expected, **tolerance)
     assert trainer.model is model
-    with trainer._context() as context:
-        assert list(context.objective.theta) == [n for n, p in tiny_model().named_parameters() if p.requires_grad]
+    with trainer.session() as session:
+        assert list(session.objective.theta) == [n for n, p in tiny_model().named_parameters() if p.requires_grad]
     trainer.build_index()
     for row in trainer.find_influential(QUERIES, None, len(TRAIN)).influences:
         assert row["influence"] == pytest.approx(expected[row["query_index"], row["train_index"]], rel=1e-3, abs=1e-4)

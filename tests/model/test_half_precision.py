@@ -130,15 +130,15 @@ def test_heads_of_several_places_agree(name, precision, tmp_path):
 def test_vectors_much_larger_than_half_precision_holds(tmp_path):
     """The largest float16 is 65,504, and a damping that is small makes s_test larger."""
     half, full = pair(tmp_path, "float16", classifier, solver="identity")
-    with half._context() as one, full._context() as other:
-        contexts = (one, other)
+    with half.session() as one, full.session() as other:
+        sessions = (one, other)
         vectors = 1e6 * torch.randn(2, one.objective.space.size)
         batch = one.examples("examples", TRAIN).take(range(12))
         for make in (GaussNewton, Hessian):
-            found, expected = (make(context.objective).product(batch, vectors) for context in contexts)
+            found, expected = (make(session.objective).product(batch, vectors) for session in sessions)
             assert (found - expected).norm() < 0.02 * expected.norm()
         weights = torch.ones(1, 12)
-        curvatures = [GaussNewton(context.objective) for context in contexts]
+        curvatures = [GaussNewton(session.objective) for session in sessions]
         found, expected = (curvature.product_by_tangents(batch, vectors, weights) for curvature in curvatures)
         assert (found - expected).norm() < 0.02 * expected.norm()
 

@@ -18,8 +18,8 @@ def test_losses_are_the_trainers_for_batches_of_one(name, tmp_path):
     case = CASES[name]
     data = case.data(5)
     trainer = case.trainer(tmp_path, data, loss_reduction="mean")
-    with trainer._context() as context:
-        examples, objective = context.examples("examples", data), context.objective
+    with trainer.session() as session:
+        examples, objective = session.examples("examples", data), session.objective
         together = objective.losses(objective.theta, examples.take(range(5)))  # padded
         alone = [trainer.compute_loss(trainer.model, examples.take([row])) for row in range(5)]
     torch.testing.assert_close(together, torch.stack(alone).to(together), rtol=1e-5, atol=1e-6)
@@ -45,6 +45,6 @@ def test_s_test_and_scores_are_those_of_the_exact_inverse(name, tmp_path):
 def test_which_heads_tell_gradients_in_one_pass(name, tmp_path):
     case = CASES[name]
     trainer = case.trainer(tmp_path, case.data(3))
-    with trainer._context() as context:
-        layers = covering_layers(context.objective, context.examples("examples", trainer.train_dataset), tied=True)
+    with trainer.session() as session:
+        layers = covering_layers(session.objective, session.examples("examples", trainer.train_dataset), tied=True)
     assert (layers is None) == (name in ("seq2seq-bart", "seq2seq-t5"))

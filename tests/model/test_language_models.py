@@ -75,8 +75,8 @@ def test_checkpointed_activations_change_nothing(tmp_path, gpt2):
 
 def test_tied_embeddings_are_contracted_from_both_of_their_uses(gpt2):
     assert gpt2.model.lm_head.weight is gpt2.model.transformer.wte.weight
-    with gpt2._context() as context:
-        examples, objective = context.examples("examples", DATA), context.objective
+    with gpt2.session() as session:
+        examples, objective = session.examples("examples", DATA), session.objective
         assert covering_layers(objective, examples) is None  # squares of their parts do not add up
         layers = covering_layers(objective, examples, tied=True)
         assert share_of(layers, objective) == 1
@@ -92,8 +92,8 @@ def test_tied_embeddings_are_contracted_from_both_of_their_uses(gpt2):
 def test_layers_that_scale_or_shift_what_they_look_up_are_not_taken_for_plain_ones(name, tmp_path):
     case = CASES[name]
     trainer = case.trainer(tmp_path, case.data(4))
-    with trainer._context() as context:
-        examples, objective = context.examples("examples", trainer.train_dataset), context.objective
+    with trainer.session() as session:
+        examples, objective = session.examples("examples", trainer.train_dataset), session.objective
         kinds = {layer.module: layer.kind for layer in captured_layers(objective, examples.take([0]), embeddings=True)}
     assert not any("embed_" in module for module in kinds if name == "seq2seq-bart")
     assert "linear" in kinds.values()
@@ -104,8 +104,8 @@ def test_ekfac_directions_of_many_places_have_the_curvature_of_the_loss(name, tm
     case = CASES[name]
     data = case.data(3)
     trainer = case.trainer(tmp_path, data)
-    with trainer._context() as context:
-        objective, batch = context.objective, context.examples("examples", data).take(range(3))
+    with trainer.session() as session:
+        objective, batch = session.objective, session.examples("examples", data).take(range(3))
         curvature, logits, labels = GaussNewton(objective), *_outputs(objective, batch)
         draws = [curvature.mixed_roots(logits, labels, 500, [0, seed]).flatten(1) for seed in range(40)]
         found = sum(draw.T @ draw for draw in draws) / len(draws)
@@ -124,8 +124,8 @@ def test_ekfac_has_the_trace_of_the_curvature(tmp_path):
     data = case.data(6)
     trainer = case.trainer(tmp_path, data)
     _, matrix = gradients_and_curvature(case, trainer, data)
-    with trainer._context() as context:
-        examples, curvature = context.examples("examples", data), GaussNewton(context.objective)
+    with trainer.session() as session:
+        examples, curvature = session.examples("examples", data), GaussNewton(session.objective)
         fits = [
             fit_kronecker_factors(curvature, examples, [np.arange(3), np.arange(3, 6)], seed, trainer.accelerator)
             for seed in range(12)
@@ -139,9 +139,9 @@ def test_lissa_is_chosen_and_damped_by_the_largest_eigenvalue(gpt2):
     case = CASES["causal-gpt2"]
     _, matrix = gradients_and_curvature(case, gpt2, DATA)
     gpt2.args.damping = "auto"
-    with gpt2._context() as context:
-        context.examples("examples", QUERIES)
-        setup = context.setup()
+    with gpt2.session() as session:
+        session.examples("examples", QUERIES)
+        setup = session.setup()
         assert setup.name == "lissa"
         assert setup.damping == pytest.approx(0.01 * float(torch.linalg.eigvalsh(matrix)[-1]), rel=0.03)
         assert not setup.spectrum.whole

@@ -25,9 +25,9 @@ def left_trainer(folder, model, **settings):
 
 
 def counts_positions(trainer) -> bool:
-    with trainer._context() as context:
-        context.examples("train_dataset", trainer.train_dataset)
-        return context.objective.head.positions
+    with trainer.session() as session:
+        session.examples("train_dataset", trainer.train_dataset)
+        return session.objective.head.positions
 
 
 def test_positions_are_counted_for_a_label_a_token(tmp_path):
@@ -80,10 +80,10 @@ def test_heads_that_padding_on_the_left_shifts_are_refused(name, tmp_path):
 def test_positions_do_not_help_a_classifier_that_reads_the_first_place(architecture, tmp_path):
     with pytest.raises(ValueError, match="depend on padding"):
         left_trainer(tmp_path, tiny_model(architecture)).compute_influence(QUERIES)
-    with left_trainer(tmp_path, tiny_model(architecture))._context() as context:
+    with left_trainer(tmp_path, tiny_model(architecture)).session() as session:
         with pytest.raises(ValueError, match="depend on padding"):
-            context.examples("train_dataset", DATA)
-        assert not context.objective.head.positions
+            session.examples("train_dataset", DATA)
+        assert not session.objective.head.positions
 
 
 def test_a_model_that_depends_on_padding_on_either_side_takes_rows_of_one_length(tmp_path):

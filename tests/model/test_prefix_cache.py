@@ -90,11 +90,11 @@ def test_the_others_together_may_fill_the_memory_once_more(tmp_path):
     def used_after(order, memory):
         trainer, digests = tiny_trainer(tmp_path, train=DATA, frozen_states_gb=memory / 2**30), {}
         for name in order:
-            with trainer._context() as context:
-                pool = context.pool(name, sets[name])
+            with trainer.session() as session:
+                pool = session.pool(name, sets[name])
                 digests[name] = pool.digest
-                context.predict(pool)
-        by_set = {key[2]: states.used for key, states in trainer._kept.states.items()}
+                session.predict(pool)
+        by_set = {key[2]: states.used for key, states in trainer._cache.states.items()}
         return {name: by_set[digests[name]] for name in sets if digests.get(name) in by_set}
 
     order = ["set-0", "set-1", "set-0", "set-2"]

@@ -65,9 +65,9 @@ def main(folder: str) -> None:
         )
         trainer.train()
         labels = trainer.train_dataset[0]["labels"]
-        with trainer._context() as context:
-            rows = context.examples("train_dataset", trainer.train_dataset)
-            losses = context.objective.losses(context.objective.theta, rows.take(range(8))).tolist()
+        with trainer.session() as session:
+            rows = session.examples("train_dataset", trainer.train_dataset)
+            losses = session.objective.losses(session.objective.theta, rows.take(range(8))).tolist()
             alone = [float(trainer.compute_loss(trainer.model, dict(rows.take([row])))) for row in range(8)]
         counts = [sum(label != -100 for label in row["labels"][1:]) for row in trainer.train_dataset]
         result = trainer.find_influential(trainer.eval_dataset, num_examples=2)

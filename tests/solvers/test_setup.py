@@ -72,8 +72,8 @@ def test_identity_is_the_product_of_gradients(tmp_path):
 def test_auto_is_sdca_where_rows_fit_and_lissa_elsewhere(tmp_path):
     def chosen(model, **settings):
         trainer = trainer_of(tmp_path, model, **settings)
-        with trainer._context() as context:
-            return context.setup().name
+        with trainer.session() as session:
+            return session.setup().name
 
     assert chosen(tiny_model(frozen=1)) == "sdca"
     assert chosen(tiny_model(frozen=None)) == "lissa"
@@ -120,8 +120,8 @@ def test_ekfac_damps_each_layer_by_a_tenth_of_its_mean_eigenvalue(tmp_path, deca
     trainer = tiny_trainer(tmp_path, model, TRAIN, solver="ekfac", **settings)
     gradients = trainer_of(tmp_path, model, solver="identity").compute_s_test(QUERIES).vectors
     found = trainer.compute_s_test(QUERIES)
-    with trainer._context() as context:
-        factors, space = context.setup().factors(), context.objective.space
+    with trainer.session() as session:
+        factors, space = session.setup().factors(), session.objective.space
         wanted = space.split(found.vectors)
         means = {block.layer.names: block.eigenvalues.mean() for block in factors.blocks}
         means |= {(name,): values.mean() for name, values in factors.diagonal.items() if name != "unused"}
@@ -168,5 +168,5 @@ def test_model_trained_in_bf16_gives_float32_products(tmp_path):
 
 def test_description_names_the_settings(tmp_path):
     trainer = trainer_of(tmp_path, solver="cg", preconditioner="ekfac")
-    with trainer._context() as context:
-        assert context.setup().describe() == "conjugate gradient on 40 examples, preconditioned by EK-FAC"
+    with trainer.session() as session:
+        assert session.setup().describe() == "conjugate gradient on 40 examples, preconditioned by EK-FAC"
