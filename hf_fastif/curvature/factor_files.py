@@ -24,7 +24,7 @@ def fetch_factors(
     """
     folder = fetch(repo_id_or_path, "factors/", "manifest.json", revision, token)
     if not (folder / "manifest.json").is_file():
-        raise NotFoundError(f"{folder} contains no factors; publish some with trainer.push_factors_to_hub().")
+        raise NotFoundError(f"{folder} holds no factors; publish some with trainer.push_factors_to_hub().")
     manifest = read_manifest(folder / "manifest.json", **FACTORS_TYPES)
     if set(manifest["files"]) != {FACTORS}:
         raise InfluenceError(f"{folder / 'manifest.json'} must list {FACTORS} and no other file; download it again.")

@@ -95,7 +95,7 @@ class ResultTables:
         missing = [name for name in (SUMMARY, *NUMBERS) if not (folder / name).is_file()]
         if missing:
             raise NotFoundError(
-                f"folder={str(folder)!r} contains no complete result ({', '.join(missing)} missing); "
+                f"folder={str(folder)!r} holds no complete result ({', '.join(missing)} missing); "
                 "give a folder that InfluenceResult.save_to_disk wrote."
             )
         summary = read_manifest(folder / SUMMARY, **SUMMARY_TYPES)
