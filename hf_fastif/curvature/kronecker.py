@@ -110,10 +110,8 @@ class KroneckerFactors:
     def load(cls, path: Path, manifest: dict[str, str], device: torch.device) -> KroneckerFactors | None:
         """Read the factors that `save` wrote; None if they were fitted to something else than the manifest says."""
         parts = ("output_basis", "input_basis", "eigenvalues")
-        with (
-            reading(path),
-            safe_open(path, framework="pt") as file,
-        ):  # its device argument rejects the "cpu:0" of processes
+        # safe_open rejects "cpu:0", the device of distributed processes, so tensors are moved after reading.
+        with reading(path), safe_open(path, framework="pt") as file:
             written = file.metadata()
             if differences(written, manifest):
                 return None
@@ -240,9 +238,8 @@ def _bases(matrices: list[torch.Tensor], accelerator: Accelerator) -> list[torch
     """Return the eigenvectors of some matrices, distributing the matrices over the processes, the largest first."""
     eigenvectors = [torch.zeros_like(matrix) for matrix in matrices]
     for i in shard_for_rank(sorted(range(len(matrices)), key=lambda i: -len(matrices[i])), accelerator):
-        eigenvectors[i].copy_(
-            torch.linalg.eigh(matrices[i])[1]
-        )  # same memory layout as when read from a file, so that both round alike
+        # Copying gives the memory layout of tensors read from a file, so that both round alike.
+        eigenvectors[i].copy_(torch.linalg.eigh(matrices[i])[1])
     return [accelerator.reduce(vectors, "sum") for vectors in eigenvectors]
 
 

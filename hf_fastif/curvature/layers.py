@@ -200,7 +200,7 @@ def _candidates(objective: Objective, embeddings: bool, tied: bool) -> list[Laye
         shared = any(holders[id(p)] > 1 for p in parameters.values())
         if not trained or any(module.children()) or (shared and (not tied or kind == "other")):
             continue
-        if kind == "linear" and "weight" not in parameters:  # the bias alone
+        if kind == "linear" and "weight" not in parameters:  # only the bias is trained
             continue
         if kind != "embedding" or (embeddings and module.max_norm is None and not module.scale_grad_by_freq):
             layers.append(Layer(name, trained, kind, isinstance(module, Conv1D)))

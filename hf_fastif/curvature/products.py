@@ -18,7 +18,7 @@ from hf_fastif.model import IGNORED, Batch, Objective, derivatives_along
 
 
 ROW_MEMORY = 2 << 30  # bytes for the Jacobian rows of some examples
-MIN_ROWS = 8  # examples; if the rows of fewer fit into memory, passes over rows do not pay off
+MIN_ROWS = 8  # examples whose rows must fit into memory for passes over rows to pay off
 NOT_FINITE = (
     "train_dataset: the curvature of the training loss contains NaN or infinite numbers; some training example has a "
     "NaN loss, or the model's weights are corrupt. trainer.evaluate() on the training set shows which."

@@ -104,9 +104,7 @@ class Objective:
         self.frozen: FrozenLayers | None = None  # skipped for batches with cached states
         self.custom_loss: CustomLoss | None = None  # replaces the head's loss
         self.custom_compute_loss: CustomComputeLoss | None = None  # replaces outputs and loss
-        self._fingerprint: str | None = (
-            None  # cached, since only `holding` changes weights during an objective's lifetime
-        )
+        self._fingerprint: str | None = None  # cached, since only `holding` changes weights meanwhile
         self.forward_mode = True  # until an operation proves to have none
 
     def use_loss(self, loss: CustomLoss | CustomComputeLoss | None) -> None:
