@@ -19,6 +19,7 @@ from hf_fastif.analysis.retrained import Retrained
 from hf_fastif.analysis.session_tools import changed, digests, influence_manifest, open_analysis_results
 from hf_fastif.data import hexdigest, relabelled, without_indexes
 from hf_fastif.errors import InfluenceError
+from hf_fastif.influence import QuerySet
 from hf_fastif.trainer import InfluenceTrainer
 
 
@@ -137,7 +138,7 @@ def suspicion(trainer: InfluenceTrainer, anchors: Dataset) -> dict[str, np.ndarr
     ways: dict[str, Callable[[], np.ndarray]] = {
         SELF: trainer.self_influence,
         GRADIENT: lambda: _squared_gradients(trainer),
-        HARMFUL: lambda: trainer.compute_influence(anchors, as_one=True)[0],
+        HARMFUL: lambda: trainer.compute_influence(QuerySet(anchors, reduce="mean"))[0],
         LOSS: lambda: _losses(trainer),
         RANDOM: lambda: np.random.default_rng(trainer.args.seed).random(count),
     }

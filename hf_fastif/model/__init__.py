@@ -11,6 +11,7 @@ from hf_fastif.model.checks import (
 )
 from hf_fastif.model.compiled import uncompiled
 from hf_fastif.model.heads import IGNORED, Batch, TokenHead, without_targets_of_padding
+from hf_fastif.model.measures import Contrast, Logit, LogProbability, Margin, Measure
 from hf_fastif.model.objective import Objective, differentiable
 from hf_fastif.model.padding import settle_padding
 from hf_fastif.model.parameters import (
@@ -30,9 +31,14 @@ from hf_fastif.model.training_loss import LossFacts, resolve_training_loss
 
 __all__ = [
     "Batch",
+    "Contrast",
     "FrozenStates",
     "IGNORED",
+    "LogProbability",
+    "Logit",
     "LossFacts",
+    "Margin",
+    "Measure",
     "Objective",
     "ParameterSpace",
     "TokenHead",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,6 +22,7 @@ from hf_fastif.errors import InfluenceError
 from hf_fastif.model.compiled import take_compiled_calls
 from hf_fastif.model.custom_loss import CustomComputeLoss, CustomLoss
 from hf_fastif.model.heads import Batch, TokenHead, head_of, takes_positions
+from hf_fastif.model.measures import LOSS, Measure, measured_loss
 from hf_fastif.model.parameters import (
     ParameterSpace,
     load_parameters_,
@@ -104,6 +106,8 @@ class Objective:
         self.frozen: FrozenLayers | None = None  # skipped for batches with cached states
         self.custom_loss: CustomLoss | None = None  # replaces the head's loss
         self.custom_compute_loss: CustomComputeLoss | None = None  # replaces outputs and loss
+        self.measure: Measure | None = None  # replaces any loss
+        self.measured = LOSS  # name of the differentiated function, for messages and manifests
         self._fingerprint: str | None = None  # cached, since only `holding` changes weights meanwhile
         self.forward_mode = True  # until an operation proves to have none
 
@@ -115,6 +119,16 @@ class Objective:
         self.custom_loss = loss
         if loss is not None and isinstance(self.head, TokenHead):
             self.head = replace(self.head, whole=True)
+
+    def measuring(self, measure: Measure | None) -> Objective:
+        """Return this objective with a measure in place of its loss; itself where there is none."""
+        if measure is None:
+            return self
+        measured = copy.copy(self)
+        measured.measure = measure.bound_to(self.model, self.head)
+        measured.measured, measured.weight_decay = repr(measure), 0.0
+        measured.custom_compute_loss = measured.custom_loss = None
+        return measured
 
     @property
     def loss_identity(self) -> str:
@@ -204,6 +218,8 @@ class Objective:
 
     def losses_of_logits(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the loss (B,) of each example, given its outputs (B, ..., C)."""
+        if self.measure is not None:
+            return measured_loss(self.measure, logits, labels)
         if self.custom_loss is not None:
             return self.custom_loss(logits, labels)
         kind = self.problem_type(labels)

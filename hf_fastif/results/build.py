@@ -15,7 +15,7 @@ from hf_fastif.data import label_column, plain_columns, prefixed, set_apart, tex
 from hf_fastif.influence import Predictions
 from hf_fastif.results.result import InfluenceResult
 from hf_fastif.results.tables import TOKEN_COLUMNS
-from hf_fastif.scoring import SIGN, QueryScores, strongest
+from hf_fastif.scoring import QueryScores, sign_of, strongest
 
 
 INFLUENCE_COLUMNS = Features(
@@ -64,7 +64,7 @@ def build_result(
         "num_candidates": len(candidates),
         "text_columns": text_columns(candidates),
         "label_column": label,
-        "sign": SIGN,
+        "sign": sign_of(settings.get("measure", "loss")),
         "versions": versions(),
     }
     return InfluenceResult(

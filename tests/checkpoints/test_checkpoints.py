@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny import tiny_data, tiny_model, tiny_trainer
 
+from hf_fastif import QuerySet
 from hf_fastif.checkpoints import Checkpoint, find_checkpoints, kept_checkpoints, read_parameters
 from hf_fastif.influence import attribution
 
@@ -54,7 +55,7 @@ def single_process(tmp_path, trainer, path, call):
 
 CALLS = {
     "scan": lambda trainer: trainer.compute_influence(QUERIES),
-    "anchors": lambda trainer: trainer.compute_influence(QUERIES, as_one=True),
+    "anchors": lambda trainer: trainer.compute_influence(QuerySet(QUERIES, reduce="mean")),
     "self_influence": lambda trainer: trainer.self_influence(),
 }
 
