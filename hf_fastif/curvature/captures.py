@@ -34,14 +34,17 @@ class LinearCapture:
 
     @property
     def nbytes(self) -> int:
+        """Return the memory of the capture in bytes."""
         return self.inputs.nbytes + self.gradients.nbytes
 
     @property
     def num_inputs(self) -> int:
+        """Return the number of inputs of the layer."""
         return self.inputs.shape[-1]
 
     @property
     def num_outputs(self) -> int:
+        """Return the number of outputs of the layer."""
         return self.gradients.shape[-1]
 
     def rows(self, outputs: slice = slice(None)) -> dict[str, torch.Tensor]:
@@ -150,6 +153,7 @@ class LeafCapture:
 
     @property
     def nbytes(self) -> int:
+        """Return the memory of the capture in bytes."""
         return sum(gradients.nbytes for gradients in self.gradients.values())
 
     def rows(self, _outputs: slice = slice(None)) -> dict[str, torch.Tensor]:
