@@ -1,31 +1,8 @@
-"""Models without `torch.compile`, whose graphs have no forward mode and hide a model's arguments."""
+"""Calls of a model without `torch.compile`: compiled graphs have no forward mode."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from torch import nn
-from transformers import Trainer
-
-
-@contextmanager
-def uncompiled(trainer: Trainer, plain: nn.Module) -> Iterator[None]:
-    """Replace the model of a trainer of `torch.compile(model)` by the plain model, and restore it afterwards.
-
-    Args:
-        trainer (`Trainer`): Its model may be compiled.
-        plain (`torch.nn.Module`): The plain model.
-    """
-    model = trainer.model
-    if not hasattr(model, "_orig_mod"):
-        yield
-        return
-    trainer.model, trainer._signature_columns = plain, None  # else the trainer keeps the columns of the compiled one
-    try:
-        yield
-    finally:
-        trainer.model = model
 
 
 def take_compiled_calls(model: nn.Module) -> list[tuple[nn.Module, object]]:
