@@ -1,4 +1,4 @@
-"""From scores to the tables of an `InfluenceResult`: the strongest of each direction, with texts and predictions."""
+"""Build the tables of an `InfluenceResult` from scores: the strongest examples, with texts and predictions."""
 
 from __future__ import annotations
 
@@ -39,10 +39,19 @@ def build_result(
     settings: dict[str, Any],
     token_texts: Mapping[int, list[str]] | None = None,
 ) -> InfluenceResult:
-    """Joins scores, texts and predictions; keeps the `num_examples` strongest of each direction (None: all).
+    """Join scores, texts and predictions, keeping the strongest examples of each direction.
 
-    There is one outcome for each query, or a single one for all of them together, which are anchors then.
-    `token_texts` are what the tokens of candidates read, where outcomes know the influence of tokens.
+    Args:
+        queries (`datasets.Dataset`): The queries.
+        candidates (`datasets.Dataset`): The training examples that were scored.
+        predictions (`Predictions`): The model's predictions for the queries.
+        outcomes (`Sequence[QueryScores]`): The scores, one for each query; or a single one if the queries are anchors,
+            whose mean loss is one query.
+        num_examples (`int`, *optional*): How many examples of each direction to keep; None keeps all.
+        label_names (`dict[int, str]`): The names of the model's labels.
+        settings (`dict`): The settings for the summary.
+        token_texts (`Mapping[int, list[str]]`, *optional*): The texts of the tokens of each candidate, if the outcomes
+            contain the influence of tokens.
     """
     queries, candidates = set_apart(queries), set_apart(candidates)
     label = label_column(candidates)
@@ -94,7 +103,7 @@ def _influence_table(
 def _token_table(
     queries: np.ndarray, rows: np.ndarray, outcomes: Sequence[QueryScores], texts: Mapping[int, list[str]]
 ) -> Dataset:
-    """What the tokens of each listed candidate read, and their influence."""
+    """Return the texts of the tokens of each listed candidate, and their influence."""
     pairs = list(zip(queries.tolist(), rows.tolist(), strict=True))
     values = {
         "tokens": [texts[row] for _, row in pairs],
@@ -111,7 +120,7 @@ def _query_table(
     names: list[str],
 ) -> Dataset:
     numbers = np.arange(len(queries)) if len(outcomes) == len(queries) else np.zeros(len(queries), dtype=np.int64)
-    own = {
+    computed = {
         "query_index": numbers,
         "prediction": predictions.names(names),
         "probability": predictions.probabilities(),
@@ -120,11 +129,11 @@ def _query_table(
         "std_err": [outcomes[number].quality["std_err"] for number in numbers],
     }
     plain = _readable_rows(queries, range(len(queries)), label, names)
-    return _side_by_side(Dataset.from_dict(own), plain)
+    return _side_by_side(Dataset.from_dict(computed), plain)
 
 
 def _label_names(feature: Any, model_names: dict[int, str]) -> list[str]:
-    """The model's names of the labels, or the dataset's where the model was given none."""
+    """Return the model's names of the labels, or the dataset's if the model has none."""
     names = [model_names[label] for label in sorted(model_names)]
     unnamed = names == [f"LABEL_{label}" for label in range(len(names))]
     return (
@@ -133,7 +142,7 @@ def _label_names(feature: Any, model_names: dict[int, str]) -> list[str]:
 
 
 def _readable_rows(dataset: Dataset, rows: Sequence[int] | np.ndarray, label: str | None, names: list[str]) -> Dataset:
-    """The plain columns of some rows; class numbers get the names that predictions have."""
+    """Return the plain columns of some rows, with class numbers replaced by the names that predictions have."""
     chosen = plain_columns(dataset).select(rows)
     features = chosen.features.copy()
     if label in features and _are_classes(dataset, label, len(names)):
@@ -142,7 +151,7 @@ def _readable_rows(dataset: Dataset, rows: Sequence[int] | np.ndarray, label: st
 
 
 def _are_classes(dataset: Dataset, column: str, count: int) -> bool:
-    """Tell whether a column holds the numbers of that many classes; -1 stands for none."""
+    """Tell whether a column contains the numbers of that many classes; -1 stands for no label."""
     values = dataset.select_columns(column).with_format("arrow")[:][column]
     if not pa.types.is_integer(values.type):
         return False

@@ -1,4 +1,4 @@
-"""Several results as one, whose slices they are."""
+"""Merge several results into one, in which each is a slice."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ SAME = (
 
 
 def join_results(results: Mapping[str, ResultTables]) -> ResultTables:
-    """Puts the queries of several results behind each other; see `InfluenceResult.join`."""
+    """Concatenate the queries of several results; see `InfluenceResult.join`."""
     if not results:
         raise InfluenceError("results is empty; give at least one result.")
     summaries = {name: result.summary for name, result in results.items()}
     first_name, first = next(iter(summaries.items()))
     for name, summary in summaries.items():
-        if other := [key for key in SAME if summary.get(key) != first.get(key)]:
-            key = other[0]
+        if different := [key for key in SAME if summary.get(key) != first.get(key)]:
+            key = different[0]
             raise InfluenceError(
                 f"results: {first_name!r} and {name!r} differ in {key} ({first.get(key)!r} and {summary.get(key)!r}); "
-                "join results of one model, one set of candidates and the same settings."
+                "join only results of one model and one set of candidates with the same settings."
             )
     sizes = {name: summary["num_queries"] for name, summary in summaries.items()}
     starts = dict(zip(sizes, [sum(list(sizes.values())[:i]) for i in range(len(sizes))], strict=True))
@@ -43,7 +43,7 @@ def join_results(results: Mapping[str, ResultTables]) -> ResultTables:
 
 
 def _stacked(tables: Mapping[str, Dataset], starts: Mapping[str, int]) -> Dataset:
-    """Tables with the numbers of their queries moved on; columns that only some have are empty in the others."""
+    """Concatenate tables, renumbering their queries; a column that a table lacks is empty in its rows."""
     features: dict = {}
     parts = []
     for name, table in tables.items():

@@ -23,7 +23,7 @@ def push_result(
     recall: CardSection | None,
     **options: Unpack[PushOptions],
 ) -> CommitInfo:
-    """Publishes a result; see `InfluenceResult.push_to_hub`."""
+    """Publish a result; see `InfluenceResult.push_to_hub`."""
     shared = result if include_text else result.without_text()
 
     def stage(folder: Path, repo_id: str) -> tuple[DatasetCard, dict[str, Path]]:
@@ -42,7 +42,7 @@ def push_result(
 def push_report(
     result: ResultTables, repo_id: str, include_text: bool, title: str, **options: Unpack[PushOptions]
 ) -> CommitInfo:
-    """Publishes a report as a static Space; see `InfluenceResult.push_report_to_hub`."""
+    """Publish a report as a static Space; see `InfluenceResult.push_report_to_hub`."""
     shared = result if include_text else result.without_text()
 
     def stage(folder: Path, repo_id: str) -> tuple[RepoCard, dict[str, Path]]:

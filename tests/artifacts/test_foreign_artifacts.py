@@ -172,15 +172,15 @@ def test_tables_of_another_kind_are_refused(saved):
     table = pa.table({"picture": [{"bytes": None, "path": "/etc/hosts"}]})
     for strange, why in (
         (table.replace_schema_metadata({"huggingface": json.dumps(image)}), r"\['picture'\]"),
-        (whole.drop_columns("loss"), r"lacks the columns \['loss'\]"),
-        (pa.concat_tables([whole, whole]), "has 4 rows of 2,"),
+        (whole.drop_columns("loss"), r"the columns \['loss'\] are missing"),
+        (pa.concat_tables([whole, whole]), "has 4 rows instead of 2,"),
     ):
         pq.write_table(strange, path)
         describe_anew(saved, "summary.json")
-        with pytest.raises(ValueError, match=f"queries.parquet is no table of a result: .*{why}"):
+        with pytest.raises(ValueError, match=f"queries.parquet is not a table of a result: .*{why}"):
             InfluenceResult.load_from_disk(saved)
     rewrite(saved / "summary.json", files=describe_files(saved, ["queries.parquet"]))
-    with pytest.raises(ValueError, match="summary.json names the files queries.parquet; a result has"):
+    with pytest.raises(ValueError, match="summary.json lists the files queries.parquet instead of"):
         InfluenceResult.load_from_disk(saved)
 
 

@@ -91,5 +91,5 @@ def test_a_model_that_was_made_inside_inference_mode(tmp_path):
     with torch.inference_mode():
         model = tiny_model()
     trainer = tiny_trainer(tmp_path, model, TRAIN, **SETTINGS)
-    with pytest.raises(InfluenceError, match=r"weight was made inside torch.inference_mode\(\).*outside"):
+    with pytest.raises(InfluenceError, match=r"weight was created inside torch.inference_mode\(\).*outside"):
         trainer.compute_influence(QUERIES)

@@ -113,5 +113,5 @@ def test_representation_says_what_the_sign_means(result):
 
 
 def test_unknown_query(result):
-    with pytest.raises(IndexError, match="query=2: the result holds the queries 0 to 1"):
+    with pytest.raises(IndexError, match="query=2: must be between 0 and 1"):
         result.helpful(2)

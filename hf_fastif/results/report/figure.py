@@ -23,17 +23,26 @@ FORMATS = ("png", "svg", "pdf")
 
 
 def plot_graph(graph: InfluenceGraph, *paths: str | os.PathLike[str], title: str | None = None) -> list[Path]:
-    """Draws a graph: queries on the outer circle, training examples inside, edges by sign and strength.
+    """Draw a graph into files and return their paths: queries on a circle, training examples inside, edges between.
 
-    In SVG and PDF files the edges are a picture of 300 dots an inch, and the rest are lines and text.
+    The color of an edge shows its sign, its opacity the strength. In SVG and PDF files the edges are a bitmap of 300
+    dots per inch; everything else is lines and text.
 
     Args:
-        graph ([`InfluenceGraph`]): What to draw.
+        graph ([`InfluenceGraph`]): The graph to draw.
         *paths (`str` or `Path`): Files to write, `.png`, `.svg` or `.pdf`.
-        title (`str`, *optional*): Above it.
+        title (`str`, *optional*): The title above the graph.
 
     Raises:
-        ValueError: If a name ends otherwise.
+        InfluenceError: If a file name has another suffix.
+
+    Example:
+
+    ```python
+    from hf_fastif.results import influence_graph, plot_graph
+
+    plot_graph(influence_graph(result), "graph.pdf", "graph.png", title="Errors on HANS")
+    ```
     """
     for path in map(Path, paths):
         if path.suffix[1:] not in FORMATS:
@@ -58,7 +67,7 @@ def plot_graph(graph: InfluenceGraph, *paths: str | os.PathLike[str], title: str
 
 
 def subset_color(number: int) -> str:
-    """The color of the training examples of a subset."""
+    """Return the color of the training examples of a subset."""
     return SUBSET_COLORS[number % len(SUBSET_COLORS)]
 
 
