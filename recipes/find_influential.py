@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -84,15 +84,15 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
             s_test = trainer.compute_s_test(queries)
     with timed(seconds, "find_influential"):
         result = trainer.find_influential(queries, num_examples=recipe.num_examples, s_test=s_test)
-    result.summary |= {"accuracy": accuracy, "seconds": seconds, "query_rows": chosen.tolist()}
+    result.summary = replace(result.summary, accuracy=accuracy, seconds=seconds, query_rows=chosen.tolist())
     if recipe.columns or data.text_columns:
-        result.summary["text_columns"] = recipe.columns or data.text_columns
+        result.summary.text_columns = recipe.columns or data.text_columns
     found = None
     if facts:
         with timed(seconds, "retrieval"):
             k = min(10, recipe.num_examples)
             found = retrieval(trainer, queries, recipe.columns, result, s_test, k, facts)
-        result.summary["retrieval"] = found.table
+        result.summary.retrieval = found.table
     diagnosis = trainer.diagnose(queries, s_test) if recipe.diagnose else None
     if trainer.is_world_process_zero():
         write(result, diagnosis, found, Path(config.output_dir) / "influence", trainer.train_dataset)
@@ -128,8 +128,8 @@ def write(
     measured = (
         "Validation examples of which every token is predicted" if of_tokens else "Accuracy on the validation examples"
     )
-    print(f"{measured}: {result.summary['accuracy']:.1%}")
-    print("Seconds: " + ", ".join(f"{stage} {time:.0f}" for stage, time in result.summary["seconds"].items()))
+    print(f"{measured}: {result.summary.accuracy:.1%}")
+    print("Seconds: " + ", ".join(f"{stage} {time:.0f}" for stage, time in result.summary.seconds.items()))
     if "planted" in train.column_names:
         print(planted_share(result, train))
     if found is not None:

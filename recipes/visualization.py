@@ -107,9 +107,9 @@ def ask(
             trainer.build_index()
         chosen = np.sort(np.random.default_rng(trainer.args.seed).permutation(wrong)[: recipe.num_queries])
         results[name] = trainer.find_influential(examples.select(chosen), num_examples=recipe.num_examples)
-        results[name].summary["query_rows"] = chosen.tolist()
+        results[name].summary.query_rows = chosen.tolist()
         if text_columns is not None:
-            results[name].summary["text_columns"] = text_columns
+            results[name].summary.text_columns = text_columns
         if trainer.is_world_process_zero():
             results[name].save_to_disk(folder)
         trainer.accelerator.wait_for_everyone()

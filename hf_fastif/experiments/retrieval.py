@@ -100,12 +100,12 @@ def retrieval(
     """
     relevant = _relevant(trainer.train_dataset, queries, column)
     asked = relevant.any(axis=1)
-    listed = None if result is None else result.summary["num_examples"]
+    listed = None if result is None else result.summary.num_examples
     if listed is not None and listed < k:
         raise InfluenceError(f"k={k}: the result lists {listed} examples in each direction; ask for num_examples={k}.")
     found = {}
-    if result is not None and result.summary["num_neighbors"] is not None:
-        found[f"influence, of {result.summary['num_neighbors']:,} neighbours"] = _listed(result, k)
+    if result is not None and result.summary.num_neighbors is not None:
+        found[f"influence, of {result.summary.num_neighbors:,} neighbours"] = _listed(result, k)
     ways: dict[str, Method] = {
         "influence": lambda trainer, queries: trainer.compute_influence(queries, s_test=s_test),
         **{name: METHODS[name] for name in BASELINES},
@@ -138,5 +138,5 @@ def _listed(result: InfluenceResult, k: int) -> list[np.ndarray]:
     """The k most helpful rows that a result lists for each query, fewer where fewer help."""
     return [
         np.array(result.helpful(query)["train_index"][:k], dtype=np.int64)
-        for query in range(result.summary["num_queries"])
+        for query in range(result.summary.num_queries)
     ]

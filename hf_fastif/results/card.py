@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from huggingface_hub import DatasetCard, RepoCard, SpaceCardData
 
 from hf_fastif.artifacts import NOT_MEASURED, TAGS, TEMPLATES, CardSection
 from hf_fastif.artifacts.cards import about_recall, cells, dataset_card
 from hf_fastif.results.report.page import settings_table
+from hf_fastif.results.summary import ResultSummary
 from hf_fastif.results.tables import NUMBERS, ResultTables
-from hf_fastif.scoring import SIGN
 
 
 RECOMMENDED = (0.003, 0.03)  # lambda relative to the largest eigenvalue
@@ -24,15 +23,15 @@ def result_card(
     summary = result.summary
     return dataset_card(
         "result.md",
-        summary,
+        summary.to_json(),
         ["influences", "queries"],
         repo_id=repo_id,
         include_text=include_text,
-        model=summary["model"],
-        sign=SIGN,
+        model=summary.model,
+        sign=summary.sign,
         predictions=_predictions(result),
         num_predictions=f"{len(result.queries):,}",
-        num_candidates=f"{summary['num_candidates']:,}",
+        num_candidates=f"{summary.num_candidates:,}",
         num_influences=f"{len(result.influences):,}",
         influence_columns=_others(result.influences.column_names, NUMBERS["influences.parquet"]),
         query_columns=_others(result.queries.column_names, NUMBERS["queries.parquet"]),
@@ -52,28 +51,28 @@ def space_card(result: ResultTables, title: str, include_text: bool) -> RepoCard
         title=title,
         sdk="static",
         app_file="index.html",
-        models=[summary["base_model"]] if summary.get("base_model") else None,
-        datasets=summary.get("datasets") or None,
+        models=[summary.base_model] if summary.base_model else None,
+        datasets=summary.datasets or None,
         tags=list(TAGS),
     )
     return RepoCard.from_template(
         data,
         template_path=str(TEMPLATES / "space.md"),
-        model=summary["model"],
+        model=summary.model,
         predictions=_predictions(result),
-        num_candidates=f"{summary['num_candidates']:,}",
+        num_candidates=f"{summary.num_candidates:,}",
         include_text=include_text,
     )
 
 
-def about_damping(summary: dict[str, Any]) -> str:
+def about_damping(summary: ResultSummary) -> str:
     """Describe the damping relative to the spectrum, and its effect."""
-    if summary.get("damping_by_layer"):
-        return f"Each layer has a separate λ, a tenth of its mean eigenvalue; their mean is {summary['damping']:.2g}."
-    if not summary["largest_eigenvalue"]:
+    if summary.damping_by_layer:
+        return f"Each layer has a separate λ, a tenth of its mean eigenvalue; their mean is {summary.damping:.2g}."
+    if not summary.largest_eigenvalue:
         return "No curvature was used: influence is a product of two gradients."
-    share = summary["damping"] / summary["largest_eigenvalue"]
-    line = f"λ = {summary['damping']:.4g} is {share:.2%} of the largest eigenvalue of C"
+    share = summary.damping / summary.largest_eigenvalue
+    line = f"λ = {summary.damping:.4g} is {share:.2%} of the largest eigenvalue of C"
     if share > RECOMMENDED[1]:
         return (
             f"{line}. This is large: most of the curvature has little effect, and influence approaches a product of "
@@ -93,12 +92,12 @@ def about_residual(result: ResultTables) -> str:
 
 
 def _predictions(result: ResultTables) -> str:
-    count, num_queries = len(result.queries), result.summary["num_queries"]
+    count, num_queries = len(result.queries), result.summary.num_queries
     return f"{count:,} predictions" if num_queries == count else f"the mean loss of {count:,} predictions (anchors)"
 
 
-def _candidates_text(summary: dict[str, Any], recall: CardSection | None) -> str:
-    k = summary["num_neighbors"]
+def _candidates_text(summary: ResultSummary, recall: CardSection | None) -> str:
+    k = summary.num_neighbors
     if k is None:
         return "Every candidate was scored, so nothing was missed (recall 1)."
     recall_text = about_recall(recall) if recall else NOT_MEASURED

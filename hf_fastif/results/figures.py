@@ -17,7 +17,7 @@ def plot_influences(result: ResultTables, path: Path) -> None:
     """Draws the influence of every listed training example, a line for each of the first queries."""
     from matplotlib.figure import Figure  # slow to import
 
-    count = min(NUM_SHOWN, result.summary["num_queries"])
+    count = min(NUM_SHOWN, result.summary.num_queries)
     queries, directions = np.asarray(result.influences["query_index"]), np.asarray(result.influences["direction"])
     influences = np.asarray(result.influences["influence"])
     figure = Figure(figsize=(8, 1.6 + 0.25 * count), layout="constrained")

@@ -18,7 +18,6 @@ from hf_fastif.results.join import join_results
 from hf_fastif.results.publish import push_report, push_result
 from hf_fastif.results.report.page import write_report
 from hf_fastif.results.tables import SUMMARY, ResultTables
-from hf_fastif.scoring import SIGN
 
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ class InfluenceResult(ResultTables):
         queries (`datasets.Dataset`): One row for each query: its plain columns, `prediction`, `probability` of the
             prediction (NaN unless exactly one label is predicted), `loss`, and `residual` and `std_err` of its s_test.
             Anchors form a single query, so their rows all have the `query_index` 0.
-        summary (`dict`): Settings and sizes: model, damping, largest eigenvalue, solver, number of candidates.
+        summary ([`ResultSummary`]): Settings and sizes: model, damping, solver, number of candidates and more.
 
     Example:
 
@@ -142,7 +141,7 @@ class InfluenceResult(ResultTables):
     def join(cls, results: Mapping[str, InfluenceResult]) -> InfluenceResult:
         """Merge results that were computed for the same model and candidates; each becomes a slice of the graph.
 
-        The queries keep their order, one result after the other. `summary["slices"]` maps the names of the slices to
+        The queries keep their order, one result after the other. `summary.slices` maps the names of the slices to
         their numbers of queries.
 
         Args:
@@ -252,9 +251,9 @@ class InfluenceResult(ResultTables):
 
     def __repr__(self) -> str:
         lines = [
-            f"InfluenceResult: {self.summary['num_queries']} queries, {len(self.influences)} rows out of "
-            f"{self.summary['num_candidates']:,} candidates, damping {self.summary['damping']:.4g}",
-            f"  {SIGN}",
+            f"InfluenceResult: {self.summary.num_queries} queries, {len(self.influences)} rows out of "
+            f"{self.summary.num_candidates:,} candidates, damping {self.summary.damping:.4g}",
+            f"  {self.summary.sign}",
         ]
         first = np.unique(self.queries["query_index"], return_index=True)[1]  # anchors share an index
         for row in with_label_names(self.queries.select(first[:3])):
@@ -275,14 +274,14 @@ class InfluenceResult(ResultTables):
         return "\n".join(lines)
 
     def _describe(self, row: dict[str, Any]) -> str:
-        if not self.summary["text_columns"] and self.summary["label_column"] is None:
+        if not self.summary.text_columns and self.summary.label_column is None:
             return "(no text)"
-        text = " | ".join(str(row[name]).strip() for name in self.summary["text_columns"] if name in row)
-        label = self.summary["label_column"]
+        text = " | ".join(str(row[name]).strip() for name in self.summary.text_columns if name in row)
+        label = self.summary.label_column
         return f"{text[:100]!r}" if label is None else f"{text[:100]!r} [{row.get(label)}]"
 
     def _training_examples(self, query: int, direction: str) -> Dataset:
-        count = self.summary["num_queries"]
+        count = self.summary.num_queries
         if not 0 <= query < count:
             raise NoSuchQueryError(f"query={query}: must be between 0 and {count - 1}, the last query of the result.")
         table = self.influences

@@ -6,13 +6,14 @@ import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from hf_fastif.artifacts import atomic_write, check_files, describe_files, read_manifest, reading, writing
 from hf_fastif.errors import InfluenceError, NotFoundError
+from hf_fastif.results.summary import ResultSummary
 
 
 SUMMARY = "summary.json"
@@ -22,14 +23,6 @@ NUMBERS = {  # the computed columns; all others are columns of the queries and c
 }
 # Only for heads with a label for each token; no other column contains lists.
 TOKEN_COLUMNS = {"tokens": List(Value("string")), "token_influence": List(Value("float32"))}
-SUMMARY_TYPES = {
-    "model": str,
-    "num_queries": int,
-    "num_candidates": int,
-    "damping": float | int,
-    "text_columns": list,
-    "label_column": str | None,
-}
 
 
 @dataclass
@@ -38,7 +31,7 @@ class ResultTables:
 
     influences: Dataset
     queries: Dataset
-    summary: dict[str, Any]
+    summary: ResultSummary
 
     def save_to_disk(self, folder: str | os.PathLike[str]) -> Path:
         """Write `influences.parquet`, `queries.parquet` and `summary.json` into a folder, and return the folder.
@@ -67,7 +60,7 @@ class ResultTables:
         atomic_write(folder / "queries.parquet", self.queries.to_parquet)
         files = describe_files(folder, NUMBERS)
         files["influences.parquet"]["rows"], files["queries.parquet"]["rows"] = len(self.influences), len(self.queries)
-        summary = self.summary | {"files": files}
+        summary = self.summary.to_json() | {"files": files}
         text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
         atomic_write(folder / SUMMARY, lambda path: path.write_text(text, "utf-8"))
         return folder
@@ -98,7 +91,7 @@ class ResultTables:
                 f"folder={str(folder)!r} holds no complete result ({', '.join(missing)} missing); "
                 "give a folder that InfluenceResult.save_to_disk wrote."
             )
-        summary = read_manifest(folder / SUMMARY, **SUMMARY_TYPES)
+        summary = read_manifest(folder / SUMMARY)
         files = summary.pop("files")
         if set(files) != set(NUMBERS):
             raise InfluenceError(
@@ -106,7 +99,7 @@ class ResultTables:
             )
         check_files(folder, files)
         tables = [_read_table(folder / name, files[name].get("rows")) for name in NUMBERS]
-        return cls(*tables, summary)
+        return cls(*tables, ResultSummary.from_json(summary, folder / SUMMARY))
 
     def without_text(self) -> Self:
         """Return the same result with indices and scores only, without texts, labels and other columns.
@@ -121,7 +114,7 @@ class ResultTables:
             self,
             influences=self.influences.select_columns(list(NUMBERS["influences.parquet"])),
             queries=self.queries.select_columns(list(NUMBERS["queries.parquet"])),
-            summary=self.summary | {"text_columns": [], "label_column": None},
+            summary=replace(self.summary, text_columns=[], label_column=None),
         )
 
 

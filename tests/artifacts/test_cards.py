@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from io import BytesIO
 
 import pyarrow.parquet as pq
@@ -94,7 +95,7 @@ def test_the_card_of_a_result(hub, capsys):
 )
 def test_what_the_card_makes_of_the_settings(hub, changes, sentence):
     result = make_result()
-    result.summary |= changes
+    result.summary = replace(result.summary, **changes)
     result.push_to_hub("me/influences")
     _, body = split(hub, "me/influences")
     assert sentence in body
@@ -194,7 +195,7 @@ def test_the_cards_of_an_index_factors_and_a_model(hub, tmp_path, capsys):
     assert "Recall was not measured" in body
     names, count = run_snippets(body, trainer=trainer, queries=queries)
     assert count == 2 and len(names["index"]) == 40
-    assert names["result"].summary["num_neighbors"] == 1
+    assert names["result"].summary.num_neighbors == 1
 
     data, body = split(hub, "me/factors")
     assert data["configs"] == configs("layers")

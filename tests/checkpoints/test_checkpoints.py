@@ -113,8 +113,8 @@ def test_candidates_of_all_checkpoints(trainer, kind):
 
 def test_result_names_the_checkpoints(trainer):
     summary = trainer.find_influential(QUERIES).summary
-    assert [round(entry["epoch"]) for entry in summary["checkpoints"]] == [1, 2, 3]
-    assert [entry["weight"] for entry in summary["checkpoints"]] == pytest.approx([1 / 3] * 3)
+    assert [round(entry["epoch"]) for entry in summary.checkpoints] == [1, 2, 3]
+    assert [entry["weight"] for entry in summary.checkpoints] == pytest.approx([1 / 3] * 3)
 
 
 def test_checkpoints_of_trainer_serve_too(tmp_path, trainer):

@@ -188,7 +188,7 @@ def test_a_shorter_run_resumed_in_a_folder(tmp_path):
     ours(tmp_path, checkpoints="epochs", save_strategy="epoch").train()
     again = ours(tmp_path, checkpoints="epochs", num_train_epochs=2, learning_rate=1e-3)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
-    checkpoints = again.find_influential(QUERIES).summary["checkpoints"]
+    checkpoints = again.find_influential(QUERIES).summary.checkpoints
     assert [(one["step"], one["epoch"]) for one in checkpoints] == [(3, 1.0), (6, 2.0)]
 
 
@@ -198,7 +198,7 @@ def test_edited_weights_are_of_no_run(tmp_path, caplog):
     trainer.model.classifier.bias.data += 0.1
     for _ in range(2):
         caplog.clear()
-        assert trainer.find_influential(QUERIES).summary["checkpoints"][0]["name"] == "final"
+        assert trainer.find_influential(QUERIES).summary.checkpoints[0]["name"] == "final"
         assert "The model's weights match no training run" in caplog.text
 
 
@@ -215,7 +215,7 @@ def test_never_more_than_save_total_limit(tmp_path, caplog):
     assert [member.step for member in light_checkpoints(str(tmp_path))] == [6, 9]
     assert "at the end of every epoch (at most 2) to" in caplog.text
     caplog.clear()
-    assert [one["epoch"] for one in trainer.find_influential(QUERIES).summary["checkpoints"]] == [2.0, 3.0]
+    assert [one["epoch"] for one in trainer.find_influential(QUERIES).summary.checkpoints] == [2.0, 3.0]
     assert "over the ends of epochs 2, 3: no others were saved" in caplog.text
 
 

@@ -44,11 +44,11 @@ def test_facts_are_learned_and_looked_for(recipe, tmp_path, capsys):
     run(recipe, "facts", output_dir=tmp_path, **SMALL)
     printed, folder = capsys.readouterr().out, tmp_path / "influence"
     result = InfluenceResult.load_from_disk(folder)
-    assert result.summary["text_columns"] == ["prompt", "completion"]
+    assert result.summary.text_columns == ["prompt", "completion"]
     assert len(result.queries) == 12 and len(set(result.queries["fact"])) == 12  # right or wrong
     assert all(len(row["tokens"]) == len(row["token_influence"]) for row in result.influences)
     found = json.loads((folder / "retrieval.json").read_text("utf-8"))
-    assert found["table"] == result.summary["retrieval"] and found["k"] == 5
+    assert found["table"] == result.summary.retrieval and found["k"] == 5
     assert [row["method"] for row in found["table"]] == [
         "influence, of 30 neighbours",
         "influence",
@@ -69,7 +69,7 @@ def test_facts_are_learned_and_looked_for(recipe, tmp_path, capsys):
     words += ["--use_cpu", "--disable_tqdm", "true", "--solver", "identity", "--index_features", "pooled"]
     recipe.main(*parse_arguments(*kinds, argv=words))
     second = InfluenceResult.load_from_disk(tmp_path / "again" / "influence")
-    assert second.summary["query_rows"] == [3] and "retrieval" not in second.summary
+    assert second.summary.query_rows == [3] and second.summary.retrieval is None
 
 
 def test_configs_of_language_models_name_settings_that_there_are(recipe):

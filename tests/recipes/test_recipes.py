@@ -58,10 +58,10 @@ def test_train_explain_and_report(files, tmp_path):
     report = (tmp_path / "influence" / "report.html").read_text()
     assert len(result.queries) == 3
     assert len(result.helpful(0)) <= 2
-    assert result.summary["num_neighbors"] == 20
-    assert set(result.summary["seconds"]) == {"train", "predict", "build_index", "compute_s_test", "find_influential"}
+    assert result.summary.num_neighbors == 20
+    assert set(result.summary.seconds) == {"train", "predict", "build_index", "compute_s_test", "find_influential"}
     rows = [json.loads(line) for line in (files / "validation.jsonl").read_text().split("\n")]
-    for position, query in zip(result.summary["query_rows"], result.queries, strict=True):
+    for position, query in zip(result.summary.query_rows, result.queries, strict=True):
         assert rows[position]["text"] == query["text"]
         assert rows[position]["label"] != query["prediction"]  # only errors are explained
         assert query["text"] in report
@@ -86,10 +86,10 @@ def test_loaded_model_chosen_queries_two_processes(files, tmp_path):
     )
 
     one, two = (InfluenceResult.load_from_disk(tmp_path / name / "influence") for name in ("one", "two"))
-    assert one.summary["query_rows"] == two.summary["query_rows"] == [4, 0]
+    assert one.summary.query_rows == two.summary.query_rows == [4, 0]
     assert one.influences["train_index"] == two.influences["train_index"]
     np.testing.assert_allclose(one.influences["influence"], two.influences["influence"], rtol=1e-3)
-    assert "train" not in one.summary["seconds"]
+    assert "train" not in one.summary.seconds
 
 
 def test_an_error_is_one_clear_line_and_leaves_nothing(files, tmp_path):
@@ -119,7 +119,7 @@ def test_both_sides_of_the_graph_and_going_on(files, tmp_path, monkeypatch, caps
     for side, subsets in (("plain", ["all"]), ("sliced", ["a", "all", "b"])):
         folder = tmp_path / side / "influence"
         result = InfluenceResult.load_from_disk(folder)
-        assert list(result.summary["slices"]) == ["Plain", "Sliced, a", "Sliced, b"]
+        assert list(result.summary.slices) == ["Plain", "Sliced, a", "Sliced, b"]
         names = result.queries.features["label"].int2str(result.queries["label"])
         assert all(name != predicted for name, predicted in zip(names, result.queries["prediction"], strict=True))
         edges = pd.read_csv(folder / "edges.csv")

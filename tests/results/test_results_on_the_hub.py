@@ -94,7 +94,7 @@ def test_private_branch_and_pull_request(hub, result):
     assert repository.titles[repository.branches["more"]] == "Two queries"
     with pytest.raises(FileNotFoundError, match="no such dataset repository, or it is private"):
         InfluenceResult.from_hub("me/influences", revision="more", token=READER)
-    assert InfluenceResult.from_hub("me/influences", revision="more").summary["num_queries"] == 2
+    assert InfluenceResult.from_hub("me/influences", revision="more").summary.num_queries == 2
     with pytest.raises(FileNotFoundError, match="repo_id='me/influences': .* does not have this file"):
         InfluenceResult.from_hub("me/influences")
     with pytest.raises(FileNotFoundError, match="revision='less': me/influences has no such branch, tag or commit"):

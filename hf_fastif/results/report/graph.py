@@ -133,13 +133,13 @@ def influence_graph(
 
 def _slices(result: ResultTables, column: str | None) -> tuple[list[str], np.ndarray]:
     """Return the names of the slices, and the slice of each query."""
-    count = result.summary["num_queries"]
+    count = result.summary.num_queries
     if column is not None:
         first = np.unique(result.queries["query_index"], return_index=True)[1]  # anchors share an index
         return _named(result.queries, "slice_column", column, first)
-    sizes = result.summary.get("slices", {"queries": count})
+    sizes = result.summary.slices or {"queries": count}
     if sum(sizes.values()) != count:
-        raise InfluenceError(f"result.summary['slices'] is {sizes}, which is not {count} queries in all.")
+        raise InfluenceError(f"result.summary.slices is {sizes}, which is not {count} queries in all.")
     return list(sizes), np.repeat(np.arange(len(sizes)), list(sizes.values()))
 
 

@@ -11,9 +11,11 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hf_fastif.artifacts import CardSection, atomic_write
+from hf_fastif.model import LOSS
 from hf_fastif.results.report.graph import InfluenceGraph, influence_graph
 from hf_fastif.results.report.page_data import graph_section
 from hf_fastif.results.report.rows import plain_row, query_rows, signed, span, token_row, training_rows
+from hf_fastif.results.summary import ResultSummary
 from hf_fastif.results.tables import ResultTables
 from hf_fastif.scoring import DIRECTIONS
 
@@ -60,8 +62,8 @@ def render_report(
     graph = influence_graph(result, slice_column, subset_column) if len(result.influences) else None
     return ENVIRONMENT.get_template("report.html.j2").render(
         title=title,
-        model=result.summary["model"],
-        num_candidates=f"{result.summary['num_candidates']:,}",
+        model=result.summary.model,
+        num_candidates=f"{result.summary.num_candidates:,}",
         cards=_cards(result),
         shared=_shared(result, graph) if graph else [],
         has_tokens="tokens" in result.influences.column_names,
@@ -89,7 +91,7 @@ def _cards(result: ResultTables) -> list[dict[str, Any]]:
 
 def _directions(result: ResultTables) -> dict[tuple[int, str], dict[str, Any]]:
     """Return the strongest examples of each query and direction, as many as the page has room for."""
-    count, table = result.summary["num_queries"], result.influences.with_format("arrow")[:]
+    count, table = result.summary.num_queries, result.influences.with_format("arrow")[:]
     queries, ranks = (table[name].to_numpy() for name in ("query_index", "rank"))
     harmful = table["direction"].to_numpy() == DIRECTIONS[1]
     sizes = np.bincount(2 * queries + harmful, minlength=2 * count)
@@ -146,35 +148,36 @@ def _figure(diagnosis: CardSection) -> str:
         return b64encode(diagnosis.plot(Path(folder) / "diagnosis.png").read_bytes()).decode("ascii")
 
 
-def _checkpoints(summary: dict[str, Any]) -> str:
+def _checkpoints(summary: ResultSummary) -> str:
     """Return the names of the checkpoints that influence was summed over; empty for the final model only."""
     names = [
         entry["name"] if entry["epoch"] is None else f"{entry['name']} (epoch {entry['epoch']:.3g})"
-        for entry in summary.get("checkpoints", [])
+        for entry in summary.checkpoints
     ]
     return "" if names == ["final"] else ", ".join(names)
 
 
 def settings_table(result: ResultTables) -> list[tuple[str, str]]:
     """Return the names and values of the known settings of a run."""
-    summary, damping, largest = result.summary, result.summary["damping"], result.summary["largest_eigenvalue"]
+    summary, damping, largest = result.summary, result.summary.damping, result.summary.largest_eigenvalue
     share = f", {damping / largest:.2%} of the largest eigenvalue {largest:.4g}" if largest else ""
-    if summary.get("damping_by_layer"):
+    if summary.damping_by_layer:
         share = ", mean over the layers; each uses a tenth of its mean eigenvalue"
-    total, k = f"{summary['num_candidates']:,}", summary["num_neighbors"]
-    scale = "" if summary["scale"] is None else f", scale {summary['scale']:.4g}"
+    total, k = f"{summary.num_candidates:,}", summary.num_neighbors
+    scale = "" if summary.scale is None else f", scale {summary.scale:.4g}"
     settings = {
-        "Model": summary["model"],
-        "Accuracy": f"{summary['accuracy']:.1%}" if "accuracy" in summary else "",
+        "Model": summary.model,
+        "Measure": "" if summary.measure == LOSS else summary.measure,
+        "Accuracy": f"{summary.accuracy:.1%}" if summary.accuracy is not None else "",
         "Checkpoints": _checkpoints(summary),
-        "Parameters attributed": f"{summary['num_parameters']:,}",
+        "Parameters attributed": f"{summary.num_parameters:,}",
         "Candidates": f"all {total} (full scan)" if k is None else f"the {k:,} nearest to each query, of {total}",
-        "Curvature": summary["curvature"].replace("_", "-").title(),
+        "Curvature": summary.curvature.replace("_", "-").title(),
         "Damping \N{GREEK SMALL LETTER LAMDA}": f"{damping:.4g}{share}",
-        "Solver": summary["solver"] + scale,
+        "Solver": summary.solver + scale,
         "Residual": span(result.queries["residual"]),
         "Standard error": span(result.queries["std_err"]),
-        "Seconds": ", ".join(f"{stage} {time:,.1f}" for stage, time in summary.get("seconds", {}).items()),
-        "Versions": ", ".join(f"{name} {number}" for name, number in summary["versions"].items()),
+        "Seconds": ", ".join(f"{stage} {time:,.1f}" for stage, time in summary.seconds.items()),
+        "Versions": ", ".join(f"{name} {number}" for name, number in summary.versions.items()),
     }
     return [(name, value) for name, value in settings.items() if value]

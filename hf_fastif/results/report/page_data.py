@@ -26,7 +26,7 @@ def graph_section(result: ResultTables, graph: InfluenceGraph) -> dict[str, Any]
     ranks = np.asarray(result.influences.with_format("numpy")["rank"])[graph.edge_rows]
     shown = graph.strongest(ranks, NUM_EDGES)
     left_out = len(ranks) - len(shown.influences)
-    examples = result.summary.get("num_examples")
+    examples = result.summary.num_examples
     return {
         "data": json.dumps(_data(result, shown), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c"),
         "slices": graph.slices,

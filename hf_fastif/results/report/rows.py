@@ -10,6 +10,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset
 
 from hf_fastif.data import COMPUTED, with_label_names
+from hf_fastif.results.summary import ResultSummary
 from hf_fastif.results.tables import ResultTables
 
 
@@ -21,8 +22,8 @@ NUM_NAMED = 3  # tokens whose influence is also listed as text
 
 def query_rows(result: ResultTables) -> list[dict[str, Any]]:
     """Return every row of `result.queries`: its columns, the prediction, and whether that is right."""
-    source_rows = result.summary.get("query_rows", [None] * len(result.queries))
-    verdicts = _verdicts(result.queries, result.summary["label_column"])
+    source_rows = result.summary.query_rows or [None] * len(result.queries)
+    verdicts = _verdicts(result.queries, result.summary.label_column)
     rows = with_label_names(result.queries).to_list()
     return [
         plain_row(row, result.summary)
@@ -50,13 +51,13 @@ def training_rows(result: ResultTables, rows: np.ndarray) -> list[dict[str, Any]
     ]
 
 
-def plain_row(row: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
+def plain_row(row: dict[str, Any], summary: ResultSummary) -> dict[str, Any]:
     """Return the plain columns of a query or a training example: its texts, its label, and the others as tags."""
-    texts = [name for name in summary["text_columns"] if row.get(name) is not None]
-    apart = {*COMPUTED, *texts, summary["label_column"]}
+    texts = [name for name in summary.text_columns if row.get(name) is not None]
+    apart = {*COMPUTED, *texts, summary.label_column}
     return {
         "texts": [_text(name, row[name]) for name in texts],
-        "label": _plain(row.get(summary["label_column"])),
+        "label": _plain(row.get(summary.label_column)),
         "tags": [(name, _plain(value)) for name, value in row.items() if name not in apart and _plain(value)],
     }
 

@@ -367,7 +367,7 @@ def test_a_narrow_page_stays_within_its_width(browser, page, result):
 
 def test_a_result_without_texts(browser, result, tmp_path):
     bare = result.without_text()
-    bare.summary["slices"] = {"the first": 4, "the second": 3}
+    bare.summary.slices = {"the first": 4, "the second": 3}
     page = bare.to_html(tmp_path / "bare.html")
     assert "premise" not in page.read_text()
     browser.open(page, height=1400)
