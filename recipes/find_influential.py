@@ -32,7 +32,6 @@ from hf_fastif.index import check_num_neighbors
 from hf_fastif.training import (
     DataArguments,
     LanguageArguments,
-    check_processes,
     make_language_trainer,
     make_trainer,
     planted_share,
@@ -58,7 +57,6 @@ class RecipeArguments(LanguageArguments):
 
 
 def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) -> None:
-    check_processes(config.world_size)
     set_seed(config.seed)
     is_language_model = recipe.completion_column is not None
     trainer, examples = (make_language_trainer if is_language_model else make_trainer)(recipe, data, config)

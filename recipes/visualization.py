@@ -33,7 +33,6 @@ from hf_fastif.training import (
     DataArguments,
     ModelArguments,
     SlicedArguments,
-    check_processes,
     fine_tune,
     load_examples,
     make_trainer,
@@ -56,7 +55,6 @@ class RecipeArguments(ModelArguments, SlicedArguments):
 
 
 def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) -> None:
-    check_processes(config.world_size)
     sets = data_sets(recipe, data)
     for own in sets.values():
         check_num_neighbors(config.num_neighbors, len(load_examples(own, {}, new_head=True)["train"]))

@@ -1,20 +1,12 @@
 """Errors that name argument, value and fix."""
 
-from hf_fastif.errors.classes import (
-    DiskFullError,
-    InfluenceError,
-    LaunchError,
-    NoSuchQueryError,
-    NotAllowedError,
-    NotFoundError,
-)
+from hf_fastif.errors.classes import DiskFullError, InfluenceError, NoSuchQueryError, NotAllowedError, NotFoundError
 from hf_fastif.errors.suggestions import check_path, did_you_mean
 
 
 __all__ = [
     "DiskFullError",
     "InfluenceError",
-    "LaunchError",
     "NoSuchQueryError",
     "NotAllowedError",
     "NotFoundError",

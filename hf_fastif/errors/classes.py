@@ -31,9 +31,5 @@ class NoSuchQueryError(InfluenceError, IndexError):
     """A result was asked for a query that it does not hold."""
 
 
-class LaunchError(InfluenceError, RuntimeError):
-    """Other processes were asked for than were started."""
-
-
 class DiskFullError(InfluenceError, OSError):
     """A disk has no space left for what is to be written."""

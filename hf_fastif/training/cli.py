@@ -10,17 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import psutil
 import yaml
-from accelerate.commands.config.config_args import default_config_file, load_config_from_file
-from accelerate.commands.launch import launch_command_parser
 from transformers import HfArgumentParser
 
 from hf_fastif.artifacts import is_disk_full
-from hf_fastif.errors import InfluenceError, LaunchError, NotFoundError, did_you_mean
-
-
-SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # of torchrun and of MPI's launchers
+from hf_fastif.errors import InfluenceError, NotFoundError, did_you_mean
 
 
 class Parser(HfArgumentParser):
@@ -100,59 +94,6 @@ def _read_config(path: str) -> dict[str, Any]:
             f"config={path!r} holds a {type(settings).__name__}; give settings, one a line, as in 'num_queries: 10'."
         )
     return {str(name): value for name, value in settings.items()}
-
-
-def check_processes(num_processes: int) -> None:
-    """Refuses to run alone where several processes were asked for.
-
-    Launched by `torchrun`, processes that do not know of each other would all write the same files. And `accelerate
-    launch --cpu --num_processes 2` starts a single one without a word, as does a config file with `MULTI_CPU`.
-
-    Args:
-        num_processes (`int`): How many there are, as in `TrainingArguments.world_size`.
-
-    Raises:
-        RuntimeError: If that is not what was asked for, with what to type instead.
-    """
-    wanted = max(int(os.environ.get(name, 1)) for name in SIZES)
-    if wanted == 1:
-        wanted = _asked_of_accelerate()
-    if num_processes < wanted:
-        raise LaunchError(
-            f"{wanted} processes were asked for, but this is one of {num_processes}. On CPUs type: "
-            f"accelerate launch --multi_gpu --num_processes {wanted} {sys.argv[0]} --use_cpu, with the other flags "
-            "behind (--multi_gpu means several processes there, and --cpu or MULTI_CPU a single one); on "
-            f"{wanted} GPUs the same without --use_cpu."
-        )
-
-
-def _asked_of_accelerate() -> int:
-    """How many processes the `accelerate launch` that started this one was asked for; 1 if none did."""
-    words = _words_of_accelerate()
-    if words is None:
-        return 1
-    asked = launch_command_parser().parse_args(words)
-    if asked.num_processes is not None:
-        return asked.num_processes
-    if asked.config_file is None and (asked.cpu or not Path(default_config_file).is_file()):
-        return 1
-    return load_config_from_file(asked.config_file).num_processes
-
-
-def _words_of_accelerate() -> list[str] | None:
-    """What stands behind `accelerate launch` in the command that started this process."""
-    try:
-        parent = psutil.Process().parent()
-        words = [] if parent is None else parent.cmdline()
-    except psutil.Error:  # somebody else's process, or one that has ended
-        return None
-    names = [Path(word).name for word in words]
-    for place, name in enumerate(names):
-        if name in ("accelerate-launch", "accelerate.commands.launch"):
-            return words[place + 1 :]
-        if name in ("accelerate", "accelerate.commands.accelerate_cli") and words[place + 1 : place + 2] == ["launch"]:
-            return words[place + 2 :]
-    return None
 
 
 def _pop_config(argv: list[str]) -> str | None:
