@@ -7,6 +7,7 @@ import os
 import sys
 from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -45,67 +46,51 @@ def run_recipe(main: Callable[..., None], *dataclasses: type) -> None:
 
 
 def parse_arguments(*dataclasses: type, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
-    """Reads dataclasses from `--config FILE.yaml` and from flags, which override the file.
+    """Read dataclasses from `--config FILE.yaml` and from flags, which override the file.
 
-    Values of the file become the defaults of the flags, so that they are converted as flags are.
+    Values of the file become the defaults of the flags, so that they are converted as flags are. Flags are not to be
+    abbreviated.
 
     Raises:
         InfluenceError: If the file cannot be read, or it or a flag names a setting that no dataclass has.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = Parser(dataclasses)
-    parser.add_argument("--config", default=SUPPRESS, help="YAML file of settings; flags override it.")
-    path = _pop_config(argv)
-    if path is not None:
-        settings = _read_config(path)
-        known = {action.dest for action in parser._actions}
-        unknown = sorted(set(settings) - known)
-        if unknown:
-            raise InfluenceError(
-                f"config={path!r} has settings that this recipe does not know: {', '.join(unknown)}"
-                f"{did_you_mean(unknown[0], known) or '.'}"
-            )
-        parser.set_defaults(**{name: _as_flag(value) for name, value in settings.items()})
-        for action in parser._actions:
-            action.required = action.required and action.dest not in settings
+    file_parser = Parser(add_help=False, allow_abbrev=False)
+    file_parser.add_argument("--config", default=SUPPRESS, help="YAML file of settings; flags override it.")
+    parser = Parser(dataclasses, parents=[file_parser], allow_abbrev=False)
+    names = [field.name for dataclass in dataclasses for field in fields(dataclass) if field.init]
+    given, flags = file_parser.parse_known_args(sys.argv[1:] if argv is None else argv)
+    if "config" in given:
+        parser.set_defaults(**_read_config(given.config, names))
     *parsed, strange = parser.parse_args_into_dataclasses(
-        argv, return_remaining_strings=True, look_for_args_file=False
+        flags, return_remaining_strings=True, look_for_args_file=False
     )
     if strange:
         flag = next((word for word in strange if word.startswith("-")), strange[0]).partition("=")[0]
-        near = did_you_mean(flag, parser._option_string_actions)
+        near = did_you_mean(flag, [f"--{name}" for name in ("config", *names)])
         raise InfluenceError(f"this recipe does not know {flag!r}{near or '; --help lists the flags'}")
     return tuple(parsed)
 
 
-def _read_config(path: str) -> dict[str, Any]:
+def _read_config(path: str, names: Sequence[str]) -> dict[str, Any]:
+    """Read settings, which must be among some names, as defaults of flags."""
     file = Path(path)
     if not file.is_file():
         near = did_you_mean(file.name, os.listdir(file.parent) if file.parent.is_dir() else ())
         raise NotFoundError(f"config={path!r}: there is no such file{near or '.'}")
     try:
-        settings = yaml.safe_load(file.read_text("utf-8"))
+        settings = yaml.safe_load(file.read_text("utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InfluenceError(f"config={path!r} is not YAML: {error}") from error
-    if settings is None:
-        return {}
     if not isinstance(settings, dict):
         raise InfluenceError(
             f"config={path!r} holds a {type(settings).__name__}; give settings, one a line, as in 'num_queries: 10'."
         )
-    return {str(name): value for name, value in settings.items()}
-
-
-def _pop_config(argv: list[str]) -> str | None:
-    for position, word in enumerate(argv):
-        if word == "--config" and position + 1 < len(argv):
-            path = argv[position + 1]
-            del argv[position : position + 2]
-            return path
-        if word.startswith("--config="):
-            del argv[position]
-            return word.partition("=")[2]
-    return None
+    if unknown := sorted({str(name) for name in settings} - {*names}):
+        raise InfluenceError(
+            f"config={path!r} has settings that this recipe does not know: {', '.join(unknown)}"
+            f"{did_you_mean(unknown[0], names) or '.'}"
+        )
+    return {name: _as_flag(value) for name, value in settings.items()}
 
 
 def _as_flag(value: Any) -> Any:

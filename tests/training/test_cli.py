@@ -80,6 +80,8 @@ def test_a_file_that_is_empty_or_not_there(tmp_path, file):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        ("--rat 3", "this recipe does not know '--rat'; did you mean '--rate'?"),
+        ("--conf x.yaml", "this recipe does not know '--conf'; did you mean '--config'?"),
         ("--rat_e 3", "this recipe does not know '--rat_e'; did you mean '--rate'?"),
         ("--coutn=3", "this recipe does not know '--coutn'; did you mean '--count'?"),
         ("--zzz", "this recipe does not know '--zzz'; --help lists the flags"),
@@ -93,6 +95,14 @@ def test_flags_with_a_typing_error_end_a_recipe_with_one_line(monkeypatch, capsy
     with pytest.raises(SystemExit, match="2"):
         run_recipe(lambda _steps: None, Steps)
     assert capsys.readouterr() == ("", f"error: {said}\n")
+
+
+def test_help_lists_flags_and_the_file(monkeypatch, capsys, file):
+    monkeypatch.setattr("sys.argv", ["recipe.py", "--config", file, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        run_recipe(lambda _steps, _data: None, Steps, DataArguments)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--config CONFIG" in text and "--rate RATE" in text and "(default: ['premise', 'hypothesis'])" in text
 
 
 @pytest.mark.parametrize(
