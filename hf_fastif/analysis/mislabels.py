@@ -18,7 +18,7 @@ from hf_fastif.analysis.result import AnalysisResult
 from hf_fastif.analysis.retrained import Retrained
 from hf_fastif.analysis.session_tools import changed, digests, influence_manifest, open_analysis_results
 from hf_fastif.data import hexdigest, relabelled, without_indexes
-from hf_fastif.errors import InfluenceError
+from hf_fastif.errors import InfluenceError, needs_extra
 from hf_fastif.trainer import InfluenceTrainer
 
 
@@ -112,17 +112,21 @@ def _named(row: dict[str, Any]) -> str:
     return f"{what} {row['action']}"
 
 
-def precision_recall(scores: np.ndarray, wrong: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Precision and recall of the examples whose score (N,) is at least t, for every t that occurs, from above."""
-    order = np.argsort(-scores, kind="stable")
-    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # equal scores are looked at together
-    hits = np.cumsum(wrong[order])[ends]
-    return hits / (ends + 1), hits / wrong.sum()
+def precision_recall(scores: np.ndarray, wrong: np.ndarray) -> dict[str, Any]:
+    """Compute precision and recall of the examples whose score (N,) is at least t, for every t, from above.
 
+    Of a long curve only `POINTS` are returned.
 
-def average_precision(precision: np.ndarray, recall: np.ndarray) -> float:
-    """The area under the steps of a precision-recall curve."""
-    return float((np.diff(recall, prepend=0.0) * precision).sum())
+    Returns:
+        `average_precision`, `precision` and `recall`, the last two as lists.
+    """
+    with needs_extra("experiments"):
+        from sklearn.metrics import average_precision_score, precision_recall_curve
+    precision, recall, _ = precision_recall_curve(wrong, scores)
+    precision, recall = precision[-2::-1], recall[-2::-1]  # from above; the last point is of no example
+    shown = np.unique(np.linspace(0, len(recall) - 1, POINTS).astype(int))
+    points = {"precision": precision[shown].tolist(), "recall": recall[shown].tolist()}
+    return {"average_precision": float(average_precision_score(wrong, scores))} | points
 
 
 def suspicion(trainer: InfluenceTrainer, anchors: Dataset) -> dict[str, np.ndarray]:
@@ -192,6 +196,7 @@ def mislabels(
 
     Raises:
         ValueError: If `wrong` does not fit the training set, or names none or all of it.
+        MissingExtraError: If scikit-learn is not installed.
     """
     count = len(trainer.train_dataset)
     if wrong.shape != (count,) or not 0 < wrong.sum() < count:
@@ -202,10 +207,7 @@ def mislabels(
     scores = suspicion(trainer, anchors)
     curves, found = [], []
     for method, values in scores.items():
-        precision, recall = precision_recall(values, wrong)
-        kept = np.unique(np.linspace(0, len(recall) - 1, POINTS).astype(int))
-        points = {"precision": precision[kept].tolist(), "recall": recall[kept].tolist()}
-        curves.append({"method": method, "average_precision": average_precision(precision, recall)} | points)
+        curves.append({"method": method} | precision_recall(values, wrong))
         shares_of_wrong = [wrong[_worst(values, share)].sum() / wrong.sum() for share in LOOKED_AT]
         for share, value in zip(LOOKED_AT, shares_of_wrong, strict=True):
             found.append({"method": method, "share": share, "found": float(value)})

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 import torch
 from datasets import Dataset
+from scipy.stats import sem
 
 from hf_fastif.analysis.result import AnalysisResult
 from hf_fastif.analysis.session_tools import changed, influence_manifest, open_analysis_results
@@ -128,7 +129,7 @@ def _table(
             held = np.take_along_axis(places, order[:, :m], axis=1)
             for k in ks:
                 shares = (held < k).mean(axis=1)
-                error = float(shares.std() / np.sqrt(len(shares)))
+                error = float(sem(shares, ddof=0))
                 table.append(
                     {"direction": direction, "m": m, "k": k, "recall": float(shares.mean()), "std_err": error}
                 )

@@ -1,6 +1,7 @@
 """Errors that name argument, value and fix."""
 
 from hf_fastif.errors.classes import DiskFullError, InfluenceError, NoSuchQueryError, NotAllowedError, NotFoundError
+from hf_fastif.errors.extras import needs_extra
 from hf_fastif.errors.suggestions import check_path, did_you_mean
 
 
@@ -12,4 +13,5 @@ __all__ = [
     "NotFoundError",
     "check_path",
     "did_you_mean",
+    "needs_extra",
 ]

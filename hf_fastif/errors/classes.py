@@ -33,3 +33,7 @@ class NoSuchQueryError(InfluenceError, IndexError):
 
 class DiskFullError(InfluenceError, OSError):
     """A disk has no space left for what is to be written."""
+
+
+class MissingExtraError(InfluenceError, ImportError):
+    """A package is not installed that an extra of this one brings."""

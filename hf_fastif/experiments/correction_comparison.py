@@ -6,6 +6,7 @@ Section 6.3 and appendix C.3 of the paper, figures 6, 7, 12 and 13.
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from accelerate.utils import tqdm
 from datasets import Dataset
-from scipy.stats import sem, t
+from scipy.stats import ttest_1samp
 
 from hf_fastif.analysis import ANCHORS, GUARD, AnalysisResult, Correction, Corrector, Log, Plan, digests
 from hf_fastif.data import hexdigest
@@ -157,12 +158,12 @@ class Corrections(AnalysisResult):
 
 
 def _interval(values: np.ndarray) -> dict[str, float]:
-    """The mean of repeats (R,), and its 95 % interval by Student's t; NaN for a single one."""
-    mean = float(values.mean())
-    if len(values) == 1:
-        return {"change": mean, "low": np.nan, "high": np.nan}
-    half = float(t.ppf(0.975, len(values) - 1) * sem(values))
-    return {"change": mean, "low": mean - half, "high": mean + half}
+    """Compute the mean of repeats (R,), and its 95 % interval by Student's t; NaN for a single one."""
+    low = high = np.nan
+    if len(values) > 1:
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # repeats that are all alike
+            low, high = ttest_1samp(values, 0).confidence_interval(0.95)
+    return {"change": float(values.mean()), "low": float(low), "high": float(high)}
 
 
 def _said(row: Mapping[str, float], factor: float = 1) -> str:

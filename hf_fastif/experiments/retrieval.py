@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import Dataset
+from scipy.stats import sem
 
 from hf_fastif.analysis import METHODS, AnalysisResult, Method
 from hf_fastif.errors import InfluenceError
@@ -116,7 +117,7 @@ def retrieval(
     table = []
     for name, rows in found.items():
         shares = [own[chosen].sum() / own.sum() for own, chosen in zip(relevant, rows, strict=True) if own.any()]
-        error = np.std(shares, ddof=1) / np.sqrt(len(shares)) if len(shares) > 1 else 0.0
+        error = sem(shares) if len(shares) > 1 else 0.0
         table.append({"method": name, "recall": float(np.mean(shares)), "std_err": float(error)})
     number = float(relevant[asked].sum(axis=1).mean())
     return Retrieval(table, k, int(asked.sum()), len(trainer.train_dataset), number)

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset
+from scipy.stats import bootstrap
 
 from hf_fastif.analysis import AnalysisResult, digests, influence_manifest, open_analysis_results
 from hf_fastif.data import hexdigest, label_name, relabelled, without_indexes
 from hf_fastif.errors import InfluenceError
 from hf_fastif.execution import Tensors
-from hf_fastif.experiments.sampling import GROUPS, mean_and_interval, random_rows, strongest_rows
+from hf_fastif.experiments.sampling import GROUPS, random_rows, strongest_rows
 from hf_fastif.model import Batch, Objective, model_fingerprint
 from hf_fastif.scoring import DIRECTIONS
 from hf_fastif.trainer import InfluenceTrainer
@@ -90,8 +91,9 @@ class Simulatability(AnalysisResult):
         gains, found = self.gains(), []
         for group, rows in self._groups().items():
             for kind, values in gains.items():
-                numbers = dict(zip(("gain", "low", "high"), mean_and_interval(values[rows, None], seed), strict=True))
-                found.append({"group": group, "kind": kind} | numbers)
+                numbers = map(float, _mean_and_interval(values[rows], seed))
+                row = dict(zip(("gain", "low", "high"), numbers, strict=True))
+                found.append({"group": group, "kind": kind} | row)
         return found
 
     def __str__(self) -> str:
@@ -126,8 +128,7 @@ class Simulatability(AnalysisResult):
         for axes, (group, rows) in zip(panels, groups.items(), strict=True):
             for number, (kind, curves) in enumerate(self._by_kind().items()):
                 changes = np.array([curves[row]["mean"] for row in rows]) - before[rows, None]
-                bands = [mean_and_interval(values[:, None], seed=0) for values in changes.T]
-                self._draw(axes, kind, number, *zip(*bands, strict=True))
+                self._draw(axes, kind, number, *_mean_and_interval(changes, seed=0))
             axes.axhline(0, color="gray", linewidth=0.8)
             axes.set(title=f"{group} ({len(rows)})", xlabel="learning rate of the step")
         panels[0].set_ylabel("change of the simulator's loss")
@@ -281,6 +282,15 @@ def simulatability(
     about = [dict(zip(("right", "predicted", "before", "agrees"), row, strict=True)) for row in columns]
     asked = [{"query": number} | row for number, row in enumerate(about)]
     return Simulatability(curves, asked, [float(rate) for rate in learning_rates], num_examples)
+
+
+def _mean_and_interval(values: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Compute means over queries (Q, ...), and 95 % intervals from drawing queries anew; NaN for a single one."""
+    mean = values.mean(axis=0)
+    if len(values) == 1:
+        return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
+    drawn = bootstrap((values,), np.mean, n_resamples=1000, axis=0, method="percentile", rng=seed)
+    return mean, *drawn.confidence_interval
 
 
 def _random(label: str) -> str:
