@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from datasets import Dataset
-from scipy.stats import sem
 
 from hf_fastif.analysis.result import AnalysisResult
 from hf_fastif.analysis.retrained import Retrained
@@ -57,20 +57,17 @@ class Mislabels(AnalysisResult):
 
     def summary(self) -> list[dict[str, Any]]:
         """Accuracy by `method`, `action` and `share`: `accuracy`, the mean over repeats, `std_err` (NaN of one)."""
-        table: dict[tuple[str, str, float], list[float]] = {}
-        for row in self.accuracies:
-            table.setdefault((row["method"], row["action"], row["share"]), []).append(row["accuracy"])
-        return [
-            dict(zip(("method", "action", "share"), key, strict=True))
-            | {"accuracy": float(np.mean(own)), "std_err": float(sem(own)) if len(own) > 1 else np.nan}
-            for key, own in table.items()
-        ]
+        columns = ["method", "action", "share"]
+        groups = pd.DataFrame(self.accuracies, columns=[*columns, "accuracy"]).groupby(columns, sort=False)["accuracy"]
+        return groups.agg(accuracy="mean", std_err="sem").reset_index().to_dict("records")
 
     def __str__(self) -> str:
         lines = [f"{self.num_wrong:,} of {self.num_train:,} labels are wrong ({self.num_wrong / self.num_train:.1%})"]
+        looked_at = pd.DataFrame(self.found).groupby("method")
         for curve in self.curves:
-            own = [row for row in self.found if row["method"] == curve["method"]]
-            shares = ", ".join(f"{row['found']:.0%} in the worst {row['share']:.0%}" for row in own)
+            rows = looked_at.get_group(curve["method"])
+            pairs = zip(rows["found"], rows["share"], strict=True)
+            shares = ", ".join(f"{wrong:.0%} in the worst {share:.0%}" for wrong, share in pairs)
             lines.append(f"  {curve['method']:18} average precision {curve['average_precision']:.3f}; {shares}")
         for row in self.summary():
             error = "" if np.isnan(row["std_err"]) else f" ± {row['std_err']:.4f}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
+import pandas as pd
 import torch
 from datasets import Dataset
 from scipy.stats import sem
@@ -44,17 +45,19 @@ class Recall(AnalysisResult):
 
     def suggested_k(self, wanted: float = 0.95, m: int = 10, direction: str = "absolute") -> int | None:
         """The smallest k of the table with that recall, or None if none has it."""
-        rows = [row for row in self.table if (row["direction"], row["m"]) == (direction, m)]
-        return next((row["k"] for row in rows if row["recall"] >= wanted), None)
+        enough = pd.DataFrame(self.table).query("direction == @direction and m == @m and recall >= @wanted")
+        return None if enough.empty else int(enough["k"].min())
 
     def __str__(self) -> str:
         lines = [f"{self.num_queries} queries, {self.num_candidates:,} candidates"]
-        for m in dict.fromkeys(row["m"] for row in self.table):
-            k = self.suggested_k(m=m)
-            found = f"k = {k} holds 95 % of the top {m}" if k else f"no k that was tried holds 95 % of the top {m}"
-            own = [row for row in self.table if (row["direction"], row["m"]) == ("absolute", m)]
-            lines += [found, "  " + ", ".join(f"k = {row['k']}: {row['recall']:.2f}" for row in own)]
+        for m, rows in pd.DataFrame(self.table).query("direction == 'absolute'").groupby("m", sort=False):
+            points = zip(rows["k"], rows["recall"], strict=True)
+            lines += [self._suggestion(m), "  " + ", ".join(f"k = {k}: {recall:.2f}" for k, recall in points)]
         return "\n".join(lines)
+
+    def _suggestion(self, m: int) -> str:
+        k = self.suggested_k(m=m)
+        return f"k = {k} holds 95 % of the top {m}" if k else f"no k that was tried holds 95 % of the top {m}"
 
     def figure(self) -> Figure:
         """Draws recall against k, a panel for each direction."""
@@ -152,11 +155,11 @@ class RecallOfFeatures(AnalysisResult):
 
     def recall_of(self, features: str, group: str) -> Recall:
         """The part of one kind of features and one group of queries."""
-        own = [row for row in self.table if (row["features"], row["group"]) == (features, group)]
-        return Recall(own, self.num_candidates, own[0]["num_queries"])
+        rows = pd.DataFrame(self.table).query("features == @features and group == @group").to_dict("records")
+        return Recall(rows, self.num_candidates, rows[0]["num_queries"])
 
     def __str__(self) -> str:
-        parts = dict.fromkeys((row["features"], row["group"]) for row in self.table)
+        parts = pd.DataFrame(self.table).groupby(["features", "group"], sort=False).groups
         return "\n".join(f"{features}, {group}: {self.recall_of(features, group)}" for features, group in parts)
 
     def figure(self) -> Figure:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from datasets import Dataset
 from torch.nn.functional import cosine_similarity
@@ -49,8 +50,9 @@ class Correlation(AnalysisResult):
     def explain(self) -> list[str]:
         """What each lambda means for its part of the table, in words."""
         found = []
+        spearman = pd.DataFrame(self.table).set_index(["asked", "method", "k"])["spearman"]
         for row in self.dampings:
-            plain = self._row(row["asked"], PLAIN, self.num_candidates)["spearman"]
+            plain = spearman[row["asked"], PLAIN, self.num_candidates]
             meaning = (
                 "Here s_test is nearly the plain gradient: a high correlation says little about solver and lambda, "
                 "since leaving the curvature out reaches it too."
@@ -68,12 +70,12 @@ class Correlation(AnalysisResult):
 
     def __str__(self) -> str:
         lines = [f"{self.num_queries} queries, {self.num_candidates:,} candidates; means and deviations over queries"]
+        tables = pd.DataFrame(self.table).groupby("asked")
         for damping, meaning in zip(self.dampings, self.explain(), strict=True):
             lines += ["", f"fast: {damping['fast']}; full: {damping['full']}", meaning]
-            for row in self.table:
-                if row["asked"] == damping["asked"]:
-                    numbers = (f"{name} {row[name]:.4f} ± {row[f'{name}_std']:.4f}" for name in COEFFICIENTS)
-                    lines.append(f"  {row['method']:16} k = {row['k']:<8,} {'   '.join(numbers)}")
+            for row in tables.get_group(damping["asked"]).to_dict("records"):
+                numbers = (f"{name} {row[name]:.4f} ± {row[f'{name}_std']:.4f}" for name in COEFFICIENTS)
+                lines.append(f"  {row['method']:16} k = {row['k']:<8,} {'   '.join(numbers)}")
         return "\n".join(lines)
 
     def figure(self) -> Figure:
@@ -96,9 +98,6 @@ class Correlation(AnalysisResult):
         panels[0].set_ylabel("correlation with the full scores")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
         return figure
-
-    def _row(self, asked: str, method: str, k: int) -> dict[str, Any]:
-        return next(r for r in self.table if (r["asked"], r["method"], r["k"]) == (asked, method, k))
 
 
 def correlation(
@@ -208,9 +207,7 @@ def _rows(
     a, b = (np.take_along_axis(values.cpu().numpy(), candidates, axis=1) for values in (scores, truth))
     found = []
     for k in ks:
-        own = [correlations(one[:k], other[:k]) for one, other in zip(a, b, strict=True)]
-        columns = {name: np.array([row[name] for row in own]) for name in COEFFICIENTS}
-        numbers = {name: float(values.mean()) for name, values in columns.items()}
-        numbers |= {f"{name}_std": float(values.std()) for name, values in columns.items()}
+        of_queries = pd.DataFrame([correlations(one[:k], other[:k]) for one, other in zip(a, b, strict=True)])
+        numbers = of_queries.mean().to_dict() | of_queries.std(ddof=0).add_suffix("_std").to_dict()
         found.append({"asked": asked, "method": method, "k": k} | numbers)
     return found

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from datasets import Dataset
 
 from hf_fastif.analysis import (
@@ -68,19 +69,16 @@ class Retraining(AnalysisResult):
         The group is "all" queries, or those "predicted wrong" or "predicted right". From `low` to `high` is the 95 %
         interval from drawing queries and repeats anew: NaN for a single number, and too narrow where there are few.
         """
-        table = {}
-        for row in self.changes:
-            table.setdefault((row["system"], row["direction"], row["m"]), {})[row["query"], row["repeat"]] = row
-        groups = {"all": np.arange(len(self.right))}
-        groups |= {name: np.flatnonzero(np.array(self.right) == value) for name, value in GROUPS.items()}
-        found = []
-        for group, queries in groups.items():
-            for (system, direction, m), rows in table.items() if len(queries) else ():
-                repeats = 1 + max(repeat for _, repeat in rows)
-                values = np.array([[rows[q, r]["change"] for r in range(repeats)] for q in queries])
+        changes = pd.DataFrame(self.changes)
+        right = np.array(self.right)[changes["query"]]
+        groups = {"all": changes} | {name: changes[right == value] for name, value in GROUPS.items()}
+        summary = []
+        for group, rows in groups.items():
+            for (system, direction, m), changed in rows.groupby(["system", "direction", "m"], sort=False):
+                values = changed.pivot(index="query", columns="repeat", values="change").to_numpy()
                 numbers = dict(zip(("change", "low", "high"), mean_and_interval(values, seed), strict=True))
-                found.append({"group": group, "system": system, "direction": direction, "m": m} | numbers)
-        return found
+                summary.append({"group": group, "system": system, "direction": direction, "m": int(m)} | numbers)
+        return summary
 
     def __str__(self) -> str:
         lines = [

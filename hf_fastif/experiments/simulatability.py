@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from datasets import ClassLabel, Dataset
 from scipy.stats import bootstrap
@@ -68,19 +69,17 @@ class Simulatability(AnalysisResult):
         - "explaining": helpful examples where that prediction is right, harmful ones where it is wrong;
         - "explaining, over random" and "explaining, over random of the label predicted": the differences.
         """
-        before = np.array([query["before"] for query in self.queries])
-        found: dict[str, np.ndarray] = {}
-        for curve in self.curves:
-            own = found.setdefault(curve["kind"], np.zeros(len(before)))
-            own[curve["query"]] = before[curve["query"]] - np.mean(curve["mean"])
-        random = {kind: found.pop(kind) for kind in list(found) if kind not in DIRECTIONS}
-        of_label = [random[_random(query["predicted"])][query["query"]] for query in self.queries]
-        right = np.array([query["right"] for query in self.queries])
-        found |= {RANDOM: np.mean(list(random.values()), axis=0), SAME_LABEL: np.array(of_label)}
-        found[EXPLAINING] = np.where(right, found["helpful"], found["harmful"])
-        found[OVER_RANDOM] = found[EXPLAINING] - found[RANDOM]
-        found[OVER_SAME_LABEL] = found[EXPLAINING] - found[SAME_LABEL]
-        return found
+        queries, curves = pd.DataFrame(self.queries).set_index("query"), pd.DataFrame(self.curves)
+        after = curves.assign(mean=curves["mean"].map(np.mean)).pivot(index="query", columns="kind", values="mean")
+        gains = after.rsub(queries["before"], axis="index")
+        random = gains.drop(columns=[*DIRECTIONS])
+        gains = gains[[*DIRECTIONS]]
+        gains[RANDOM] = random.mean(axis="columns")
+        gains[SAME_LABEL] = [random.at[query, _random(label)] for query, label in queries["predicted"].items()]
+        gains[EXPLAINING] = gains["helpful"].where(queries["right"], gains["harmful"])
+        gains[OVER_RANDOM] = gains[EXPLAINING] - gains[RANDOM]
+        gains[OVER_SAME_LABEL] = gains[EXPLAINING] - gains[SAME_LABEL]
+        return {kind: values.to_numpy() for kind, values in gains.items()}
 
     def summary(self, seed: int = 0) -> list[dict[str, Any]]:
         """Means of `gains` over queries: `group`, `kind`, `gain`, `low` and `high`.
