@@ -17,6 +17,17 @@ from datasets import Dataset
 from hf_fastif.analysis.result import AnalysisResult
 from hf_fastif.analysis.retrained import Retrained
 from hf_fastif.analysis.session_tools import changed, digests, influence_manifest, open_analysis_results
+from hf_fastif.artifacts.plots import (
+    HELPFUL,
+    NEUTRAL,
+    add_legend,
+    colors_of,
+    draw_curve,
+    draw_level,
+    draw_points,
+    name_rows,
+    new_figure,
+)
 from hf_fastif.data import hexdigest, relabelled, without_indexes
 from hf_fastif.errors import InfluenceError, needs_extra
 from hf_fastif.trainer import InfluenceTrainer
@@ -76,31 +87,30 @@ class Mislabels(AnalysisResult):
 
     def figure(self) -> Figure:
         """Draws precision against recall, and the accuracies if models were trained again."""
-        from matplotlib.figure import Figure
-
+        best = max(self.curves, key=lambda curve: curve["average_precision"])
+        title = f"{best['method']} finds wrong labels best: average precision {best['average_precision']:.2f}"
         panels = 2 if self.accuracies else 1
-        figure = Figure(figsize=(5.5 * panels, 4.2), layout="constrained")
-        axes = figure.subplots(1, panels, squeeze=False)[0]
+        figure, ((axes, *others),) = new_figure(6.2 * panels + 1, 4.4, columns=panels, title=title)
+        colors = colors_of([curve["method"] for curve in self.curves])
         for curve in self.curves:
             label = f"{curve['method']} ({curve['average_precision']:.2f})"
-            axes[0].plot(curve["recall"], curve["precision"], label=label)
-        axes[0].axhline(self.num_wrong / self.num_train, color="gray", linewidth=0.8)
-        axes[0].set(xlabel="recall of the wrong labels", ylabel="precision", xlim=(0, 1), ylim=(0, 1.03))
-        axes[0].legend(title="average precision", fontsize=8)
-        axes[0].grid(alpha=0.3)
-        if self.accuracies:
-            self._draw_accuracies(axes[1])
+            draw_curve(axes, curve["recall"], curve["precision"], color=colors[curve["method"]], label=label)
+        draw_level(axes, self.num_wrong / self.num_train)
+        axes.set(xlabel="recall of the wrong labels", ylabel="precision", xlim=(0, 1), ylim=(0, 1.03))
+        for below in others:
+            self._draw_accuracies(below)
+        add_legend(figure, axes, title="average precision")
         return figure
 
     def _draw_accuracies(self, axes: Axes) -> None:
-        rows = self.summary()
-        values, errors = [row["accuracy"] for row in rows], [row["std_err"] for row in rows]
-        axes.errorbar(values, range(len(rows)), xerr=errors, fmt="o", capsize=2)
-        axes.axvline(values[0], color="gray", linewidth=0.8)  # nothing is done
-        axes.set_yticks(range(len(rows)), [_named(row) for row in rows], fontsize=8)
-        axes.invert_yaxis()
+        rows = pd.DataFrame(self.summary())
+        accuracy, error = rows["accuracy"], rows["std_err"]
+        draw_points(
+            axes, accuracy, rows.index, accuracy - error, accuracy + error, sideways=True, fmt="o", color=HELPFUL
+        )
+        axes.axvline(accuracy[0], color=NEUTRAL, linewidth=0.9)  # nothing is done
+        name_rows(axes, [_named(row) for row in self.summary()])
         axes.set_xlabel("accuracy after training again")
-        axes.grid(axis="x", alpha=0.3)
 
 
 def _named(row: dict[str, Any]) -> str:

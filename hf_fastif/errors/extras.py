@@ -19,5 +19,5 @@ def needs_extra(extra: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise MissingExtraError(
-            f"{error.name} is not installed, which this needs: pip install 'hf_fastif[{extra}]'"
+            f"{str(error.name).partition('.')[0]} is not installed, which this needs: pip install 'hf_fastif[{extra}]'"
         ) from error
