@@ -24,6 +24,7 @@ from transformers import set_seed
 
 from hf_fastif import InfluenceConfig, InfluenceResult
 from hf_fastif.artifacts import atomic_write
+from hf_fastif.artifacts.plots import try_to_draw
 from hf_fastif.data import check_rows
 from hf_fastif.diagnosis import Diagnosis
 from hf_fastif.errors import InfluenceError
@@ -121,7 +122,7 @@ def write(
     if diagnosis is not None:
         print(diagnosis)
         atomic_write(folder / "diagnosis.txt", lambda file: file.write_text(f"{diagnosis}\n", "utf-8"))
-        diagnosis.plot(folder / "diagnosis.png")
+        try_to_draw(lambda: diagnosis.plot(folder / "diagnosis.png"))
     of_tokens = "tokens" in result.influences.column_names
     measured = (
         "Validation examples of which every token is predicted" if of_tokens else "Accuracy on the validation examples"

@@ -121,8 +121,8 @@ def write(results: dict[str, InfluenceResult], trainer: InfluenceTrainer, slice_
     joined = InfluenceResult.join(results)
     folder = joined.save_to_disk(Path(trainer.args.output_dir) / "influence")
     graph = influence_graph(joined, subset_column=subsets)
-    paths = save_tables(graph, folder) + plot_graph(graph, *(folder / f"graph.{end}" for end in FORMATS))
-    paths.append(joined.to_html(folder / "report.html", title, subset_column=subsets))
+    paths = [*save_tables(graph, folder), joined.to_html(folder / "report.html", title, subset_column=subsets)]
+    paths += plot_graph(graph, *(folder / f"graph.{end}" for end in FORMATS))
     print(*paths, sep="\n")
 
 

@@ -15,7 +15,7 @@ from huggingface_hub import CommitInfo, DatasetCard
 
 from hf_fastif.artifacts import PushOptions, atomic_write, model_name, push, sources, versions
 from hf_fastif.artifacts.cards import cells, dataset_card
-from hf_fastif.artifacts.plots import save_figure
+from hf_fastif.artifacts.plots import save_figure, try_to_draw
 from hf_fastif.config import InfluenceConfig
 from hf_fastif.trainer import InfluenceTrainer
 
@@ -51,11 +51,18 @@ class AnalysisResult(ABC):
         return save_figure(self.figure(), path)[0]
 
     def write(self, folder: str | Path, name: str) -> Path:
-        """Writes `NAME.json`, `NAME.png` and `NAME.svg` into a folder, and returns the path of the first."""
+        """Write `NAME.json`, `NAME.png` and `NAME.svg` into a folder, and return the path of the first.
+
+        Without matplotlib only the first is written.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for called, figure in self.figures(name).items():
-            save_figure(figure, *(folder / f"{called}.{suffix}" for suffix in ("png", "svg")))
+
+        def draw() -> None:
+            for called, figure in self.figures(name).items():
+                save_figure(figure, *(folder / f"{called}.{suffix}" for suffix in ("png", "svg")))
+
+        try_to_draw(draw)
         return self.save(folder / f"{name}.json")
 
     def push_to_hub(
@@ -93,6 +100,7 @@ def push_analysis(
         description, _, attributes = inspect.getdoc(type(found)).partition("\n\nAttributes:\n")
         texts = {"description": description, "attributes": inspect.cleandoc(attributes), "printed": str(found)}
         known = {"kind": type(found).__name__, "package": type(found).__module__.rpartition(".")[0]}
+        known["figure"] = (folder / f"{name}.png").exists()
         card = analysis_card(about, _settings(trainer), list(tables), repo_id=repo_id, name=name, **known, **texts)
         return card, {path.name: path for path in sorted(folder.iterdir())}
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from transformers.utils import logging
 
 from hf_fastif.artifacts.files import atomic_write
-from hf_fastif.errors import needs_extra
+from hf_fastif.errors import MissingExtraError, needs_extra
 
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+logger = logging.get_logger(__name__)
 
 # Each has a contrast of 3.6 or more with white and with the dark pages of the Hub.
 HELPFUL, HARMFUL, NEUTRAL = "#2f7fc1", "#cf5c1f", "#7d838c"
@@ -129,6 +132,16 @@ def add_legend(figure: Figure, axes: Axes, place: str = "right center", **style:
     named = dict(zip(names, handles, strict=True))
     legend = figure.legend(named.values(), named.keys(), loc=f"outside {place}", **style)
     legend.get_title().set(color=TEXT, fontsize=SIZES["legend"])
+
+
+def try_to_draw(draw: Callable[[], object]) -> bool:
+    """Draw a figure that can be done without; warn where matplotlib is not installed, and return whether it is."""
+    try:
+        draw()
+    except MissingExtraError as error:
+        logger.warning_once(f"A figure is left out: {error}")
+        return False
+    return True
 
 
 def save_figure(figure: Figure, *paths: str | Path, dpi: int = DPI) -> list[Path]:

@@ -1,6 +1,13 @@
 """Errors that name argument, value and fix."""
 
-from hf_fastif.errors.classes import DiskFullError, InfluenceError, NoSuchQueryError, NotAllowedError, NotFoundError
+from hf_fastif.errors.classes import (
+    DiskFullError,
+    InfluenceError,
+    MissingExtraError,
+    NoSuchQueryError,
+    NotAllowedError,
+    NotFoundError,
+)
 from hf_fastif.errors.extras import needs_extra
 from hf_fastif.errors.suggestions import check_path, did_you_mean
 
@@ -8,6 +15,7 @@ from hf_fastif.errors.suggestions import check_path, did_you_mean
 __all__ = [
     "DiskFullError",
     "InfluenceError",
+    "MissingExtraError",
     "NoSuchQueryError",
     "NotAllowedError",
     "NotFoundError",

@@ -18,9 +18,14 @@ SOUND = (0.003, 0.03)  # lambda over the largest eigenvalue
 
 
 def result_card(
-    result: ResultTables, repo_id: str, include_text: bool, diagnosis: CardSection | None, recall: CardSection | None
+    result: ResultTables,
+    repo_id: str,
+    include_text: bool,
+    diagnosis: CardSection | None,
+    recall: CardSection | None,
+    figures: Sequence[str],
 ) -> DatasetCard:
-    """The card of a result; see `push_result`."""
+    """Return the card of a result with some figures; see `push_result`."""
     summary = result.summary
     return dataset_card(
         "result.md",
@@ -40,7 +45,7 @@ def result_card(
         damping=about_damping(summary),
         residual=about_residual(result),
         recall=_about_candidates(summary, recall),
-        recall_figure=recall is not None,
+        figures=figures,
         diagnosis=diagnosis,
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from itertools import combinations
 
 import pytest
@@ -19,6 +18,7 @@ from hf_fastif.artifacts.plots import (
     mark_sizes,
     new_figure,
     save_figure,
+    try_to_draw,
 )
 from hf_fastif.errors import InfluenceError
 
@@ -62,8 +62,7 @@ def test_figures_are_written_in_the_format_of_their_names(tmp_path):
     assert figure.get_suptitle().startswith("What is shown") and "\n" in figure.get_suptitle()
 
 
-def test_without_matplotlib_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delitem(sys.modules, "matplotlib.figure", raising=False)
+def test_without_matplotlib_the_extra_is_named(without_matplotlib):
+    assert not try_to_draw(lambda: new_figure(4, 3))
     with pytest.raises(InfluenceError, match=r"matplotlib is not installed.*pip install 'hf_fastif\[plots\]'"):
         new_figure(4, 3)
