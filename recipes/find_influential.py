@@ -24,6 +24,7 @@ from transformers import set_seed
 
 from hf_fastif import InfluenceConfig, InfluenceResult
 from hf_fastif.artifacts import atomic_write
+from hf_fastif.artifacts.plots import try_to_draw
 from hf_fastif.data import check_rows
 from hf_fastif.diagnosis import Diagnosis
 from hf_fastif.errors import InfluenceError
@@ -32,7 +33,6 @@ from hf_fastif.index import check_num_neighbors
 from hf_fastif.training import (
     DataArguments,
     LanguageArguments,
-    check_processes,
     make_language_trainer,
     make_trainer,
     planted_share,
@@ -58,7 +58,6 @@ class RecipeArguments(LanguageArguments):
 
 
 def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) -> None:
-    check_processes(config.world_size)
     set_seed(config.seed)
     is_language_model = recipe.completion_column is not None
     trainer, examples = (make_language_trainer if is_language_model else make_trainer)(recipe, data, config)
@@ -123,7 +122,7 @@ def write(
     if diagnosis is not None:
         print(diagnosis)
         atomic_write(folder / "diagnosis.txt", lambda file: file.write_text(f"{diagnosis}\n", "utf-8"))
-        diagnosis.plot(folder / "diagnosis.png")
+        try_to_draw(lambda: diagnosis.plot(folder / "diagnosis.png"))
     of_tokens = "tokens" in result.influences.column_names
     measured = (
         "Validation examples of which every token is predicted" if of_tokens else "Accuracy on the validation examples"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from hf_fastif.artifacts import atomic_write
+from hf_fastif.artifacts.plots import HARMFUL, HELPFUL, TEXT, name_panel, new_figure, save_figure
 from hf_fastif.curvature import Spectrum, captured_layers, layers_in_blocks, share_of
 from hf_fastif.diagnosis.signals import CheckpointSignal
 from hf_fastif.scoring import SIGN
@@ -107,15 +107,13 @@ class Diagnosis:
 
     def plot(self, path: str | Path) -> Path:
         """Writes a figure of the spectrum with lambda in it, and of the residual on the solver's way."""
-        from matplotlib.figure import Figure  # slow to import
-
-        figure = Figure(figsize=(10, 3.8), layout="constrained")
-        spectrum, residual = figure.subplots(1, 2)
-        self._plot_spectrum(spectrum)
-        self._plot_residual(residual)
-        return atomic_write(
-            Path(path), lambda file: figure.savefig(file, dpi=130, format=Path(path).suffix[1:] or "png")
-        )
+        share = self.damping / self.spectrum.largest
+        residual = _span(self.solution.residual.tolist(), ".2g")
+        title = f"The damping is {share:.2%} of the largest eigenvalue; residual of s_test {residual}"
+        figure, ((of_spectrum, of_residual),) = new_figure(10, 4.2, columns=2, title=title)
+        self._plot_spectrum(of_spectrum)
+        self._plot_residual(of_residual)
+        return save_figure(figure, path)[0]
 
     def _checkpoint_lines(self) -> list[str]:
         lines = [
@@ -215,19 +213,23 @@ class Diagnosis:
 
     def _plot_spectrum(self, axes: Axes) -> None:
         eigenvalues = np.maximum(self.spectrum.eigenvalues, 1e-3 * self.damping)
-        axes.loglog(np.arange(1, len(eigenvalues) + 1), eigenvalues, marker=".", color="#3465a4")
-        axes.axhline(self.damping, color="#cc4b37", label=f"$\\lambda$ = {self.damping:.3g}")
-        axes.axhspan(0.003 * self.spectrum.largest, 0.03 * self.spectrum.largest, color="#cc4b37", alpha=0.12)
-        axes.set(xlabel="number", ylabel="eigenvalue", title="Spectrum (band: 0.3 % to 3 % of the largest)")
-        axes.legend()
+        axes.loglog(np.arange(1, len(eigenvalues) + 1), eigenvalues, marker=".", color=HELPFUL)
+        axes.axhline(self.damping, color=HARMFUL, label=f"$\\lambda$ = {self.damping:.3g}")
+        axes.axhspan(
+            0.003 * self.spectrum.largest, 0.03 * self.spectrum.largest, color=HARMFUL, alpha=0.15, linewidth=0
+        )
+        axes.set(xlabel="number", ylabel="eigenvalue")
+        name_panel(axes, "Spectrum (band: 0.3 % to 3 % of the largest)")
+        axes.legend(fontsize=8, labelcolor=TEXT, frameon=False)
 
     def _plot_residual(self, axes: Axes) -> None:
         trace, final = self.solution.trace.cpu().numpy(), self.solution.residual.cpu().numpy()
         seen = np.concatenate([trace.ravel(), final])
         floor = seen[seen > 0].min(initial=1.0) / 2  # an estimate below what the examples can tell is 0
-        axes.plot(np.arange(1, len(trace) + 1), np.where(trace > 0, trace, np.nan), color="#3465a4", alpha=0.5)
-        axes.plot(np.full(len(final), max(len(trace), 1)), np.maximum(final, floor), "o", color="#cc4b37")
-        axes.set(xlabel="step", ylabel="residual", yscale="log", title="Residual of each query (dots: on the sample)")
+        axes.plot(np.arange(1, len(trace) + 1), np.where(trace > 0, trace, np.nan), color=HELPFUL, alpha=0.5)
+        axes.plot(np.full(len(final), max(len(trace), 1)), np.maximum(final, floor), "o", color=HARMFUL)
+        axes.set(xlabel="step", ylabel="residual", yscale="log")
+        name_panel(axes, "Residual of each query (dots: on the sample)")
 
 
 def diagnose(

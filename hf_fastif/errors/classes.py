@@ -41,9 +41,9 @@ class NoSuchQueryError(InfluenceError, IndexError):
     """A result does not contain the query of that number."""
 
 
-class LaunchError(InfluenceError, RuntimeError):
-    """The number of processes differs from the one that was requested."""
-
-
 class DiskFullError(InfluenceError, OSError):
     """A disk has no space left for a file."""
+
+
+class MissingExtraError(InfluenceError, ImportError):
+    """A package is not installed that an extra of this one brings."""

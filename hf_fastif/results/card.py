@@ -17,9 +17,14 @@ RECOMMENDED = (0.003, 0.03)  # lambda relative to the largest eigenvalue
 
 
 def result_card(
-    result: ResultTables, repo_id: str, include_text: bool, diagnosis: CardSection | None, recall: CardSection | None
+    result: ResultTables,
+    repo_id: str,
+    include_text: bool,
+    diagnosis: CardSection | None,
+    recall: CardSection | None,
+    figures: Sequence[str],
 ) -> DatasetCard:
-    """Return the card of a result; see `push_result`."""
+    """Return the card of a result with some figures; see `push_result`."""
     summary = result.summary
     return dataset_card(
         "result.md",
@@ -39,7 +44,7 @@ def result_card(
         damping=about_damping(summary),
         residual=about_residual(result),
         recall=_candidates_text(summary, recall),
-        recall_figure=recall is not None,
+        figures=figures,
         diagnosis=diagnosis,
     )
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Unpack
 
 from huggingface_hub import CommitInfo, DatasetCard, RepoCard
 
 from hf_fastif.artifacts import CardSection, PushOptions, push
+from hf_fastif.artifacts.plots import try_to_draw
 from hf_fastif.artifacts.upload import files_in
 from hf_fastif.results.card import result_card, space_card
 from hf_fastif.results.figures import plot_influences
@@ -30,11 +32,12 @@ def push_result(
         shared.save_to_disk(folder)
         write_report(shared, folder / "report.html", diagnosis=diagnosis)
         (folder / "figures").mkdir()
-        plot_influences(shared, folder / "figures" / "influences.png")
-        for name, source in (("diagnosis", diagnosis), ("recall", recall)):
-            if source is not None:
-                source.plot(folder / "figures" / f"{name}.png")
-        return result_card(shared, repo_id, include_text, diagnosis, recall), files_in(folder)
+        plots = {"influences": partial(plot_influences, shared)}
+        plots |= {name: it.plot for name, it in (("diagnosis", diagnosis), ("recall", recall)) if it is not None}
+        figures = [
+            name for name, plot in plots.items() if try_to_draw(partial(plot, folder / "figures" / f"{name}.png"))
+        ]
+        return result_card(shared, repo_id, include_text, diagnosis, recall, figures), files_in(folder)
 
     return push(repo_id, "dataset", stage, [SUMMARY, *NUMBERS, "report.html", "figures/*"], **options)
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from tiny import tiny_data, tiny_trainer
 
-from hf_fastif.analysis import recall
+from hf_fastif.analysis import Recall, recall
+from hf_fastif.errors import InfluenceError
 
 
 QUERIES = tiny_data(4, seed=1)
@@ -57,6 +58,13 @@ def test_saved_and_drawn(found, tmp_path):
     assert json.loads((tmp_path / "recall.json").read_text())["table"] == found.table
     found.plot(tmp_path / "recall.png")
     assert (tmp_path / "recall.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_matplotlib_the_numbers_are_written(found, tmp_path, without_matplotlib):
+    assert Recall.load(found.write(tmp_path, "recall")) == found
+    assert [path.name for path in tmp_path.iterdir()] == ["recall.json"]
+    with pytest.raises(InfluenceError, match=r"pip install 'hf_fastif\[plots\]'"):
+        found.plot(tmp_path / "recall.png")
 
 
 def test_more_than_there_are(trainer):

@@ -86,6 +86,15 @@ def test_the_files_of_a_push_and_what_a_smaller_one_takes_away(hub, result):
     assert b"license: mit" in hub.files("me/influences")["README.md"]
 
 
+def test_without_matplotlib_there_are_no_figures(hub, result, without_matplotlib):
+    recall, diagnosis = FULL
+    result.push_to_hub("me/influences", recall=recall, diagnosis=diagnosis)
+    files = hub.files("me/influences")
+    assert not [name for name in files if name.startswith("figures/")] and b"![" not in files["README.md"]
+    assert str(diagnosis).splitlines()[0].encode() in files["README.md"]
+    assert b"<img" not in files["report.html"] and b'id="diagnosis"' in files["report.html"]
+
+
 def test_private_branch_and_pull_request(hub, result):
     result.push_to_hub("me/influences", private=True, revision="more", commit_message="Two queries")
     repository = hub.repositories["dataset", "me/influences"]

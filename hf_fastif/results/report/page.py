@@ -11,6 +11,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hf_fastif.artifacts import CardSection, atomic_write
+from hf_fastif.artifacts.plots import try_to_draw
 from hf_fastif.model import LOSS
 from hf_fastif.results.report.graph import InfluenceGraph, influence_graph
 from hf_fastif.results.report.page_data import graph_section
@@ -142,10 +143,12 @@ def _shared(result: ResultTables, graph: InfluenceGraph) -> list[dict[str, Any]]
     return examples
 
 
-def _figure(diagnosis: CardSection) -> str:
-    """Return the figure of a diagnosis as a PNG in base64."""
+def _figure(diagnosis: CardSection) -> str | None:
+    """Return the figure of a diagnosis as a PNG in base64; None where it cannot be drawn."""
     with TemporaryDirectory() as folder:
-        return b64encode(diagnosis.plot(Path(folder) / "diagnosis.png").read_bytes()).decode("ascii")
+        path = Path(folder) / "diagnosis.png"
+        drawn = try_to_draw(lambda: diagnosis.plot(path))
+        return b64encode(path.read_bytes()).decode("ascii") if drawn else None
 
 
 def _checkpoints(summary: ResultSummary) -> str:
