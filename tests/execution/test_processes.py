@@ -12,6 +12,7 @@ import pytest
 from hub_server import WRITER
 
 
+pytestmark = pytest.mark.slow  # ten interpreters
 HERE = Path(__file__).parents[1]
 
 

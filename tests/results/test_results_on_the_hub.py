@@ -139,6 +139,7 @@ make_result().push_to_hub("me/influences", include_text=True)
 """
 
 
+@pytest.mark.slow
 def test_an_upload_that_was_killed_goes_on(hub, result):
     command = [sys.executable, "-c", KILLED, str(Path(__file__).parents[1] / "helpers")]
     running = subprocess.Popen(command, stderr=subprocess.DEVNULL)
