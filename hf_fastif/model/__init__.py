@@ -10,7 +10,7 @@ from hf_fastif.model.checks import (
     warn_of_half_precision,
 )
 from hf_fastif.model.heads import IGNORED, Batch, TokenHead, without_targets_of_padding
-from hf_fastif.model.measures import Contrast, Logit, LogProbability, Margin, Measure
+from hf_fastif.model.measures import LOSS, Contrast, Logit, LogProbability, Margin, Measure
 from hf_fastif.model.objective import Objective, differentiable
 from hf_fastif.model.padding import settle_padding
 from hf_fastif.model.parameters import (
@@ -33,6 +33,7 @@ __all__ = [
     "Contrast",
     "FrozenStates",
     "IGNORED",
+    "LOSS",
     "LogProbability",
     "Logit",
     "LossFacts",

@@ -6,8 +6,8 @@ from torch import nn
 
 
 def take_compiled_calls(model: nn.Module) -> list[tuple[nn.Module, object]]:
-    """Takes off what `module.compile()` has put in place of calls of a model and its parts; returns it."""
-    taken = [(m, m._compiled_call_impl) for m in model.modules() if m._compiled_call_impl is not None]
-    for module, _ in taken:
+    """Remove the compiled calls that `module.compile()` set on a model and its parts, and return them."""
+    calls = [(m, m._compiled_call_impl) for m in model.modules() if m._compiled_call_impl is not None]
+    for module, _ in calls:
         module._compiled_call_impl = None
-    return taken
+    return calls

@@ -36,10 +36,10 @@ def test_train_explain_and_report(files, tmp_path, capsys):
     report = (tmp_path / "influence" / "report.html").read_text()
     assert len(result.queries) == 3
     assert len(result.helpful(0)) <= 2
-    assert result.summary["num_neighbors"] == 20
-    assert set(result.summary["seconds"]) == {"train", "predict", "build_index", "compute_s_test", "find_influential"}
+    assert result.summary.num_neighbors == 20
+    assert set(result.summary.seconds) == {"train", "predict", "build_index", "compute_s_test", "find_influential"}
     rows = [json.loads(line) for line in (files / "validation.jsonl").read_text().split("\n")]
-    for position, query in zip(result.summary["query_rows"], result.queries, strict=True):
+    for position, query in zip(result.summary.query_rows, result.queries, strict=True):
         assert rows[position]["text"] == query["text"]
         assert rows[position]["label"] != query["prediction"]  # only errors are explained
         assert query["text"] in report
@@ -51,8 +51,8 @@ def test_train_explain_and_report(files, tmp_path, capsys):
 
 
 def test_chosen_queries_of_a_loaded_model(one_process):
-    assert one_process.summary["query_rows"] == [4, 0]
-    assert "train" not in one_process.summary["seconds"]
+    assert one_process.summary.query_rows == [4, 0]
+    assert "train" not in one_process.summary.seconds
 
 
 @pytest.mark.slow
@@ -62,7 +62,7 @@ def test_two_processes_find_what_one_finds(files, one_process, tmp_path):
     subprocess.run(command, check=True, capture_output=True, env=os.environ, timeout=300)
 
     two = InfluenceResult.load_from_disk(tmp_path / "influence")
-    assert two.summary["query_rows"] == [4, 0]
+    assert two.summary.query_rows == [4, 0]
     assert one_process.influences["train_index"] == two.influences["train_index"]
     np.testing.assert_allclose(one_process.influences["influence"], two.influences["influence"], rtol=1e-3)
 

@@ -28,11 +28,11 @@ def test_facts_are_learned_and_looked_for(tmp_path, capsys):
     run_here("find_influential", *facts, *flags({"output_dir": tmp_path} | SMALL))
     printed, folder = capsys.readouterr().out, tmp_path / "influence"
     result = InfluenceResult.load_from_disk(folder)
-    assert result.summary["text_columns"] == ["prompt", "completion"]
+    assert result.summary.text_columns == ["prompt", "completion"]
     assert len(result.queries) == 12 and len(set(result.queries["fact"])) == 12  # right or wrong
     assert all(len(row["tokens"]) == len(row["token_influence"]) for row in result.influences)
     found = json.loads((folder / "retrieval.json").read_text("utf-8"))
-    assert found["table"] == result.summary["retrieval"] and found["k"] == 5
+    assert found["table"] == result.summary.retrieval and found["k"] == 5
     assert [row["method"] for row in found["table"]] == [
         "influence, of 30 neighbours",
         "influence",
@@ -50,4 +50,4 @@ def test_facts_are_learned_and_looked_for(tmp_path, capsys):
     again |= {"completion_column": "completion", "num_frozen_layers": -1, "num_examples": 2, "max_train_examples": 20}
     run_here("find_influential", *QUIET, *flags(again | {"solver": "identity", "index_features": "pooled"}))
     second = InfluenceResult.load_from_disk(tmp_path / "again" / "influence")
-    assert second.summary["query_rows"] == [3] and "retrieval" not in second.summary
+    assert second.summary.query_rows == [3] and second.summary.retrieval is None

@@ -26,7 +26,7 @@ def test_both_sides_of_the_graph_and_going_on(files, tmp_path, capsys):
     for side, subsets in (("plain", ["all"]), ("sliced", ["a", "all", "b"])):
         folder = tmp_path / side / "influence"
         result = InfluenceResult.load_from_disk(folder)
-        assert list(result.summary["slices"]) == ["Plain", "Sliced, a", "Sliced, b"]
+        assert list(result.summary.slices) == ["Plain", "Sliced, a", "Sliced, b"]
         names = result.queries.features["label"].int2str(result.queries["label"])
         assert all(name != predicted for name, predicted in zip(names, result.queries["prediction"], strict=True))
         edges = pd.read_csv(folder / "edges.csv")
@@ -36,7 +36,7 @@ def test_both_sides_of_the_graph_and_going_on(files, tmp_path, capsys):
         assert len(pd.read_parquet(folder / "correlations.parquet")) == 9
         for name in ("graph.png", "graph.svg", "graph.pdf", "report.html"):
             assert str(folder / name) in first and (folder / name).is_file()
-        assert all(name in (folder / "graph.svg").read_text("utf-8") for name in result.summary["slices"])
+        assert all(name in (folder / "graph.svg").read_text("utf-8") for name in result.summary.slices)
 
     shutil.rmtree(tmp_path / "sliced" / "slices" / "sliced-b")
     run_here("visualization", *words(files, tmp_path, **settings))
