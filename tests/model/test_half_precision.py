@@ -21,7 +21,7 @@ ROUNDING = {"bfloat16": 5e-2, "float16": 1e-2}  # of the largest score
 TRAIN, QUERIES = tiny_data(12), tiny_data(3, seed=1)
 SOLVERS = {
     "sdca": {"sdca_visits": 240},
-    "lissa": {"lissa_depth": 200, "lissa_batch_size": 12},
+    "lissa": {"lissa_depth": 60, "lissa_batch_size": 12},
     "cg": {"cg_samples": 12, "cg_steps": 30},
     "ekfac": {},
     "identity": {},
