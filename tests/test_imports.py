@@ -12,8 +12,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "hf_fastif"
 FLOORS = [  # a folder imports from itself and from those behind it
     *("experiments", "training", "analysis", "metrics", "trainer", "results", "influence", "diagnosis", "index"),
-    *("scoring", "solvers", "curvature", "checkpoints", "execution", "model", "artifacts", "data", "config"),
-    *("errors", "version"),
+    *("scoring", "config", "solvers", "curvature", "checkpoints", "execution", "model", "artifacts", "data"),
+    *("settings", "errors", "version"),
 ]
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
 FACES = {name.rpartition(".")[0]: name for name in MODULES if name.endswith("__init__")}

@@ -12,9 +12,9 @@ from datasets import Dataset
 
 from hf_fastif.analysis.result import AnalysisResult
 from hf_fastif.analysis.session_tools import changed, influence_manifest, open_analysis_results
-from hf_fastif.config import FeatureName
 from hf_fastif.errors import InfluenceError
 from hf_fastif.execution import Tensors
+from hf_fastif.settings import FeatureName
 from hf_fastif.solvers import Solution
 from hf_fastif.trainer import InfluenceTrainer
 

@@ -17,7 +17,7 @@ from hf_fastif.analysis import AnalysisResult, changed, influence_manifest, open
 from hf_fastif.data import hexdigest
 from hf_fastif.errors import InfluenceError
 from hf_fastif.execution import PartialResults, Tensors
-from hf_fastif.experiments.stopwatch import Watch, watched
+from hf_fastif.experiments.stopwatch import SolverStopwatch, watched
 from hf_fastif.influence import InfluenceSession, loss_gradients
 from hf_fastif.solvers import Lissa
 from hf_fastif.trainer import InfluenceTrainer
@@ -205,7 +205,7 @@ class _Bench:
             solver = session.setup().solver()
             fit = time.perf_counter() - start
             runs = solver.repeats if isinstance(solver, Lissa) and not solver.repeats_share() else 1
-            watch = Watch(steps, runs, self._error)
+            watch = SolverStopwatch(steps, runs, self._error)
             watched(solver, gradients, watch)
         return self._columns(watch.seen, watch.seconds, fit, watch.last)
 

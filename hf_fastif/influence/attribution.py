@@ -73,7 +73,7 @@ class Attribution:
 
     def s_test(self, queries: ExampleBatches) -> Solution:
         """s_test of every query."""
-        return Solution.stack([self._solution(queries, i) for i, _ in self._groups(queries)])
+        return Solution.concat_queries([self._solution(queries, i) for i, _ in self._groups(queries)])
 
     def outcomes(
         self,
@@ -160,7 +160,7 @@ class Attribution:
 
         def work() -> Tensors:
             parts = [self._solution_at(queries, i, number) for number in range(len(self.checkpoints))]
-            return Solution.joined(parts, self.checkpoints.weights).to_tensors()
+            return Solution.concat_checkpoints(parts, self.checkpoints.weights).to_tensors()
 
         return Solution.from_tensors(self.partials.get(f"queries-{i}.s_test", work))
 
@@ -185,7 +185,7 @@ class Attribution:
                 if isinstance(solver, Repeated) and not solver.keeps_all_busy:
                     own = solver.by_itself()
                     self.partials.compute_missing(
-                        {name.format(j): partial(solve, own, rows, own.accelerator) for j, rows in among}
+                        {name.format(j): partial(solve, own, rows, own.system.accelerator) for j, rows in among}
                     )
 
         def together() -> Tensors:

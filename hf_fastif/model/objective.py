@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_fastif.artifacts import loss_identity
-from hf_fastif.config import Reduction
 from hf_fastif.errors import InfluenceError
 from hf_fastif.model.compiled import take_compiled_calls
 from hf_fastif.model.custom_loss import CustomComputeLoss, CustomLoss
@@ -28,6 +27,7 @@ from hf_fastif.model.parameters import (
     trained_state,
     without_adapters,
 )
+from hf_fastif.settings import Reduction
 
 
 logger = logging.get_logger(__name__)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from hf_fastif.config import ScoringName
 from hf_fastif.curvature import Layer, captured_layers, covered_names
 from hf_fastif.data import ExampleBatches
 from hf_fastif.errors import InfluenceError
@@ -15,6 +14,7 @@ from hf_fastif.execution import DatasetSweep, PartialResults
 from hf_fastif.model import Batch, Objective
 from hf_fastif.scoring.forward_mode import forward_mode_scores
 from hf_fastif.scoring.gradients import gradient_scores
+from hf_fastif.settings import ScoringName
 
 
 @dataclass(frozen=True)

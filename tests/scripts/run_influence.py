@@ -58,9 +58,10 @@ def solving(trainer: InfluenceTrainer) -> Found:
     yield from solved("lissa", trainer.compute_s_test(QUERIES))
     with trainer.session() as session:  # steps that are too long for some repeats, which some processes run
         setup = session.setup()
-        solver = replace(setup.solver(), scale=setup.lissa_scale / 100, depth=30)
+        solver = setup.solver()
+        solver.settings = replace(solver.settings, scale=solver.settings.scale / 100, depth=30)
         found = solver.solve(torch.ones(1, session.objective.space.size))
-        yield "times that steps were halved", np.array(round(np.log2(found.scale / solver.scale)))
+        yield "times that steps were halved", np.array(round(np.log2(found.scale / solver.settings.scale)))
     yield from solved("anchors", trainer.compute_s_test(POOL, as_one=True))
     for name in ("sdca", "cg", "ekfac", "exact"):
         trainer.args.solver = name
