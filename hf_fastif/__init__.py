@@ -12,30 +12,45 @@ if TYPE_CHECKING:
     from hf_fastif.config import InfluenceConfig
     from hf_fastif.errors import InfluenceError
     from hf_fastif.index import InfluenceIndex
-    from hf_fastif.model import freeze
+    from hf_fastif.influence import InfluenceSession, QuerySet
+    from hf_fastif.model import Contrast, Logit, LogProbability, Margin, Measure, freeze
     from hf_fastif.results import InfluenceResult
     from hf_fastif.solvers import Solution
     from hf_fastif.trainer import InfluenceMixin, InfluenceTrainer
 
 __all__ = [
-    "__version__",
+    "Contrast",
     "InfluenceConfig",
     "InfluenceError",
     "InfluenceIndex",
     "InfluenceMixin",
     "InfluenceResult",
+    "InfluenceSession",
     "InfluenceTrainer",
+    "LogProbability",
+    "Logit",
+    "Margin",
+    "Measure",
+    "QuerySet",
     "Solution",
+    "__version__",
     "freeze",
 ]
 
 _HOMES = {
+    "Contrast": "hf_fastif.model",
     "InfluenceConfig": "hf_fastif.config",
     "InfluenceError": "hf_fastif.errors",
     "InfluenceIndex": "hf_fastif.index",
     "InfluenceMixin": "hf_fastif.trainer",
     "InfluenceResult": "hf_fastif.results",
+    "InfluenceSession": "hf_fastif.influence",
     "InfluenceTrainer": "hf_fastif.trainer",
+    "LogProbability": "hf_fastif.model",
+    "Logit": "hf_fastif.model",
+    "Margin": "hf_fastif.model",
+    "Measure": "hf_fastif.model",
+    "QuerySet": "hf_fastif.influence",
     "Solution": "hf_fastif.solvers",
     "freeze": "hf_fastif.model",
 }

@@ -17,6 +17,7 @@ from hf_fastif.data import ExampleBatches, check_dataset, hexdigest, label_colum
 from hf_fastif.errors import InfluenceError
 from hf_fastif.execution import Tensors
 from hf_fastif.index import check_num_neighbors
+from hf_fastif.influence import QuerySet
 from hf_fastif.model import Objective, load_parameters_, model_fingerprint
 from hf_fastif.trainer import InfluenceTrainer
 
@@ -97,7 +98,9 @@ class Corrector:
         num_candidates: int | None = None,
     ):
         self.trainer, self.anchors = trainer, without_indexes(anchors)
-        self.name, self.candidates = trainer._named(candidates, "candidates")
+        self.name, self.candidates = (
+            ("train_dataset", trainer.train_dataset) if candidates is None else ("candidates", candidates)
+        )
         if ANCHORS in others:
             raise InfluenceError(f"measured: the name {ANCHORS!r} is taken; give another one.")
         self.watched = {ANCHORS: self.anchors} | dict(others)
@@ -128,7 +131,9 @@ class Corrector:
                 f"num_examples={plan.num_examples}: there are {len(self.candidates)} candidates; give fewer."
             )
         with changed(self.trainer, checkpoints=["final"]):
-            fitted, before, first = self.trainer._cache.fitted, self._parameters(), self._model()
+            before, first = self._parameters(), self._model()
+            with self.trainer.session() as session:
+                fitted = session.cache.fitted
             known = set(fitted)
             try:
                 return list(self._steps(plan)), before
@@ -191,28 +196,28 @@ class Corrector:
             return np.arange(len(self.candidates))
 
         def nearest() -> Tensors:
-            index = trainer._cache.indexes.get(self.candidates._fingerprint)
+            with trainer.session() as session:
+                index = session.cache.indexes.get(self.candidates._fingerprint)
             if index is None or index.manifest["model"] != self._model():
                 trainer.build_index(self.candidates)
-            rows = trainer.find_candidates(self.anchors, k, self.candidates, as_one=True)[0]
+            rows = trainer.find_candidates(QuerySet(self.anchors, reduce="mean"), k, self.candidates)[0]
             return {"rows": torch.from_numpy(rows)}
 
         return self.parts.get("neighbors", nearest)["rows"].cpu().numpy()
 
     def _scores(self, anchors: np.ndarray, scored: np.ndarray, before: str) -> np.ndarray:
         """The influence (k,) of some candidates on the mean loss of some anchors, after the steps before."""
-        asked = self.anchors.select(anchors)
+        query_set = QuerySet(self.anchors.select(anchors), reduce="mean")
         with self.trainer.session() as session:
-            queries, pool = session.examples(ANCHORS, asked), session.pool(self.name, self.candidates)
+            queries, pool = session.queries(query_set), session.candidates(self.candidates)
             name = hexdigest([before, str(anchors.tolist()), str(scored.tolist())])
 
             def compute() -> Tensors:
-                with session.attribution("correct", asked, self.candidates, name, as_one=True) as attribution:
-                    (outcome,) = attribution.outcomes(queries, pool, lambda *_: scored[None], None)
-                return {"scores": torch.from_numpy(outcome.scores)}
+                with session.attribution("correct", queries.identity, pool.digest, name) as attribution:
+                    (scores,) = attribution.score(queries, pool.batches, lambda *_: scored[None], None)
+                return {"scores": torch.from_numpy(scores.scores)}
 
-            kept = self.parts.get(f"scores-{name}", compute)
-        return kept["scores"].cpu().numpy()
+            return self.parts.get(f"scores-{name}", compute)["scores"].cpu().numpy()
 
     def _gradient(self, system: str, rows: np.ndarray) -> torch.Tensor:
         """The gradient (P,) of the mean loss of some candidates or anchors."""

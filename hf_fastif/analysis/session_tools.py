@@ -63,7 +63,8 @@ def open_analysis_results(trainer: InfluenceTrainer, name: str, manifest: Mappin
     # Probe values of a loss may differ by rounding; they are compared when the folder is opened.
     exact = {key: value for key, value in manifest.items() if key != "loss"}
     folder = Path(trainer.args.output_dir) / name / hexdigest([json.dumps(exact, sort_keys=True)])
-    begun = trainer._cache.begun
+    with trainer.session() as session:
+        begun = session.cache.begun
     if trainer.args.overwrite and folder not in begun and trainer.is_world_process_zero():
         shutil.rmtree(folder, ignore_errors=True)
     begun.add(folder)

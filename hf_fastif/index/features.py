@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from datasets import Dataset
 
+from hf_fastif.checkpoints import CheckpointSet
 from hf_fastif.curvature import captured_layers
 from hf_fastif.errors import InfluenceError
 from hf_fastif.index.build import Features
@@ -14,6 +17,36 @@ from hf_fastif.index.pooled import PooledFeatures, output_layer
 from hf_fastif.index.store import made_index
 from hf_fastif.model import Objective
 from hf_fastif.solvers import SolverSetup
+
+
+def choose_features(
+    dataset: Dataset,
+    given: np.ndarray | str | None,
+    add_to: InfluenceIndex | None,
+    checkpoints: CheckpointSet,
+    setup: Callable[[], SolverSetup],
+) -> tuple[str, list[Features] | np.ndarray]:
+    """Decide which features an index is made of: the user's, those of an index that is added to, or the setting's.
+
+    Args:
+        dataset (`datasets.Dataset`): What is indexed.
+        given (`np.ndarray` or `str`, *optional*): The user's features, or the column that holds them.
+        add_to ([`InfluenceIndex`], *optional*): The index to which rows are added.
+        checkpoints ([`CheckpointSet`]): Where features are computed.
+        setup (`Callable`): Makes the setup of the checkpoint that is in the model, with the settings.
+
+    Returns:
+        The name of the features, and what computes them at each checkpoint, or the user's array (N, d).
+    """
+    if given is not None:
+        return "own", custom_features(dataset, given)
+    if add_to is not None:
+        return add_to.name, features_of(add_to, checkpoints.objective)
+    features = []
+    for number in range(len(checkpoints)):
+        with checkpoints.at(number):
+            features.append(index_features(setup(), len(checkpoints)))
+    return setup().args.index_features, features
 
 
 def index_features(setup: SolverSetup, num_checkpoints: int) -> Features:

@@ -1,15 +1,15 @@
-"""What every call of the trainer works with: the loss, the data, the solver, and what was made earlier."""
+"""The engine's door: a session checks, batches, digests and predicts once per call."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
@@ -36,13 +36,14 @@ from hf_fastif.execution import (
     check_shared_folder,
     open_partial_results,
 )
-from hf_fastif.index import InfluenceIndex
+from hf_fastif.index import IndexSearch, check_index, query_features_of
 from hf_fastif.influence.attribution import Attribution
 from hf_fastif.influence.checks import check_inputs
 from hf_fastif.influence.predictions import Predictions, predict
+from hf_fastif.influence.queries import CandidatePool, Queries, QuerySet
+from hf_fastif.influence.session_cache import SessionCache, evict
 from hf_fastif.model import (
-    FrozenStates,
-    LossFacts,
+    Measure,
     Objective,
     TokenHead,
     check_adapters,
@@ -55,71 +56,46 @@ from hf_fastif.model import (
     settle_padding,
     trained_part,
     trained_state,
-    uncompiled,
     warn_of_half_precision,
     without_targets_of_padding,
 )
-from hf_fastif.solvers import Origin, Solution, SolverSetup
+from hf_fastif.solvers import Origin, Solution, SolverSetup, check_s_test
 
 
 logger = logging.get_logger(__name__)
 
+BatchesOf = Callable[[Dataset, str | None], ExampleBatches]
+Identity = str | int | torch.Tensor | None
 UNFINISHED = "unfinished"  # under the folder of influence
 
 
-@dataclass
-class SessionCache:
-    """What earlier calls have made and later ones may use.
-
-    Attributes:
-        indexes (`dict`): Indexes by the fingerprint of their dataset.
-        states (`dict`): States behind frozen layers, by dataset; None where there are none to keep.
-        fitted (`dict`): Spectra, factors and the like, by what they belong to.
-        digests (`dict`): Of the stored rows of datasets, by their fingerprint.
-        checked (`dict`): The collators that datasets were checked with.
-        positions (`dict`): Whether a model is told the positions of tokens, by collator and dataset.
-        losses (`dict`): What was found out about losses.
-        loss_identities (`list[str]`): What stands for the losses that there were.
-        said (`str`): What the user was last told about the moment of training.
-        prepared (`bool`): Whether the folder for all this was looked at.
-        begun (`set[Path]`): Folders of what is kept for good that were opened.
-    """
-
-    indexes: dict[str, InfluenceIndex] = field(default_factory=dict)
-    states: dict[tuple[Hashable, ...], FrozenStates | None] = field(default_factory=dict)
-    fitted: dict[tuple[Hashable, ...], Any] = field(default_factory=dict)
-    digests: dict[str, str] = field(default_factory=dict)
-    checked: dict[tuple[Hashable, ...], Any] = field(default_factory=dict)
-    positions: dict[tuple[Hashable, ...], tuple[Any, bool]] = field(default_factory=dict)
-    losses: dict[Hashable, LossFacts] = field(default_factory=dict)
-    loss_identities: list[str] = field(default_factory=list)
-    said: str = ""
-    prepared: bool = False
-    begun: set[Path] = field(default_factory=set)
-
-
-def _let_go(states: dict[tuple[Hashable, ...], FrozenStates | None], memory: int) -> None:
-    """Of the datasets but the last one, those that were used last stay, as many as fit into the memory of one."""
-    used = 0
-    for key in list(states)[-2::-1]:
-        used += 0 if states[key] is None else states[key].used
-        if used > memory:
-            del states[key]
-
-
 class InfluenceSession:
-    """One call's view of a trainer.
+    """A model, its data and settings, ready for influence: what every call of a trainer works with.
+
+    A session is opened by `trainer.session()`. While it is open the model is in the state that exact derivatives need.
 
     Args:
         trainer (`Trainer`): With an `InfluenceConfig` for arguments.
         objective (`Objective`): Its loss.
-        kept (`SessionCache`): What earlier calls have made.
+        cache (`SessionCache`): What earlier sessions have made.
+        batches_of (`Callable`): Makes the examples of a dataset, as the model sees them, given the name of the
+            argument it comes from.
+
+    Example:
+        ```python
+        with trainer.session() as session:
+            queries, pool = session.queries(dev), session.candidates()
+            with session.attribution("my scores", queries.identity, pool.digest) as attribution:
+                for scores in attribution.score(queries, pool.batches, search=None, s_test=None):
+                    print(scores.rows, scores.scores)
+        ```
     """
 
-    def __init__(self, trainer: Trainer, objective: Objective, cache: SessionCache):
+    def __init__(self, trainer: Trainer, objective: Objective, cache: SessionCache, batches_of: BatchesOf):
         self.trainer = trainer
         self.objective = objective
         self.cache = cache
+        self._batches_of = batches_of
         self._loss_known = False
 
     @property
@@ -129,33 +105,76 @@ class InfluenceSession:
 
     @property
     def sweep(self) -> DatasetSweep:
-        """How long work is cut up."""
+        """How passes over examples are cut up."""
         show = not self.args.disable_tqdm
         return DatasetSweep(self.args.influence_batch_size, self.trainer.accelerator, show_progress=show)
 
+    def queries(self, examples: Dataset | QuerySet, measure: Measure | None = None) -> Queries:
+        """Check queries and prepare them.
+
+        Args:
+            examples (`datasets.Dataset` or [`QuerySet`]): The queries.
+            measure ([`Measure`], *optional*): What is attributed; the loss unless given.
+
+        Raises:
+            InfluenceError: If the examples lack what the model reads, or the measure does not suit the model.
+        """
+        query_set = QuerySet.of(examples)
+        batches = self.examples("examples", query_set.dataset)
+        objective = self.objective.measuring(measure)
+        return Queries(query_set, batches, objective, self.objective, self.sweep, self.args.query_batch_size)
+
+    def candidates(self, dataset: Dataset | None = None, name: str = "candidates") -> CandidatePool:
+        """Check candidates and prepare them; `trainer.train_dataset` unless given."""
+        name, dataset = self.named(dataset, name)
+        return CandidatePool(name, dataset, self.pool(name, dataset))
+
+    def named(self, dataset: Dataset | None, name: str) -> tuple[str, Dataset]:
+        """Return a dataset and the name of its argument; without one `trainer.train_dataset`."""
+        return ("train_dataset", self.trainer.train_dataset) if dataset is None else (name, dataset)
+
+    def search(
+        self, queries: Queries, pool: CandidatePool, k: int, query_features: np.ndarray | None = None
+    ) -> IndexSearch:
+        """Return the search of the index of some candidates.
+
+        Raises:
+            InfluenceError: If the candidates have no index, or it does not belong to this model, loss or these rows.
+        """
+        index = check_index(pool.name, pool.dataset, self.cache.indexes, self.belongs(pool.batches))
+        sweep, checkpoints = self.sweep, self.checkpoints
+        features = query_features_of(index, checkpoints, queries.batches, query_features, queries.as_one, sweep)
+        return IndexSearch(index, checkpoints, k, sweep, features)
+
+    def check_s_test(self, s_test: Solution | None, queries: Queries) -> None:
+        """Refuse an s_test of other queries, or of another model, training set, loss or measure."""
+        if s_test is not None:
+            check_s_test(s_test, self.origin(queries), self.checkpoints.size)
+
     def examples(self, name: str, dataset: Dataset) -> ExampleBatches:
-        """The examples of a dataset, checked."""
+        """Check the examples of a dataset and return them as the model sees them."""
+        examples = self._checked(name, dataset)
+        if not self._loss_known:
+            train = self.trainer.train_dataset  # has many examples that tell losses apart
+            has_rows = isinstance(train, Dataset) and len(train)
+            probed = self._checked("train_dataset", train) if has_rows else examples
+            self.objective.use_loss(resolve_training_loss(self.trainer, self.objective, probed, self.cache.losses))
+            self._loss_known = True
+        return examples
+
+    def _checked(self, name: str, dataset: Dataset) -> ExampleBatches:
         check_dataset(name, dataset)
-        trainer = self.trainer
-        examples = batches_of(trainer, self.cache, dataset, name)
-        if isinstance(self.objective.head, TokenHead) and self.objective.head.shift:
-            examples.prepare = lambda batch: without_targets_of_padding(trainer._prepare_inputs(batch))
+        trainer, head = self.trainer, self.objective.head
+        examples = self._batches_of(dataset, name)
+        if isinstance(head, TokenHead) and head.shift:
+            prepare = examples.prepare
+            examples.prepare = lambda batch: without_targets_of_padding(prepare(batch))
         key = (dataset._fingerprint, id(self.objective.model), self.args.remove_unused_columns)
         if self.cache.checked.get(key) is not trainer.data_collator:
             check_inputs(name, dataset, examples, trainer, self.objective)
             self.cache.checked[key] = trainer.data_collator
         settle_padding(name, self.objective, examples, self.cache.positions)
-        if not self._loss_known:
-            train = trainer.train_dataset
-            if name != "train_dataset" and isinstance(train, Dataset) and len(train):
-                self.examples("train_dataset", train)  # what is told apart by many examples
-            else:
-                self._find_loss(examples)
         return examples
-
-    def _find_loss(self, examples: ExampleBatches) -> None:
-        self.objective.use_loss(resolve_training_loss(self.trainer, self.objective, examples, self.cache.losses))
-        self._loss_known = True
 
     @property
     def loss(self) -> str:
@@ -172,13 +191,10 @@ class InfluenceSession:
         model = {"trained": trained_part(self.objective.model), "model": self.checkpoints.fingerprint}
         return model | {"dataset": pool.digest, "loss": self.loss}
 
-    def origin(self, queries: ExampleBatches, as_one: bool) -> Origin:
+    def origin(self, queries: Queries) -> Origin:
         """What the s_test of some queries belongs to."""
-        digests = queries.row_digests
-        return Origin(
-            queries=(hexdigest(digests),) if as_one else digests,
-            belongs=self.belongs(self.train),
-        )
+        belongs = self.belongs(self.train) | {"measure": queries.objective.measured}
+        return Origin(queries=queries.row_digests, belongs=belongs)
 
     def training_facts(self) -> dict[str, str]:
         """What a checkpoint keeps about the run that it is of."""
@@ -200,7 +216,7 @@ class InfluenceSession:
             states[key] = find_frozen_states(self.objective, examples, memory)
         if key in states:
             states[key] = states.pop(key)  # now the last one used
-            _let_go(states, memory)
+            evict(states, memory)
         examples.states = states.get(key)
         if examples.states is not None:
             self.objective.frozen = examples.states.frozen
@@ -242,7 +258,7 @@ class InfluenceSession:
         return found
 
     def predict(self, examples: ExampleBatches) -> Predictions:
-        """What the model says about examples; a NaN loss is an error now, not in an hour."""
+        """Return what the model says about examples; a NaN loss is an error now, not in an hour."""
         return predict(self.objective, examples, self.sweep)
 
     def setup(self) -> SolverSetup:
@@ -254,35 +270,33 @@ class InfluenceSession:
         return SolverSetup(self.args, self.objective, self.train, self.loss, accelerator, fitted, factors)
 
     @contextmanager
-    def attribution(
-        self, work: str, *on: Dataset | Solution | int | str | None, as_one: bool = False
-    ) -> Iterator[Attribution]:
-        """What solves and scores, keeping what is finished until the work is done."""
-        with self.partial_results(work, *on, as_one) as partials:
-            yield Attribution(self.objective, self.args, self.checkpoints, self.setup, self.sweep, partials, as_one)
-
-    def partial_results(
-        self, work: str, *on: Dataset | Solution | int | str | None
-    ) -> AbstractContextManager[PartialResults]:
-        """Keeps what is finished of some work, under `output_dir/influence`, until all of it is.
+    def attribution(self, work: str, *identity: Identity) -> Iterator[Attribution]:
+        """Open what solves and scores; it keeps what is finished until the work is done.
 
         Args:
-            work (`str`): Name of the call.
-            *on: What it is about.
+            work (`str`): The name of the work, for a folder.
+            *identity: What it depends on beside model, training set and settings: digests, numbers, vectors.
         """
-        args, trainer, cache = self.args, self.trainer, self.cache
-        train = trainer.train_dataset
-        about = (batches_of(trainer, cache, thing).digest if isinstance(thing, Dataset) else thing for thing in on)
-        about = (thing.vectors if isinstance(thing, Solution) else thing for thing in about)
-        folder = folder_of(args) / UNFINISHED / f"{work}-{hexdigest(about)}"
+        with self.partial_results(work, *identity) as partials:
+            yield Attribution(self.objective, self.args, self.checkpoints, self.setup, self.sweep, partials)
+
+    def partial_results(self, work: str, *identity: Identity) -> AbstractContextManager[PartialResults]:
+        """Keep what is finished of some work, under `output_dir/influence`, until all of it is.
+
+        Args:
+            work (`str`): The name of the work, for a folder.
+            *identity: What it depends on beside model, training set and settings: digests, numbers, vectors.
+        """
+        train = self.trainer.train_dataset
         manifest = {
             "loss": self.loss,
             "model": self.checkpoints.fingerprint,
-            "train_dataset": batches_of(trainer, cache, train).digest if isinstance(train, Dataset) else None,
-            "seed": str(args.seed),
-            **{name: str(value) for name, value in args.influence_settings().items()},
+            "train_dataset": self._batches_of(train, None).digest if isinstance(train, Dataset) else None,
+            "seed": str(self.args.seed),
+            **{name: str(value) for name, value in self.args.influence_settings().items()},
         }
-        return open_partial_results(folder, manifest, trainer.accelerator)
+        folder = folder_of(self.args) / UNFINISHED / f"{work}-{hexdigest(identity)}"
+        return open_partial_results(folder, manifest, self.trainer.accelerator)
 
     def settings(self, num_neighbors: int | None, num_examples: int | None) -> dict[str, Any]:
         """What a result says about how it was made."""
@@ -309,8 +323,12 @@ class InfluenceSession:
 
 
 @contextmanager
-def open_session(trainer: Trainer, cache: SessionCache) -> Iterator[InfluenceSession]:
-    """The trainer's model as a function of its trainable parameters, in the state that exact derivatives need."""
+def open_session(trainer: Trainer, cache: SessionCache, batches_of: BatchesOf) -> Iterator[InfluenceSession]:
+    """Open a session on a trainer; see [`InfluenceSession`].
+
+    Raises:
+        InfluenceError: If no exact derivatives of the model can be taken.
+    """
     args = trainer.args
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     check_whole(model)
@@ -319,18 +337,12 @@ def open_session(trainer: Trainer, cache: SessionCache) -> Iterator[InfluenceSes
     if not cache.prepared:
         _prepare_folder(args, trainer.accelerator)
         cache.prepared = True
-    with torch.inference_mode(False), torch.enable_grad(), differentiable(model), uncompiled(trainer, model):
+    with torch.inference_mode(False), torch.enable_grad(), differentiable(model):
         decayed = trainer.get_decay_parameter_names(model) if args.loss_weight_decay else ()
         smoothing, weight_decay = args.label_smoothing_factor, args.loss_weight_decay
         objective = Objective(model, smoothing, weight_decay, decayed, args.influence_bf16, args.loss_reduction)
         warn_of_half_precision(objective)
-        yield InfluenceSession(trainer, objective, cache)
-
-
-def batches_of(trainer: Trainer, cache: SessionCache, dataset: Dataset, name: str | None = None) -> ExampleBatches:
-    """The rows of a dataset as the model sees them."""
-    rows = trainer._remove_unused_columns(dataset, name)
-    return ExampleBatches(rows, trainer.data_collator, trainer._prepare_inputs, cache.digests)
+        yield InfluenceSession(trainer, objective, cache, batches_of)
 
 
 def folder_of(args: InfluenceConfig) -> Path:

@@ -9,8 +9,8 @@ from hf_fastif.model.checks import (
     sharded_by,
     warn_of_half_precision,
 )
-from hf_fastif.model.compiled import uncompiled
 from hf_fastif.model.heads import IGNORED, Batch, TokenHead, without_targets_of_padding
+from hf_fastif.model.measures import LOSS, Contrast, Logit, LogProbability, Margin, Measure
 from hf_fastif.model.objective import Objective, differentiable
 from hf_fastif.model.padding import settle_padding
 from hf_fastif.model.parameters import (
@@ -30,9 +30,15 @@ from hf_fastif.model.training_loss import LossFacts, resolve_training_loss
 
 __all__ = [
     "Batch",
+    "Contrast",
     "FrozenStates",
     "IGNORED",
+    "LOSS",
+    "LogProbability",
+    "Logit",
     "LossFacts",
+    "Margin",
+    "Measure",
     "Objective",
     "ParameterSpace",
     "TokenHead",
@@ -52,7 +58,6 @@ __all__ = [
     "sharded_by",
     "trained_part",
     "trained_state",
-    "uncompiled",
     "warn_of_half_precision",
     "weights_digest",
     "without_adapters",

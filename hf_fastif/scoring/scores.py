@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+
+from hf_fastif.model import LOSS
+from hf_fastif.solvers import Solution
 
 
 SIGN = (
@@ -15,9 +19,19 @@ SIGN = (
 DIRECTIONS = ("helpful", "harmful")
 
 
+def sign_of(measured: str) -> str:
+    """Return the sentence that says what the sign of an influence means; `measured` names what is attributed."""
+    if measured == LOSS:
+        return SIGN
+    return (
+        f"A positive influence is harmful: giving the training example more weight lowers {measured} of the query. "
+        "A negative one is helpful: more weight raises it."
+    )
+
+
 @dataclass(frozen=True)
 class QueryScores:
-    """What was computed for one query.
+    """Scores of one query.
 
     Attributes:
         rows (`np.ndarray` of shape `(k,)`): The candidates that were scored.
@@ -30,6 +44,61 @@ class QueryScores:
     scores: np.ndarray
     quality: dict[str, float]
     tokens: Mapping[int, np.ndarray] | None = None
+
+
+TokenInfluence = Mapping[int, np.ndarray]  # by the row of a candidate, (T,) of its tokens
+
+
+@dataclass(frozen=True)
+class GroupScores:
+    """Scores of Q queries that were solved and scored together.
+
+    Attributes:
+        scores (`np.ndarray` of shape `(Q, k)`, float32): Influence of each candidate.
+        solution (`Solution`): The quality of their s_test, without vectors.
+        candidates (`np.ndarray` of shape `(Q, k)`, *optional*): The candidates of each query; None for all examples.
+        tokens (`list[TokenInfluence]`, *optional*): Of each query, the influence of the tokens of its strongest
+            candidates.
+    """
+
+    scores: np.ndarray
+    solution: Solution
+    candidates: np.ndarray | None = None
+    tokens: Sequence[TokenInfluence] | None = None
+
+    def __iter__(self) -> Iterator[QueryScores]:
+        """Yield the scores of each query."""
+        for query, scores in enumerate(self.scores):
+            rows = np.arange(len(scores)) if self.candidates is None else self.candidates[query]
+            tokens = None if self.tokens is None else self.tokens[query]
+            yield QueryScores(rows, scores, self.solution[query : query + 1].quality(), tokens)
+
+    def to_tensors(self) -> dict[str, torch.Tensor]:
+        """Return everything as tensors, for a file."""
+        tensors = {"scores": torch.from_numpy(self.scores), **self.solution.to_tensors()}
+        if self.candidates is not None:
+            tensors["candidates"] = torch.from_numpy(self.candidates)
+        if self.tokens is not None:
+            by_row = [item for tokens in self.tokens for item in tokens.items()]
+            tensors["tokens"] = torch.from_numpy(
+                np.concatenate([np.zeros(0, np.float32), *(values for _, values in by_row)])
+            )
+            tensors["token_rows"] = torch.tensor([row for row, _ in by_row], dtype=torch.int64)
+            tensors["token_lengths"] = torch.tensor([len(values) for _, values in by_row], dtype=torch.int64)
+            tensors["token_counts"] = torch.tensor([len(tokens) for tokens in self.tokens], dtype=torch.int64)
+        return tensors
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> GroupScores:
+        """Return what `to_tensors` was made of."""
+        arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items() if tensor.dtype != torch.bfloat16}
+        tokens = None
+        if "tokens" in arrays:
+            values = np.split(arrays["tokens"], np.cumsum(arrays["token_lengths"])[:-1])
+            by_row = list(zip(arrays["token_rows"].tolist(), values, strict=False))
+            ends = np.cumsum(arrays["token_counts"]).tolist()
+            tokens = [dict(by_row[start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        return cls(arrays["scores"], Solution.from_tensors(tensors), arrays.get("candidates"), tokens)
 
 
 def strongest(rows: np.ndarray, scores: np.ndarray, count: int | None) -> dict[str, np.ndarray]:

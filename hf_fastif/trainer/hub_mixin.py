@@ -12,7 +12,6 @@ from transformers.utils import logging
 
 from hf_fastif.artifacts import CardSection, PushOptions, atomic_write, model_name, sources, versions
 from hf_fastif.curvature import KroneckerFactors, fetch_factors, push_factors
-from hf_fastif.data import check_dataset
 from hf_fastif.errors import InfluenceError
 from hf_fastif.index import MANIFEST, InfluenceIndex, check_index
 from hf_fastif.influence import folder_of
@@ -41,11 +40,11 @@ class HubMixin:
             ValueError: If a file is not what the manifest says, or the index was made with another model, other rows,
                 or another order of rows.
         """
-        name, dataset = self._named(dataset, "dataset")
         token, place = self.args.hub_token, self._index_place()
         with self.args.main_process_first(desc="the index"):  # downloads it for the others on its machine
             index = InfluenceIndex.from_pretrained(repo_id_or_path, revision, token, **place)
         with self.session() as session:
+            name, dataset = session.named(dataset, "dataset")
             index.check(session.belongs(session.examples(name, dataset)))
         return self._attach(index, dataset)
 
@@ -68,9 +67,8 @@ class HubMixin:
             PermissionError: If the token may not write there.
             ValueError: If the dataset has no index, or the model or the rows changed since it was built.
         """
-        name, dataset = self._named(dataset, "dataset")
-        check_dataset(name, dataset)
         with self.session() as session:
+            name, dataset = session.named(dataset, "dataset")
             belongs = session.belongs(session.examples(name, dataset))
             index = check_index(name, dataset, self._cache.indexes, belongs)
         if self.is_world_process_zero():

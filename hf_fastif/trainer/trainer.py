@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -12,39 +12,24 @@ import numpy as np
 from datasets import Dataset
 from torch import nn
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import TrainOutput
-from transformers.utils import logging
 
 from hf_fastif.artifacts import model_name, sources
-from hf_fastif.checkpoints import KeepCheckpoints, write_run_end
 from hf_fastif.config import with_influence
-from hf_fastif.data import check_dataset, check_rows, check_train_dataset, without_indexes
+from hf_fastif.data import ExampleBatches, check_dataset, check_rows, check_train_dataset, without_indexes
 from hf_fastif.diagnosis import Diagnosis, diagnose
 from hf_fastif.errors import InfluenceError
-from hf_fastif.execution import same_random_state
-from hf_fastif.index import (
-    InfluenceIndex,
-    Vectors,
-    candidate_search,
-    check_index,
-    check_num_neighbors,
-    custom_features,
-    features_of,
-    index_features,
-    write_index,
-)
-from hf_fastif.influence import InfluenceSession, SessionCache, open_session, sharded_gradients
-from hf_fastif.model import check_model, sharded_by
+from hf_fastif.index import InfluenceIndex, Vectors, check_num_neighbors, choose_features, write_index
+from hf_fastif.influence import InfluenceSession, QuerySet, SessionCache, open_session
+from hf_fastif.model import Measure, check_model
 from hf_fastif.results import InfluenceResult, build_result
 from hf_fastif.scoring import has_token_losses, influence_of_tokens, texts_of_tokens
-from hf_fastif.solvers import Solution, check_s_test
+from hf_fastif.solvers import Solution
+from hf_fastif.trainer.compiled import uncompiled
 from hf_fastif.trainer.hub_mixin import HubMixin
+from hf_fastif.trainer.run_mixin import RunMixin
 
 
-logger = logging.get_logger(__name__)
-
-
-class InfluenceMixin(HubMixin):
+class InfluenceMixin(HubMixin, RunMixin):
     """What [`InfluenceTrainer`] can do, for any subclass of `Trainer`, such as trl's `SFTTrainer`.
 
     Its arguments must hold the settings of influence:
@@ -68,8 +53,27 @@ class InfluenceMixin(HubMixin):
             named["model_init"] = lambda: make()
         super().__init__(model, with_influence(args), *other, **named)
         self._cache = SessionCache()
-        self._keeper = KeepCheckpoints(self._training_facts, self._unwrapped)
-        self.add_callback(self._keeper)
+
+    @contextmanager
+    def session(self) -> Iterator[InfluenceSession]:
+        """Open the engine on this trainer's model, data and settings: see [`InfluenceSession`].
+
+        Example:
+            ```python
+            with trainer.session() as session:
+                print(session.checkpoints.members, session.setup().damping)
+            ```
+        """
+        with (
+            uncompiled(self, self._unwrapped(self.model)),
+            open_session(self, self._cache, self.example_batches) as session,
+        ):
+            yield session
+
+    def example_batches(self, dataset: Dataset, name: str | None = None) -> ExampleBatches:
+        """Return the rows of a dataset as the model sees them; `name` is that of the argument, for messages."""
+        rows = self._remove_unused_columns(dataset, name)
+        return ExampleBatches(rows, self.data_collator, self._prepare_inputs, self._cache.digests)
 
     def build_index(
         self,
@@ -101,56 +105,46 @@ class InfluenceMixin(HubMixin):
             ValueError: If FAISS does not know `args.index_factory` or `args.index_search`, or `add_to` was made with
                 another model or other rows.
         """
-        name, dataset = self._named(dataset, "dataset")
         with self.session() as session:
-            pool, checkpoints = session.pool(name, dataset), session.checkpoints
-            kind = "own" if features is not None else self.args.index_features if add_to is None else add_to.name
+            pool, checkpoints = session.candidates(dataset, "dataset"), session.checkpoints
             if add_to is not None:
-                rows = without_indexes(dataset).select(range(min(len(add_to), len(dataset))))
-                add_to.check(session.belongs(session.examples(name, rows)))
-            if features is not None:
-                made = custom_features(dataset, features)
-            elif add_to is not None:
-                made = features_of(add_to, session.objective)
-            else:
-                made = []
-                for number in range(len(checkpoints)):
-                    with checkpoints.at(number):
-                        made.append(index_features(session.setup(), len(checkpoints)))
+                rows = without_indexes(pool.dataset).select(range(min(len(add_to), len(pool.dataset))))
+                add_to.check(session.belongs(session.examples(pool.name, rows)))
+            kind, made = choose_features(pool.dataset, features, add_to, checkpoints, session.setup)
             folder = self._influence_folder / "indexes" / f"{kind}-{pool.digest}"
-            known = None if add_to is None else add_to.identity
-            with session.partial_results("build_index", dataset, kind, known) as partials:
-                vectors = Vectors(made, pool, checkpoints, session.sweep, partials)
-                about = {"model_name": model_name(self.model), **sources(self.model, dataset)}
-                write_index(folder, kind, vectors, self.args, session.belongs(pool) | about, add_to)
-        return self._attach(InfluenceIndex.load(folder, **self._index_place()), dataset)
+            extended = None if add_to is None else add_to.identity
+            with session.partial_results("build_index", pool.digest, kind, extended) as partials:
+                vectors = Vectors(made, pool.batches, checkpoints, session.sweep, partials)
+                provenance = {"model_name": model_name(self.model), **sources(self.model, pool.dataset)}
+                write_index(folder, kind, vectors, self.args, session.belongs(pool.batches) | provenance, add_to)
+        return self._attach(InfluenceIndex.load(folder, **self._index_place()), pool.dataset)
 
     def find_candidates(
         self,
-        examples: Dataset,
+        examples: Dataset | QuerySet,
         num_neighbors: int,
         candidates: Dataset | None = None,
         s_test: Solution | None = None,
         query_features: np.ndarray | None = None,
-        as_one: bool = False,
+        measure: Measure | None = None,
     ) -> np.ndarray:
-        """The rows (queries, k) that the index holds to be the most influential on each example, strongest first.
+        """Return the rows (queries, k) that the index ranks highest for each query, strongest first.
 
         Where the index compares with s_test, helpful and harmful ones take turns.
-        The arguments are those of `find_influential`, which scores what it finds here.
+        The arguments are those of `find_influential`, which scores the candidates that this method returns.
+
+        Example:
+            ```python
+            trainer.build_index()
+            rows = trainer.find_candidates(dev.select([0]), num_neighbors=100)[0]
+            ```
         """
-        name, candidates = self._named(candidates, "candidates")
-        check_dataset(name, candidates)
-        check_num_neighbors(num_neighbors, len(candidates))
-        solution = self.compute_s_test(examples, as_one) if s_test is None else s_test
+        self._check_candidates(candidates, num_neighbors)
+        solution = self.compute_s_test(examples, measure) if s_test is None else s_test
         with self.session() as session:
-            queries, checkpoints = session.examples("examples", examples), session.checkpoints
-            check_s_test(solution, session.origin(queries, as_one), checkpoints.size)
-            belongs = session.belongs(session.examples(name, candidates))
-            index = check_index(name, candidates, self._cache.indexes, belongs)
-            search = candidate_search(
-                index, checkpoints, queries, query_features, num_neighbors, session.sweep, as_one
-            )
+            queries, pool = session.queries(examples, measure), session.candidates(candidates)
+            session.check_s_test(solution, queries)
+            search = session.search(queries, pool, num_neighbors, query_features)
             return search(range(len(solution)), solution.vectors)
 
     def find_misclassified(self, examples: Dataset) -> np.ndarray:
@@ -163,18 +157,20 @@ class InfluenceMixin(HubMixin):
             ValueError: If the labels are not one of several classes.
         """
         with self.session() as session:
-            return np.flatnonzero(session.predict(session.examples("examples", examples)).wrong())
+            return np.flatnonzero(session.queries(examples).predictions.wrong())
 
-    def compute_s_test(self, examples: Dataset, as_one: bool = False) -> Solution:
-        """s_test = (C + lambda I)^-1 grad L for every example (sections 3.3 and 3.4 of the paper), by `args.solver`.
+    def compute_s_test(self, examples: Dataset | QuerySet, measure: Measure | None = None) -> Solution:
+        """Compute s_test = (C + lambda I)^-1 grad L for every query (sections 3.3 and 3.4 of the paper).
 
-        C is the curvature of the mean loss over `train_dataset`. All examples share the batches it is drawn from, so
-        that asking for several costs less than asking one by one, and gives the same answer.
+        The solver is `args.solver`. C is the curvature of the mean loss over `train_dataset`. All queries share the
+        batches it is drawn from, so that solving for several at once costs less than solving one by one, and gives the
+        same answer.
 
         Args:
-            examples (`datasets.Dataset`): The queries.
-            as_one (`bool`, *optional*, defaults to `False`): Whether the examples are anchors: one query, whose loss
-                is their mean.
+            examples (`datasets.Dataset` or [`QuerySet`]): The queries; `QuerySet(anchors, reduce="mean")` makes one
+                query of all.
+            measure ([`Measure`], *optional*): What is differentiated in place of the loss of a query, such as
+                `Margin()`.
 
         Returns:
             [`Solution`]: Vectors of shape (queries, parameters), residual and standard error. With several
@@ -182,43 +178,53 @@ class InfluenceMixin(HubMixin):
 
         Raises:
             DivergenceError: If `lissa_scale` was given and is too small, naming one that converges.
-            ValueError: If the Hessian is so indefinite that `damping` does not outweigh it, or the solver does not
-                work for this model or training set.
+            InfluenceError: If the Hessian is so indefinite that `damping` does not outweigh it, or the solver does
+                not work for this model or training set.
+
+        Example:
+            ```python
+            s_test = trainer.compute_s_test(dev.select(range(8)))
+            print(s_test.residual)
+            ```
         """
         with self.session() as session:
-            queries = session.examples("examples", examples)
-            session.predict(queries)  # a NaN loss is an error now, not in an hour
-            with session.attribution("compute_s_test", examples, as_one=as_one) as attribution:
-                return replace(attribution.s_test(queries), origin=session.origin(queries, as_one))
+            queries = session.queries(examples, measure)
+            queries.check_losses()
+            with session.attribution("compute_s_test", queries.identity) as attribution:
+                return replace(attribution.s_test(queries), origin=session.origin(queries))
 
     def compute_influence(
         self,
-        examples: Dataset,
+        examples: Dataset | QuerySet,
         candidates: Dataset | None = None,
         s_test: Solution | None = None,
-        as_one: bool = False,
+        measure: Measure | None = None,
     ) -> np.ndarray:
-        """The full scan: the influence of every candidate on every example.
+        """Compute the influence of every candidate on every query: the full scan.
 
         Args:
-            examples (`datasets.Dataset`): The queries.
+            examples (`datasets.Dataset` or [`QuerySet`]): The queries.
             candidates (`datasets.Dataset`, *optional*): `trainer.train_dataset` unless given.
-            s_test ([`Solution`], *optional*): What `compute_s_test(examples)` returned, if it was called before.
-            as_one (`bool`, *optional*, defaults to `False`): Whether the examples are anchors: one query, whose loss
-                is their mean.
+            s_test ([`Solution`], *optional*): What `compute_s_test(examples, measure)` returned, if it was called
+                before.
+            measure ([`Measure`], *optional*): What is attributed in place of the loss of a query.
 
         Returns:
             `np.ndarray` of shape `(queries, candidates)`, float32: Positive is harmful, negative is helpful.
+
+        Example:
+            ```python
+            scores = trainer.compute_influence(dev.select([0]))[0]
+            most_helpful = scores.argsort()[:10]
+            ```
         """
         with self.session() as session:
-            queries = session.examples("examples", examples)
-            name, candidates = self._named(candidates, "candidates")
-            pool = session.pool(name, candidates)
-            check_s_test(s_test, session.origin(queries, as_one), session.checkpoints.size)
-            session.predict(queries)
-            on = (examples, candidates, s_test)
-            with session.attribution("compute_influence", *on, as_one=as_one) as attribution:
-                return np.stack([outcome.scores for outcome in attribution.outcomes(queries, pool, None, s_test)])
+            queries, pool = session.queries(examples, measure), session.candidates(candidates)
+            session.check_s_test(s_test, queries)
+            queries.check_losses()
+            identity = (queries.identity, pool.digest, None if s_test is None else s_test.vectors)
+            with session.attribution("compute_influence", *identity) as attribution:
+                return np.stack([each.scores for each in attribution.score(queries, pool.batches, None, s_test)])
 
     def token_influence(
         self,
@@ -226,33 +232,40 @@ class InfluenceMixin(HubMixin):
         rows: Sequence[int],
         candidates: Dataset | None = None,
         s_test: Solution | None = None,
+        measure: Measure | None = None,
     ) -> list[list[np.ndarray]]:
-        """Which tokens of some training examples carry their influence, for heads with a label for each token.
+        """Compute which tokens of some training examples carry their influence, for heads that predict tokens.
 
         Args:
             examples (`datasets.Dataset`): Q queries.
             rows (`Sequence[int]`): Candidates, such as `result.helpful(0)["train_index"]`.
             candidates (`datasets.Dataset`, *optional*): `trainer.train_dataset` unless given.
-            s_test ([`Solution`], *optional*): What `compute_s_test(examples)` returned, if it was called before.
+            s_test ([`Solution`], *optional*): What `compute_s_test(examples, measure)` returned, if it was called
+                before.
+            measure ([`Measure`], *optional*): What is attributed in place of the loss of a query.
 
         Returns:
             `list` over queries of `list` over rows of `np.ndarray` of shape `(T,)`, float32: the influence of
             predicting each token, 0 where it has no label (a prompt). They add up to the influence of the row.
 
         Raises:
-            ValueError: If an example has one label, or a row is not among the candidates.
+            InfluenceError: If an example has one label, or a row is not among the candidates.
+
+        Example:
+            ```python
+            tokens = trainer.token_influence(dev.select([0]), rows=[12, 7])
+            print(tokens[0][1])  # of row 7, for the first query
+            ```
         """
-        name, candidates = self._named(candidates, "candidates")
-        check_dataset(name, candidates)
-        check_rows("rows", rows, len(candidates))
-        solution = self.compute_s_test(examples) if s_test is None else s_test
+        check_rows("rows", rows, len(self._check_candidates(candidates)))
+        solution = self.compute_s_test(examples, measure) if s_test is None else s_test
         with self.session() as session:
-            origin = session.origin(session.examples("examples", examples), as_one=False)
-            check_s_test(solution, origin, session.checkpoints.size)
-            pool, places = session.examples(name, candidates), np.array(rows)
-            vectors, checkpoints = solution.vectors, session.checkpoints
-            found = influence_of_tokens(session.objective, checkpoints, pool, vectors, places, session.sweep)
-        return [[scores[query] for scores in found] for query in range(len(solution))]
+            session.check_s_test(solution, session.queries(examples, measure))
+            pool = session.examples(*session.named(candidates, "candidates"))
+            by_row = influence_of_tokens(
+                session.objective, session.checkpoints, pool, solution.vectors, np.array(rows), session.sweep
+            )
+        return [[scores[query] for scores in by_row] for query in range(len(solution))]
 
     def self_influence(self, examples: Dataset | None = None) -> np.ndarray:
         """How much training on an example lowers the loss on itself: grad L^T (C + lambda I)^-1 grad L.
@@ -270,77 +283,83 @@ class InfluenceMixin(HubMixin):
         Returns:
             `np.ndarray` of shape `(examples,)`, float32, in the order of the dataset.
         """
-        name, examples = self._named(examples, "examples")
         with self.session() as session:
-            pool = session.pool(name, examples)
-            with session.attribution("self_influence", examples) as attribution:
-                return attribution.self_influence(pool)
+            pool = session.candidates(examples, "examples")
+            with session.attribution("self_influence", pool.digest) as attribution:
+                return attribution.self_influence(pool.batches)
 
     def find_influential(
         self,
-        examples: Dataset,
+        examples: Dataset | QuerySet,
         num_examples: int | None = 10,
         num_neighbors: int | None | Literal["config"] = "config",
         candidates: Dataset | None = None,
         s_test: Solution | None = None,
         query_features: np.ndarray | None = None,
-        as_one: bool = False,
+        measure: Measure | None = None,
     ) -> InfluenceResult:
-        """Finds the training examples that helped and harmed the loss on each of some examples the most.
+        """Find the training examples that helped and harmed the loss on each query the most.
 
-        Of language models, and other heads with a label for each token, the result also tells which tokens of these
-        training examples carry their influence, unless `num_examples` is None.
+        Of language models, and other heads that predict tokens, the result also tells which tokens of these training
+        examples carry their influence, unless `num_examples` is None.
 
         Args:
-            examples (`datasets.Dataset`): The queries, tokenized as the training set is, with labels.
+            examples (`datasets.Dataset` or [`QuerySet`]): The queries, tokenized as the training set is, with labels.
+                `QuerySet(anchors, reduce="mean")` makes one query of all.
             num_examples (`int`, *optional*, defaults to 10): How many of each direction to return; None returns every
                 scored candidate.
             num_neighbors (`int`, *optional*): k: only the k nearest neighbours of each query are scored, found in the
                 index of `build_index()`. None scores every candidate. `args.num_neighbors` unless given.
             candidates (`datasets.Dataset`, *optional*): `trainer.train_dataset` unless given. For a pool that was
-                never trained on the answer is what training on it would do.
-            s_test ([`Solution`], *optional*): What `compute_s_test(examples)` returned, if it was called before.
-            query_features (`np.ndarray` of shape `(queries, d)`, *optional*): Where the index is of your own features.
-            as_one (`bool`, *optional*, defaults to `False`): Whether the examples are anchors: one query, whose loss
-                is their mean.
+                never trained on, the answer is what training on it would do.
+            s_test ([`Solution`], *optional*): What `compute_s_test(examples, measure)` returned, if it was called
+                before.
+            query_features (`np.ndarray` of shape `(queries, d)`, *optional*): Features of the queries, where the index
+                is of your own features.
+            measure ([`Measure`], *optional*): What is attributed in place of the loss of a query: `Margin()`,
+                `Logit("entailment")`, `LogProbability()`, `Contrast("entailment", "neutral")`, or one of your own.
+                Helpful examples raise it.
 
         Returns:
             [`InfluenceResult`]: The same on every process.
 
         Raises:
-            ValueError: If there are no examples, labels or index, k exceeds the candidates, a dataset changed after
-                its index was built, or a loss is NaN.
+            InfluenceError: If there are no examples, labels or index, k exceeds the candidates, a dataset changed
+                after its index was built, the measure does not suit the model, or a loss is NaN.
+
+        Example:
+            ```python
+            result = trainer.find_influential(dev.select(range(8)))
+            print(result.harmful(0)[0])
+            why_not_neutral = trainer.find_influential(dev, measure=Contrast("entailment", "neutral"))
+            ```
         """
-        if num_neighbors == "config":
-            num_neighbors = self.args.num_neighbors
+        k = self.args.num_neighbors if num_neighbors == "config" else num_neighbors
         if num_examples is not None and num_examples < 1:
             raise InfluenceError(f"num_examples={num_examples}: give at least 1, or None for every scored candidate.")
-        name, candidates = self._named(candidates, "candidates")
-        check_dataset(name, candidates)
-        check_num_neighbors(num_neighbors, len(candidates))
+        self._check_candidates(candidates, k)
         with self.session() as session:
-            queries, pool = session.examples("examples", examples), session.pool(name, candidates)
-            checkpoints = session.checkpoints
-            check_s_test(s_test, session.origin(queries, as_one), checkpoints.size)
-            predictions = session.predict(queries)
-            on, search = (examples, candidates, s_test, num_neighbors), None
-            if num_neighbors is not None:
-                index = check_index(name, candidates, self._cache.indexes, session.belongs(pool))
-                search = candidate_search(
-                    index, checkpoints, queries, query_features, num_neighbors, session.sweep, as_one
-                )
-                on += (index.identity,)
-            shown = num_examples if has_token_losses(session.objective) else None
-            on += () if shown is None else (shown,)
-            with session.attribution("find_influential", *on, as_one=as_one) as attribution:
-                outcomes = list(attribution.outcomes(queries, pool, search, s_test, shown))
-            texts = texts_of_tokens(session.objective, pool, outcomes, self.processing_class)
-            settings = session.settings(num_neighbors, num_examples) | {"scoring": attribution.scoring}
+            queries, pool = session.queries(examples, measure), session.candidates(candidates)
+            session.check_s_test(s_test, queries)
+            predictions = queries.predictions
+            search = None if k is None else session.search(queries, pool, k, query_features)
+            num_shown = num_examples if has_token_losses(session.objective) else None
+            identity = (
+                *(queries.identity, pool.digest, None if s_test is None else s_test.vectors, k, num_shown),
+                None if search is None else search.index.identity,
+            )
+            with session.attribution("find_influential", *identity) as attribution:
+                scores = list(attribution.score(queries, pool.batches, search, s_test, num_shown))
+            texts = texts_of_tokens(session.objective, pool.batches, scores, self.processing_class)
+            settings = session.settings(k, num_examples) | {
+                "scoring": attribution.scoring,
+                "measure": queries.objective.measured,
+            }
         return build_result(
-            without_indexes(examples),
-            without_indexes(candidates),
+            without_indexes(queries.query_set.dataset),
+            without_indexes(pool.dataset),
             predictions,
-            outcomes,
+            scores,
             num_examples,
             self.model.config.id2label,
             settings,
@@ -367,56 +386,25 @@ class InfluenceMixin(HubMixin):
             rows = np.random.default_rng(self.args.seed).permutation(len(source))[:4]
             examples = without_indexes(source).select(rows)
         with self.session() as session:
-            queries, checkpoints = session.examples("examples", examples), session.checkpoints
-            check_s_test(s_test, session.origin(queries, as_one=False), checkpoints.size)
-            session.predict(queries)
+            queries, checkpoints = session.queries(examples), session.checkpoints
+            session.check_s_test(s_test, queries)
+            queries.check_losses()
             signals, solved = session.signals(), s_test if len(checkpoints) == 1 else None
             with checkpoints.at(0):
-                gradients = sharded_gradients(session.objective, queries, range(len(queries)), self.accelerator)
+                gradients = queries.gradients(range(len(queries)), self.accelerator)
                 return diagnose(session.setup(), gradients, signals, solved)
 
-    def _unwrapped(self, model: nn.Module) -> nn.Module:
-        return self.accelerator.unwrap_model(model, keep_torch_compile=False)
-
-    def session(self) -> AbstractContextManager[InfluenceSession]:
-        return open_session(self, self._cache)
+    def _check_candidates(self, candidates: Dataset | None, k: int | None = None) -> Dataset:
+        """Refuse candidates and a k that cannot be, before anything is computed; returns the candidates."""
+        name, dataset = ("train_dataset", self.train_dataset) if candidates is None else ("candidates", candidates)
+        check_dataset(name, dataset)
+        check_num_neighbors(k, len(dataset))
+        return dataset
 
     def _attach(self, index: InfluenceIndex, dataset: Dataset) -> InfluenceIndex:
         index.attach(dataset)
         self._cache.indexes[dataset._fingerprint] = index
         return index
-
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Trains as `Trainer.train` does, and notes which run left the model, however it ends."""
-        try:
-            output = super().train(*args, **kwargs)
-        except BaseException:
-            with suppress(Exception):  # what stopped training is what the user must see
-                self._note_run_end()
-            raise
-        self._note_run_end()
-        self.accelerator.wait_for_everyone()
-        return output
-
-    def _note_run_end(self) -> None:
-        # A model in shards is not known by its weights; influence refuses it.
-        if self._keeper.run is not None and sharded_by(self.model) is None:
-            write_run_end(self.args.output_dir, self._keeper.end(self.state, self.model))
-
-    def _training_facts(self) -> dict[str, str] | None:
-        """What checkpoints say about the run that begins: None where there can be none, since the model is sharded."""
-        if sharded_by(self.model) is not None:
-            return None
-        with same_random_state():
-            try:
-                with self.session() as session:
-                    return session.training_facts()
-            except Exception as error:  # a model that influence does not know may be trained all the same
-                logger.info(f"Checkpoints for influence will not say what they were trained on: {error}")
-                return {}
-
-    def _named(self, dataset: Dataset | None, name: str) -> tuple[str, Dataset]:
-        return ("train_dataset", self.train_dataset) if dataset is None else (name, dataset)
 
     def _remove_unused_columns(self, dataset: Dataset, description: str | None = None) -> Dataset:
         # Every dataloader comes through here; see without_indexes for what it spares.

@@ -15,7 +15,6 @@ from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 from hf_fastif.artifacts import atomic_write
 from hf_fastif.config import InfluenceConfig
 from hf_fastif.errors import InfluenceError, NotFoundError, check_path
-from hf_fastif.influence import batches_of
 from hf_fastif.model import freeze
 from hf_fastif.trainer import InfluenceTrainer
 from hf_fastif.training.corpora.encoder import default_encoder
@@ -149,7 +148,7 @@ def fine_tune(
     trainer, examples = make_trainer(model, data, config)
     if train is not None:
         trainer.train_dataset = train
-    train_digest = batches_of(trainer, trainer._cache, trainer.train_dataset).training_digest
+    train_digest = trainer.example_batches(trainer.train_dataset).training_digest
     settings = training_settings(model, data, config) | {"train_dataset": train_digest}
     if config.overwrite or not path.exists():
         trainer.train()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny import tiny_data, tiny_model, tiny_trainer
 
+from hf_fastif import QuerySet
 from hf_fastif.checkpoints import Checkpoint, find_checkpoints, kept_checkpoints, read_parameters
 from hf_fastif.influence import attribution
 
@@ -54,7 +55,7 @@ def single_process(tmp_path, trainer, path, call):
 
 CALLS = {
     "scan": lambda trainer: trainer.compute_influence(QUERIES),
-    "anchors": lambda trainer: trainer.compute_influence(QUERIES, as_one=True),
+    "anchors": lambda trainer: trainer.compute_influence(QuerySet(QUERIES, reduce="mean")),
     "self_influence": lambda trainer: trainer.self_influence(),
 }
 
@@ -112,8 +113,8 @@ def test_candidates_of_all_checkpoints(trainer, kind):
 
 def test_result_names_the_checkpoints(trainer):
     summary = trainer.find_influential(QUERIES).summary
-    assert [round(entry["epoch"]) for entry in summary["checkpoints"]] == [1, 2, 3]
-    assert [entry["weight"] for entry in summary["checkpoints"]] == pytest.approx([1 / 3] * 3)
+    assert [round(entry["epoch"]) for entry in summary.checkpoints] == [1, 2, 3]
+    assert [entry["weight"] for entry in summary.checkpoints] == pytest.approx([1 / 3] * 3)
 
 
 def test_checkpoints_of_trainer_serve_too(tmp_path, trainer):
@@ -139,7 +140,7 @@ def test_numbers_of_checkpoints(tmp_path):
     assert [member.step for member in find_checkpoints(["2"], str(tmp_path), tiny_model())[0]] == [4, 9]
     trained(tmp_path, tiny_model(), checkpoints="early-3")  # the earlier run's are forgotten
     assert [member.step for member in find_checkpoints(["early-3"], str(tmp_path), tiny_model())[0]] == [2, 4, 9]
-    with pytest.raises(ValueError, match="checkpoints='5': training left 3 checkpoints, 3 of them where"):
+    with pytest.raises(ValueError, match="checkpoints='5': training left 3 checkpoints, of which 3 are near"):
         find_checkpoints(["5"], str(tmp_path), tiny_model())
     with pytest.raises(ValueError, match="checkpoints='epochs': .* holds no checkpoint from the end of an epoch"):
         find_checkpoints(["epochs"], str(tmp_path / "nowhere"), tiny_model())
@@ -196,14 +197,14 @@ def test_checkpoints_of_something_else_are_refused(tmp_path, trainer, change):
         )
     elif change == "frozen":
         model.save_pretrained(tmp_path / "whole")
-        path, match = tmp_path / "whole", "has another bert.embeddings.*frozen"
+        path, match = tmp_path / "whole", "has other values of bert.embeddings.*frozen"
         model = copy.deepcopy(trainer.model)
         with torch.no_grad():
             model.get_input_embeddings().weight.add_(1)
     elif change == "dataset":
         train, match = (
             tiny_data(24).select([1, 0, *range(2, 24)]),
-            "was trained on the rows [0-9a-f]+, and train_dataset is",
+            "was trained on rows with the digest [0-9a-f]+, but train_dataset has",
         )
     else:
         path, match = tmp_path, "holds no model.safetensors"
@@ -213,7 +214,7 @@ def test_checkpoints_of_something_else_are_refused(tmp_path, trainer, change):
 
 
 @pytest.mark.parametrize(
-    ("weights", "match"), [([1, 2], "there are 3 checkpoints"), (["learning_rate"], "it is not known, or 0, for")]
+    ("weights", "match"), [([1, 2], "there are 3 checkpoints"), (["learning_rate"], "it is unknown or 0 for")]
 )
 def test_weights_that_do_not_fit(trainer, weights, match):
     trainer.args.checkpoint_weights = weights

@@ -14,7 +14,7 @@ from tiny import tiny_data, tiny_model, tiny_trainer
 from torch import nn
 from torch.nn import functional as F
 
-from hf_fastif import Solution
+from hf_fastif import QuerySet, Solution
 from hf_fastif.artifacts.identity import differences, loss_identity, same_loss
 from hf_fastif.data.digests import stored_digest
 from hf_fastif.model.parameters import frozen_digest, model_fingerprint, trained_part, weights_digest
@@ -340,9 +340,9 @@ def test_parts_of_an_s_test_and_vectors_of_the_users(tmp_path):
         trainer.compute_influence(QUERIES.select([0]), s_test=s_test[1:2])
     vectors = Solution.direct(2 * s_test.vectors, s_test.residual, s_test.damping)
     np.testing.assert_allclose(trainer.compute_influence(QUERIES, s_test=vectors), 2 * scores, rtol=1e-3, atol=1e-4)
-    anchors = trainer.compute_s_test(QUERIES, as_one=True)
+    anchors = trainer.compute_s_test(QuerySet(QUERIES, reduce="mean"))
     with pytest.raises(ValueError, match="s_test was computed for other examples"):
-        trainer.compute_influence(QUERIES.select([1, 0]), s_test=anchors, as_one=True)
+        trainer.compute_influence(QuerySet(QUERIES.select([1, 0]), reduce="mean"), s_test=anchors)
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -11,7 +11,7 @@ from datasets import Dataset
 from tiny import tiny_tokenizer
 from tiny_heads import CASES
 
-from hf_fastif import InfluenceResult
+from hf_fastif import InfluenceResult, QuerySet
 from hf_fastif.results.report.page import render_report
 from hf_fastif.results.report.rows import token_row
 from hf_fastif.scoring.token_influence import texts_of_tokens
@@ -46,16 +46,16 @@ def test_a_batch_gives_what_one_example_at_a_time_gives(name, side, tmp_path):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("as_one", [False, True])
-def test_results_carry_the_tokens_of_what_they_list(as_one, trainer):
+@pytest.mark.parametrize("reduce", [None, "mean"])
+def test_results_carry_the_tokens_of_what_they_list(reduce, trainer):
     trainer.processing_class = tiny_tokenizer()
-    result = trainer.find_influential(QUERIES, num_examples=2, as_one=as_one)
-    s_test = trainer.compute_s_test(QUERIES, as_one=as_one)
+    result = trainer.find_influential(QuerySet(QUERIES, reduce), num_examples=2)
+    s_test = trainer.compute_s_test(QuerySet(QUERIES, reduce))
     for row in result.influences:
         ids = TRAIN[row["train_index"]]["input_ids"]
         assert [text.strip() for text in row["tokens"]] == tiny_tokenizer().convert_ids_to_tokens(ids)
         assert sum(row["token_influence"]) == pytest.approx(row["influence"], rel=1e-3, abs=1e-4)
-        if not as_one:
+        if reduce is None:
             direct = trainer.token_influence(QUERIES, [row["train_index"]], s_test=s_test)
             np.testing.assert_allclose(row["token_influence"], direct[row["query_index"]][0], rtol=1e-4, atol=1e-5)
     assert result.helpful(0)[0]["tokens"] == result.influences[0]["tokens"]
@@ -166,6 +166,6 @@ def test_texts_that_the_tokens_repeat_are_not_shown_twice(trainer):
     trainer.train_dataset = TRAIN.add_column("text", texts).add_column("note", ["some other words here"] * len(TRAIN))
     trainer.args.remove_unused_columns = True
     result = trainer.find_influential(QUERIES, num_examples=1)
-    assert result.summary["text_columns"] == ["text", "note"]
+    assert result.summary.text_columns == ["text", "note"]
     examples = re.findall(r'<ol class="examples".*?</ol>', render_report(result, "Title"), re.DOTALL)
     assert examples and all("<dt>note</dt>" in own and "<dt>text</dt>" not in own for own in examples)

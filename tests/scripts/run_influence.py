@@ -19,7 +19,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, set_seed
 
-from hf_fastif import InfluenceTrainer
+from hf_fastif import InfluenceTrainer, QuerySet
 from hf_fastif.analysis import correct, query_losses, recall, retrain_on_subsets
 from hf_fastif.solvers import Solution, exact
 
@@ -62,7 +62,7 @@ def solving(trainer: InfluenceTrainer) -> Found:
         solver.settings = replace(solver.settings, scale=solver.settings.scale / 100, depth=30)
         found = solver.solve(torch.ones(1, session.objective.space.size))
         yield "times that steps were halved", np.array(round(np.log2(found.scale / solver.settings.scale)))
-    yield from solved("anchors", trainer.compute_s_test(POOL, as_one=True))
+    yield from solved("anchors", trainer.compute_s_test(QuerySet(POOL, reduce="mean")))
     for name in ("sdca", "cg", "ekfac", "exact"):
         trainer.args.solver = name
         yield from solved(name, trainer.compute_s_test(QUERIES))
@@ -88,9 +88,9 @@ def finding(trainer: InfluenceTrainer) -> Found:
     s_test = trainer.compute_s_test(QUERIES)
     index = trainer.build_index()
     yield "scan", trainer.compute_influence(QUERIES, s_test=s_test)
-    for name, as_one in (("each", False), ("as one", True)):
-        solution = None if as_one else s_test
-        result = trainer.find_influential(QUERIES, None, num_neighbors=9, s_test=solution, as_one=as_one)
+    for name, reduce in (("each", None), ("as one", "mean")):
+        solution = s_test if reduce is None else None
+        result = trainer.find_influential(QuerySet(QUERIES, reduce), None, num_neighbors=9, s_test=solution)
         yield f"rows of {name}", np.asarray(result.influences["train_index"])
         yield f"rows of {name}, ranked", np.asarray(result.influences["rank"])
         yield f"influence on {name}", np.asarray(result.influences["influence"])
@@ -192,7 +192,7 @@ def only_of_two(folder: Path) -> Found:
     yield "training went on as if nobody had looked", np.array([torch.equal(*pair) for pair in same])
     sharded = tiny_trainer(folder / "sharded", train=TRAIN)
     fully_shard(sharded.model, mesh=init_device_mesh("cpu", (2,)))
-    with pytest.raises(ValueError, match="model: its parameters are dealt to the processes by FSDP2"):
+    with pytest.raises(ValueError, match="model: its parameters are sharded over the processes by FSDP2"):
         sharded.compute_influence(QUERIES)
 
     from run_killed import compare  # makes pieces smaller, so it comes last

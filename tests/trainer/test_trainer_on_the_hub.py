@@ -81,6 +81,13 @@ def test_texts_of_indexed_rows_are_published_when_asked_for(hub, trainer, tmp_pa
         InfluenceIndex.from_pretrained("me/index").push_to_hub("me/other", include_text=True)
 
 
+def test_without_matplotlib_an_index_has_no_figure(hub, trainer, without_matplotlib):
+    trainer.build_index()
+    trainer.push_index_to_hub("me/index", recall=make_recall())
+    assert "figures/recall.png" not in hub.files("me/index") and b"![" not in hub.files("me/index")["README.md"]
+    assert str(make_recall()).splitlines()[0].encode() in hub.files("me/index")["README.md"]
+
+
 def test_factors_are_taken_over_and_not_fitted_anew(hub, trainer, tmp_path, monkeypatch):
     expected = trainer.compute_influence(QUERIES)
     trainer.push_factors_to_hub("me/factors")

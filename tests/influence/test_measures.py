@@ -1,0 +1,136 @@
+"""Measures in place of the loss of a query, against derivatives by autograd."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from oracles import flat, gauss_newton, logits_of, loss_gradients, trainable
+from tiny import batches, tiny_data, tiny_model, tiny_trainer
+from tiny_heads import CASES
+
+from hf_fastif import Contrast, InfluenceTrainer, Logit, LogProbability, Margin, Measure, QuerySet
+
+
+TRAIN, QUERIES = tiny_data(20), tiny_data(3, seed=1)
+DAMPING = 0.3
+NAMES = {"contradiction": 0, "neutral": 1, "entailment": 2}
+
+
+@pytest.fixture
+def trainer(tmp_path) -> InfluenceTrainer:
+    model = tiny_model()
+    model.config.label2id, model.config.id2label = NAMES, {number: name for name, number in NAMES.items()}
+    return tiny_trainer(tmp_path, model, TRAIN, solver="exact", damping=DAMPING)
+
+
+@dataclass(frozen=True)
+class SquaredOutputs(Measure):
+    """A measure of a user's own."""
+
+    def values(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return logits.square().sum(dim=-1)
+
+
+def margin(f, label):
+    p = f.softmax(-1)[label]
+    return (p / (1 - p)).log()
+
+
+MEASURES = {  # and the number that each is, given outputs (C,) and the label of a query
+    Margin(): margin,
+    Logit(): lambda f, label: f[label],
+    Logit("entailment"): lambda f, _: f[2],
+    Logit(1): lambda f, _: f[1],
+    LogProbability(): lambda f, label: f.softmax(-1)[label].log(),
+    LogProbability("neutral"): lambda f, _: f.softmax(-1)[1].log(),
+    Contrast("entailment", "contradiction"): lambda f, _: (f.softmax(-1)[2] / f.softmax(-1)[0]).log(),
+    SquaredOutputs(): lambda f, _: (f**2).sum(),
+}
+
+
+@pytest.mark.parametrize("measure", MEASURES, ids=repr)
+def test_influence_on_a_measure_is_that_of_its_gradient(measure, trainer):
+    model, parameters = trainer.model.eval(), trainable(trainer.model)
+    rows = []
+    for row in range(len(QUERIES)):
+        logits, labels = logits_of(model, batches(QUERIES), row)
+        value = MEASURES[measure](logits[0], int(labels))
+        rows.append(flat(torch.autograd.grad(value, parameters, allow_unused=True), parameters))
+    train = batches(TRAIN)
+    curvature = gauss_newton(model, train)
+    system = curvature + DAMPING * torch.eye(len(curvature), dtype=curvature.dtype)
+    s_test = torch.linalg.solve(system.double(), torch.stack(rows).T.double()).T
+    # Helpful examples raise the measure: their gradient of the loss points against its own.
+    expected = s_test @ loss_gradients(model, train).T.double()
+    scores = trainer.compute_influence(QUERIES, measure=measure)
+    np.testing.assert_allclose(scores, expected.detach().numpy(), rtol=2e-3, atol=1e-4 * expected.abs().max().item())
+    assert scores.std() > 0
+
+
+def test_the_log_probability_of_the_label_is_the_loss(trainer):
+    np.testing.assert_allclose(
+        trainer.compute_influence(QUERIES, measure=LogProbability()), trainer.compute_influence(QUERIES), rtol=1e-4
+    )
+
+
+def test_the_log_probability_of_a_completion_is_its_loss(tmp_path):
+    case = CASES["causal-gpt2"]
+    train, queries = case.data(8, seed=0), case.data(2, seed=1)
+    trainer = case.trainer(tmp_path, train, solver="identity")
+    influence = trainer.compute_influence(queries)
+    np.testing.assert_allclose(trainer.compute_influence(queries, measure=LogProbability()), influence, rtol=1e-3)
+    a, b = (trainer.compute_influence(queries, measure=Logit(token)) for token in (5, 7))
+    np.testing.assert_allclose(trainer.compute_influence(queries, measure=Contrast(5, 7)), a - b, rtol=1e-3, atol=1e-4)
+
+
+def test_results_say_what_is_measured(trainer, tmp_path):
+    contrast = Contrast("entailment", "neutral")
+    query_set = QuerySet(QUERIES, reduce="mean")
+    result = trainer.find_influential(query_set, num_examples=2, measure=contrast)
+    assert result.summary.measure == "Contrast(label='entailment', rather_than='neutral')"
+    assert "lowers Contrast(label='entailment', rather_than='neutral')" in result.summary.sign
+    scores = trainer.compute_influence(query_set, measure=contrast)[0]
+    assert result.helpful(0)["train_index"][0] == scores.argmin()
+    assert result.harmful(0)["train_index"][0] == scores.argmax()
+    assert trainer.find_influential(QUERIES, num_examples=2).summary.measure == "loss"
+
+
+def test_s_test_belongs_to_its_measure(trainer):
+    s_test = trainer.compute_s_test(QUERIES, measure=Margin())
+    by_hand = trainer.compute_influence(QUERIES, s_test=s_test, measure=Margin())
+    np.testing.assert_allclose(by_hand, trainer.compute_influence(QUERIES, measure=Margin()), rtol=1e-4)
+    with pytest.raises(ValueError, match=r"computed with the measure Margin\(\), and this is loss"):
+        trainer.compute_influence(QUERIES, s_test=s_test)
+
+
+@pytest.mark.parametrize(
+    ("measure", "message"),
+    [
+        (Logit("entailmant"), "classes are contradiction, neutral, entailment; did you mean 'entailment'"),
+        (Logit(3), "classes are 0 to 2"),
+        (Contrast("neutral", 1), "both are the same class"),
+    ],
+)
+def test_unknown_classes_are_refused(measure, message, trainer):
+    with pytest.raises(ValueError, match=message):
+        trainer.find_influential(QUERIES, measure=measure)
+
+
+def test_measures_of_classes_need_classes(tmp_path):
+    case = CASES["regression"]
+    trainer = case.trainer(tmp_path, case.data(8, seed=0), solver="identity")
+    with pytest.raises(ValueError, match="does not choose among classes"):
+        trainer.compute_influence(case.data(2, seed=1), measure=Margin())
+
+
+def test_values_must_be_one_number_an_example(trainer):
+    @dataclass(frozen=True)
+    class Outputs(Measure):
+        def values(self, logits, labels):
+            return logits
+
+    with pytest.raises(ValueError, match=r"shape \(\d, 3\); give one number an example"):
+        trainer.compute_influence(QUERIES, measure=Outputs())
