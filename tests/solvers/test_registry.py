@@ -64,7 +64,7 @@ def test_a_registered_solver_is_chosen_by_its_name(tmp_path, toy):
     trainer = tiny_trainer(tmp_path, tiny_model(frozen=2), TRAIN, solver="toy", **settings)
     few = trainer.compute_s_test(QUERIES)
     assert ((few.vectors - exact.vectors).norm(dim=1) > 0.01 * exact.vectors.norm(dim=1)).all()
-    assert trainer.find_influential(QUERIES).summary["solver"] == "4 steps of gradient descent"
+    assert trainer.find_influential(QUERIES).summary.solver == "4 steps of gradient descent"
 
 
 def test_its_settings_are_flags_of_a_configuration_that_has_them(tmp_path, toy):
