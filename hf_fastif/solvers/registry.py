@@ -56,7 +56,7 @@ class RegisteredSolver:
     @property
     def flags(self) -> dict[str, str]:
         """The flag of each of its settings."""
-        return {field.name: f"{self.name}_{field.name}" for field in fields(self.settings)}
+        return {each.name: f"{self.name}_{each.name}" for each in fields(self.settings)}
 
     def read_settings(self, args: TrainingArguments) -> Any:
         """Return its settings, from those flags that `args` has; others keep their defaults.
@@ -79,8 +79,34 @@ def register(
 ) -> None:
     """Make a solver known by a name; see `RegisteredSolver` for the arguments.
 
+    A file of this folder that does so adds a solver and its flags, here `--descent_steps`. A solver that is registered
+    from elsewhere has flags if a subclass of `InfluenceConfig` declares them, and else its default settings.
+
     Raises:
         InfluenceError: If the name is taken.
+
+    Example:
+
+    ```python
+    @dataclass(frozen=True)
+    class DescentSettings:
+        steps: int = setting(100, "Steps of gradient descent.")
+
+    @dataclass
+    class Descent:
+        system: DampedSystem
+        settings: DescentSettings
+
+        def solve(self, vectors: torch.Tensor) -> Solution: ...
+
+    def _build(setup: SolverSetup, settings: DescentSettings) -> Descent:
+        return Descent(setup.system, settings)
+
+    def _describe(setup: SolverSetup, settings: DescentSettings) -> str:
+        return f"{settings.steps} steps of gradient descent"
+
+    register("descent", help="gradient descent", settings=DescentSettings, build=_build, describe=_describe)
+    ```
     """
     if name in _REGISTERED or name == AUTO:
         raise InfluenceError(f"name={name!r}: there is such a solver; give another name.")
