@@ -255,5 +255,5 @@ def test_influence_of_tokens_is_that_of_examples_with_one_label(name, tmp_path):
 
 def test_tokens_have_no_influence_of_their_own_where_an_example_has_one_label(tmp_path):
     case = CASES["image"]
-    with pytest.raises(ValueError, match="ViTForImageClassification with this loss has no losses of single tokens"):
+    with pytest.raises(ValueError, match="ViTForImageClassification with this loss has no loss per token"):
         case.trainer(tmp_path, case.data(3), solver="identity").token_influence(case.data(1), [0])
