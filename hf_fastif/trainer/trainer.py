@@ -13,22 +13,22 @@ from datasets import Dataset
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from hf_fastif.artifacts import model_name, sources
 from hf_fastif.config import with_influence
 from hf_fastif.data import ExampleBatches, check_dataset, check_rows, check_train_dataset, without_indexes
 from hf_fastif.diagnosis import Diagnosis, diagnose
 from hf_fastif.errors import InfluenceError
-from hf_fastif.index import InfluenceIndex, Vectors, check_num_neighbors, choose_features, write_index
+from hf_fastif.index import check_num_neighbors
 from hf_fastif.influence import InfluenceSession, QuerySet, SessionCache, open_session
 from hf_fastif.model import Measure, check_model, uncompiled
 from hf_fastif.results import InfluenceResult, build_result
 from hf_fastif.scoring import has_token_losses, influence_of_tokens, texts_of_tokens
 from hf_fastif.solvers import Solution
 from hf_fastif.trainer.hub_mixin import HubMixin
+from hf_fastif.trainer.index_mixin import IndexMixin
 from hf_fastif.trainer.run_mixin import RunMixin
 
 
-class InfluenceMixin(HubMixin, RunMixin):
+class InfluenceMixin(IndexMixin, HubMixin, RunMixin):
     """The methods of [`InfluenceTrainer`], for any subclass of `Trainer`, such as trl's `SFTTrainer`.
 
     The arguments must include the settings of [`InfluenceConfig`]:
@@ -70,81 +70,15 @@ class InfluenceMixin(HubMixin, RunMixin):
             yield session
 
     def example_batches(self, dataset: Dataset, name: str | None = None) -> ExampleBatches:
-        """Return the rows of a dataset as the model sees them; `name` is the argument to name in messages."""
+        """Return the rows of a dataset as the model sees them; `name` is the argument to name in messages.
+
+        Example:
+            ```python
+            first = trainer.example_batches(train).take([0])  # one row, collated
+            ```
+        """
         rows = self._remove_unused_columns(dataset, name)
         return ExampleBatches(rows, self.data_collator, self._prepare_inputs, self._cache.digests)
-
-    def build_index(
-        self,
-        dataset: Dataset | None = None,
-        features: np.ndarray | str | None = None,
-        add_to: InfluenceIndex | None = None,
-    ) -> InfluenceIndex:
-        """Build a FAISS index of `args.index_features`, write it to disk, and attach it to the dataset, in place.
-
-        `load_index` reads it back from `output_dir/influence/indexes`. If the same index is already there, it is
-        reused unless `args.overwrite` is set. Some operations of `datasets` drop an index (`map`, `cast`,
-        `add_column`) and others refuse datasets with one (`select`, `shuffle`, `filter`, `push_to_hub`); for these,
-        `hf_fastif.data.without_indexes(dataset)` returns the same rows without it.
-
-        Args:
-            dataset (`datasets.Dataset`, *optional*): The candidates, by default `trainer.train_dataset`.
-            features (`np.ndarray` of shape `(N, d)` or `str`, *optional*): Custom features, or the column that holds
-                them, compared by L2 distance. `find_influential` then needs `query_features`.
-            add_to ([`InfluenceIndex`], *optional*): An index of the first rows of the dataset. Only features of the
-                remaining rows are computed.
-
-        Raises:
-            InfluenceError: If FAISS rejects `args.index_factory` or `args.index_search`, or `add_to` was built with
-                another model or other rows.
-
-        Example:
-            ```python
-            index = trainer.build_index()
-            result = trainer.find_influential(dev.select([0]), num_neighbors=100)
-            ```
-        """
-        with self.session() as session:
-            pool, checkpoints = session.candidates(dataset, "dataset"), session.checkpoints
-            if add_to is not None:
-                rows = without_indexes(pool.dataset).select(range(min(len(add_to), len(pool.dataset))))
-                add_to.check(session.belongs(session.examples(pool.name, rows)))
-            kind, chosen = choose_features(pool.dataset, features, add_to, checkpoints, session.setup)
-            folder = self._influence_folder / "indexes" / f"{kind}-{pool.digest}"
-            extended = None if add_to is None else add_to.identity
-            with session.partial_results("build_index", pool.digest, kind, extended) as partials:
-                vectors = Vectors(chosen, pool.batches, checkpoints, session.sweep, partials)
-                provenance = {"model_name": model_name(self.model), **sources(self.model, pool.dataset)}
-                write_index(folder, kind, vectors, self.args, session.belongs(pool.batches) | provenance, add_to)
-        return self._attach(InfluenceIndex.load(folder, **self._index_place()), pool.dataset)
-
-    def find_candidates(
-        self,
-        examples: Dataset | QuerySet,
-        num_neighbors: int,
-        candidates: Dataset | None = None,
-        s_test: Solution | None = None,
-        query_features: np.ndarray | None = None,
-        measure: Measure | None = None,
-    ) -> np.ndarray:
-        """Return the rows (queries, k) that the index ranks highest for each query, best first.
-
-        Indexes of gradients alternate between helpful and harmful rows. `find_influential`, which takes the same
-        arguments, scores the rows that this method returns.
-
-        Example:
-            ```python
-            trainer.build_index()
-            rows = trainer.find_candidates(dev.select([0]), num_neighbors=100)[0]
-            ```
-        """
-        self._check_candidates(candidates, num_neighbors)
-        solution = self.compute_s_test(examples, measure) if s_test is None else s_test
-        with self.session() as session:
-            queries, pool = session.queries(examples, measure), session.candidates(candidates)
-            session.check_s_test(solution, queries)
-            search = session.search(queries, pool, num_neighbors, query_features)
-            return search(range(len(solution)), solution.vectors)
 
     def find_misclassified(self, examples: Dataset) -> np.ndarray:
         """Return the rows, ascending, whose label (or any label, if they have several) the model does not predict.
@@ -197,7 +131,7 @@ class InfluenceMixin(HubMixin, RunMixin):
         s_test: Solution | None = None,
         measure: Measure | None = None,
     ) -> np.ndarray:
-        """Compute the influence of every candidate on every query (equation 1 of the paper), without an index.
+        """Compute the influence of every candidate on every query (equation 1 of the paper), in a full scan.
 
         Args:
             examples (`datasets.Dataset` or [`QuerySet`]): The queries.
@@ -207,6 +141,9 @@ class InfluenceMixin(HubMixin, RunMixin):
 
         Returns:
             `np.ndarray` of shape `(queries, candidates)`, float32: Positive is harmful, negative is helpful.
+
+        Raises:
+            InfluenceError: If `s_test` was computed for other queries or another model, or a loss or score is NaN.
 
         Example:
             ```python
@@ -274,7 +211,10 @@ class InfluenceMixin(HubMixin, RunMixin):
             examples (`datasets.Dataset`, *optional*): By default `trainer.train_dataset`.
 
         Returns:
-            `np.ndarray` of shape `(examples,)`, float32.
+            `np.ndarray` of shape `(examples,)`, float32, in the order of the dataset.
+
+        Raises:
+            InfluenceError: If the examples lack labels, or the solver does not support the model.
 
         Example:
             ```python
@@ -311,8 +251,8 @@ class InfluenceMixin(HubMixin, RunMixin):
             candidates (`datasets.Dataset`, *optional*): By default `trainer.train_dataset`. For a dataset that was
                 never trained on, scores predict the effect of training on it.
             s_test ([`Solution`], *optional*): The return value of `compute_s_test(examples, measure)`, to reuse it.
-            query_features (`np.ndarray` of shape `(queries, d)`, *optional*): Features of the queries, if the index was
-                built from custom features.
+            query_features (`np.ndarray` of shape `(queries, d)`, *optional*): Features of the queries, if the index
+                was built from custom features.
             measure ([`Measure`], *optional*): The quantity to attribute instead of the loss, which helpful examples
                 raise: `Margin()`, `Logit("entailment")`, `LogProbability()`, `Contrast("entailment", "neutral")`, or
                 a custom one.
@@ -364,7 +304,7 @@ class InfluenceMixin(HubMixin, RunMixin):
         )
 
     def diagnose(self, examples: Dataset | None = None, s_test: Solution | None = None) -> Diagnosis:
-        """Examine curvature, damping and solver at the first checkpoint, and explain whether to trust the scores.
+        """Diagnose curvature, damping and solver at the first checkpoint, and explain whether to trust the scores.
 
         Args:
             examples (`datasets.Dataset`, *optional*): Queries to solve for, by default four random ones of
@@ -373,6 +313,9 @@ class InfluenceMixin(HubMixin, RunMixin):
 
         Returns:
             [`Diagnosis`]: A page of text with advice on checkpoint, damping, scale and number of steps.
+
+        Raises:
+            InfluenceError: If the loss of a query is NaN, or `s_test` was computed for other queries.
 
         Example:
             ```python
@@ -402,17 +345,6 @@ class InfluenceMixin(HubMixin, RunMixin):
         check_num_neighbors(k, len(dataset))
         return dataset
 
-    def _attach(self, index: InfluenceIndex, dataset: Dataset) -> InfluenceIndex:
-        index.attach(dataset)
-        self._cache.indexes[dataset._fingerprint] = index
-        return index
-
-    def _remove_unused_columns(self, dataset: Dataset, description: str | None = None) -> Dataset:
-        # Every dataloader calls this, and operations of `datasets` fail on datasets with an index.
-        if isinstance(dataset, Dataset):
-            dataset = without_indexes(dataset)
-        return super()._remove_unused_columns(dataset, description)
-
 
 def _has_defaults(make: Callable[..., nn.Module]) -> bool:
     """Tell whether a function has several arguments, all with defaults; `Trainer` accepts only one without any."""
@@ -423,8 +355,9 @@ def _has_defaults(make: Callable[..., nn.Module]) -> bool:
 class InfluenceTrainer(InfluenceMixin, Trainer):
     """A `Trainer` that computes which training examples influenced a prediction.
 
-    It uses the model in its current state, trained here or loaded. Under `accelerate launch`, every process must make
-    the same calls; the work is divided among them and every process gets the same result.
+    Its methods never call `train()`: the model may be trained here or loaded. Row numbers in results are positions in
+    `train_dataset`. Under `accelerate launch`, every process must make the same calls; the work is divided among them,
+    and every process gets the same result.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`): A model with a head listed in `docs/heads.md`. Parameters with
