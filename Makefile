@@ -1,12 +1,15 @@
 PYTHON ?= python3
 VENV := .venv
 
-.PHONY: help demo test style
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+
+.PHONY: help demo test test-all style
 
 help:
-	@echo "make demo   set up $(VENV), train on the embedded data, explain errors, write a report (about 5 minutes)"
-	@echo "make test   set up $(VENV), run the tests"
-	@echo "make style  format and check the code"
+	@echo "make demo      set up $(VENV), train on the embedded data, explain errors, write a report (about 5 minutes)"
+	@echo "make test      set up $(VENV), run the tests but for the slow ones (about 2 minutes)"
+	@echo "make test-all  set up $(VENV), run all tests"
+	@echo "make style     format and check the code"
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -18,7 +21,10 @@ demo: $(VENV)/.ready
 	$(VENV)/bin/python recipes/find_influential.py --config recipes/configs/find_influential-demo.yaml
 
 test: $(VENV)/.ready
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	$(PYTEST) -m "not slow"
+
+test-all: $(VENV)/.ready
+	$(PYTEST)
 
 style: $(VENV)/.ready
 	$(VENV)/bin/ruff format .

@@ -39,7 +39,7 @@ def kronfluence_scores(
 
     task, size = _classification(linear), trainer.args.influence_batch_size
     order = np.argsort([-len(ids) for ids in pool["input_ids"]], kind="stable")
-    candidates, asked = (trainer._remove_unused_columns(rows) for rows in (pool.select(order), queries))
+    candidates, asked = (trainer.example_batches(rows).dataset for rows in (pool.select(order), queries))
     folder = f"{trainer.args.output_dir}/kronfluence"
     analyzer = Analyzer("peer", prepare_model(model, task), task, cpu=True, output_dir=folder)
     analyzer.set_dataloader_kwargs(DataLoaderKwargs(collate_fn=lambda rows: dict(trainer.data_collator(rows))))

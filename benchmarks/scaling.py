@@ -28,7 +28,7 @@ from transformers import set_seed
 
 from hf_fastif import InfluenceConfig, InfluenceTrainer
 from hf_fastif.artifacts import atomic_write
-from hf_fastif.training import DataArguments, ModelArguments, check_processes, make_trainer, parse_arguments
+from hf_fastif.training import DataArguments, ModelArguments, make_trainer, parse_arguments
 
 
 @dataclass
@@ -43,7 +43,6 @@ class BenchmarkArguments(ModelArguments):
 
 def main(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceConfig) -> None:
     if benchmark.measure:
-        check_processes(config.world_size)
         own = sorted(os.sched_getaffinity(0))[config.local_process_index]
         os.sched_setaffinity(0, {own})  # so that no process is put on the core of another
         set_seed(config.seed)

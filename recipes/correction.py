@@ -35,7 +35,6 @@ from hf_fastif.training import (
     ModelArguments,
     ResultArguments,
     SlicedArguments,
-    check_processes,
     load_examples,
     report,
     run_recipe,
@@ -83,7 +82,6 @@ class RecipeArguments(ModelArguments, SlicedArguments, ResultArguments):
 
 
 def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) -> None:
-    check_processes(config.world_size)
     if unknown := set(recipe.systems) - set(SYSTEMS):
         raise InfluenceError(f"systems: {', '.join(unknown)} is not one of {', '.join(SYSTEMS)}.")
     trainer, examples = trained(recipe, data, config)

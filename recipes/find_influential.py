@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from transformers import set_seed
 
 from hf_fastif import InfluenceConfig, InfluenceResult
 from hf_fastif.artifacts import atomic_write
+from hf_fastif.artifacts.plots import try_to_draw
 from hf_fastif.data import check_rows
 from hf_fastif.diagnosis import Diagnosis
 from hf_fastif.errors import InfluenceError
@@ -32,7 +33,6 @@ from hf_fastif.index import check_num_neighbors
 from hf_fastif.training import (
     DataArguments,
     LanguageArguments,
-    check_processes,
     make_language_trainer,
     make_trainer,
     planted_share,
@@ -58,7 +58,6 @@ class RecipeArguments(LanguageArguments):
 
 
 def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) -> None:
-    check_processes(config.world_size)
     set_seed(config.seed)
     is_language_model = recipe.completion_column is not None
     trainer, examples = (make_language_trainer if is_language_model else make_trainer)(recipe, data, config)
@@ -84,15 +83,15 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
             s_test = trainer.compute_s_test(queries)
     with timed(seconds, "find_influential"):
         result = trainer.find_influential(queries, num_examples=recipe.num_examples, s_test=s_test)
-    result.summary |= {"accuracy": accuracy, "seconds": seconds, "query_rows": chosen.tolist()}
+    result.summary = replace(result.summary, accuracy=accuracy, seconds=seconds, query_rows=chosen.tolist())
     if recipe.columns or data.text_columns:
-        result.summary["text_columns"] = recipe.columns or data.text_columns
+        result.summary.text_columns = recipe.columns or data.text_columns
     found = None
     if facts:
         with timed(seconds, "retrieval"):
             k = min(10, recipe.num_examples)
             found = retrieval(trainer, queries, recipe.columns, result, s_test, k, facts)
-        result.summary["retrieval"] = found.table
+        result.summary.retrieval = found.table
     diagnosis = trainer.diagnose(queries, s_test) if recipe.diagnose else None
     if trainer.is_world_process_zero():
         write(result, diagnosis, found, Path(config.output_dir) / "influence", trainer.train_dataset)
@@ -123,13 +122,13 @@ def write(
     if diagnosis is not None:
         print(diagnosis)
         atomic_write(folder / "diagnosis.txt", lambda file: file.write_text(f"{diagnosis}\n", "utf-8"))
-        diagnosis.plot(folder / "diagnosis.png")
+        try_to_draw(lambda: diagnosis.plot(folder / "diagnosis.png"))
     of_tokens = "tokens" in result.influences.column_names
     measured = (
         "Validation examples of which every token is predicted" if of_tokens else "Accuracy on the validation examples"
     )
-    print(f"{measured}: {result.summary['accuracy']:.1%}")
-    print("Seconds: " + ", ".join(f"{stage} {time:.0f}" for stage, time in result.summary["seconds"].items()))
+    print(f"{measured}: {result.summary.accuracy:.1%}")
+    print("Seconds: " + ", ".join(f"{stage} {time:.0f}" for stage, time in result.summary.seconds.items()))
     if "planted" in train.column_names:
         print(planted_share(result, train))
     if found is not None:

@@ -20,7 +20,6 @@ from hf_fastif.training import (
     DataArguments,
     ModelArguments,
     ResultArguments,
-    check_processes,
     report,
     run_recipe,
     trained,
@@ -48,7 +47,6 @@ class RecipeArguments(ModelArguments, ResultArguments):
 
 
 def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) -> None:
-    check_processes(config.world_size)
     if unknown := set(recipe.others) - set(OTHERS):
         raise InfluenceError(f"others: {', '.join(sorted(unknown))} is not one of {', '.join(OTHERS)}.")
     trainer, examples = trained(recipe, data, config)

@@ -27,7 +27,6 @@ from hf_fastif.training import (
     DataArguments,
     ModelArguments,
     ResultArguments,
-    check_processes,
     fine_tune,
     make_trainer,
     report,
@@ -57,7 +56,6 @@ class RecipeArguments(ModelArguments, ResultArguments):
 
 
 def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) -> None:
-    check_processes(config.world_size)
     check_methods(recipe.methods)
     if config.checkpoints == ["auto"]:
         config.checkpoints = ["epochs"]  # moments are compared, so training keeps them all

@@ -25,7 +25,6 @@ from hf_fastif.training import (
     DataArguments,
     ModelArguments,
     ResultArguments,
-    check_processes,
     check_training,
     make_trainer,
     plant_wrong_labels,
@@ -61,7 +60,6 @@ class RecipeArguments(ModelArguments, ResultArguments):
 
 
 def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) -> None:
-    check_processes(config.world_size)
     if recipe.wrong_column is None or recipe.num_retrainings:
         check_training(config)
     _, examples = make_trainer(recipe, data, config)

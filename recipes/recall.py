@@ -20,7 +20,6 @@ from hf_fastif.training import (
     DataArguments,
     ModelArguments,
     ResultArguments,
-    check_processes,
     report,
     run_recipe,
     trained,
@@ -44,7 +43,6 @@ class RecipeArguments(ModelArguments, ResultArguments):
 
 
 def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) -> None:
-    check_processes(config.world_size)
     trainer, examples = trained(recipe, data, config)
     rows, right = balanced_queries(trainer, examples["validation"], recipe.num_queries, config.seed)
     groups = {"predicted wrong": ~right, "predicted right": right}

@@ -23,7 +23,6 @@ from hf_fastif.training import (
     DataArguments,
     ModelArguments,
     ResultArguments,
-    check_processes,
     check_training,
     report,
     run_recipe,
@@ -45,7 +44,6 @@ class RecipeArguments(ModelArguments, ResultArguments):
 
 
 def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) -> None:
-    check_processes(config.world_size)
     check_training(config)
     trainer, examples = trained(recipe, data, config)
     rows, right = balanced_queries(trainer, examples["validation"], recipe.num_queries, config.seed)

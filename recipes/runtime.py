@@ -23,7 +23,6 @@ from hf_fastif.training import (
     DataArguments,
     ModelArguments,
     ResultArguments,
-    check_processes,
     make_trainer,
     report,
     run_recipe,
@@ -60,7 +59,6 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
 
 
 def measure(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) -> None:
-    check_processes(config.world_size)
     trainer, examples = make_trainer(recipe, data, config)
     rows, _ = balanced_queries(trainer, examples["validation"], recipe.num_queries, config.seed)
     found = runtime(trainer, examples["validation"].select(rows), recipe.ks, recipe.authors_repeats, recipe.timed)

@@ -26,7 +26,6 @@ from hf_fastif.training import (
     DataArguments,
     ModelArguments,
     ResultArguments,
-    check_processes,
     make_trainer,
     report,
     run_recipe,
@@ -52,7 +51,6 @@ class RecipeArguments(ModelArguments, ResultArguments):
 
 
 def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) -> None:
-    check_processes(config.world_size)
     if recipe.simulator_name_or_path is None and not config.do_train:
         raise InfluenceError(
             "simulator_name_or_path=None: the model in model_name_or_path is trained already (do_train=False), and a "

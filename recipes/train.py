@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hf_fastif import InfluenceConfig
-from hf_fastif.training import DataArguments, ModelArguments, check_processes, fine_tune, run_recipe, runs_of
+from hf_fastif.training import DataArguments, ModelArguments, fine_tune, run_recipe, runs_of
 
 
 @dataclass
@@ -25,7 +25,6 @@ class RecipeArguments(ModelArguments):
 
 
 def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) -> None:
-    check_processes(config.world_size)
     for run in runs_of(config, recipe.num_seeds):
         accuracy = fine_tune(recipe, data, run)
         if config.process_index == 0:

@@ -33,7 +33,6 @@ from hf_fastif.training import (
     DataArguments,
     ModelArguments,
     SlicedArguments,
-    check_processes,
     fine_tune,
     load_examples,
     make_trainer,
@@ -56,7 +55,6 @@ class RecipeArguments(ModelArguments, SlicedArguments):
 
 
 def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) -> None:
-    check_processes(config.world_size)
     sets = data_sets(recipe, data)
     for own in sets.values():
         check_num_neighbors(config.num_neighbors, len(load_examples(own, {}, new_head=True)["train"]))
@@ -107,9 +105,9 @@ def ask(
             trainer.build_index()
         chosen = np.sort(np.random.default_rng(trainer.args.seed).permutation(wrong)[: recipe.num_queries])
         results[name] = trainer.find_influential(examples.select(chosen), num_examples=recipe.num_examples)
-        results[name].summary["query_rows"] = chosen.tolist()
+        results[name].summary.query_rows = chosen.tolist()
         if text_columns is not None:
-            results[name].summary["text_columns"] = text_columns
+            results[name].summary.text_columns = text_columns
         if trainer.is_world_process_zero():
             results[name].save_to_disk(folder)
         trainer.accelerator.wait_for_everyone()
@@ -123,8 +121,8 @@ def write(results: dict[str, InfluenceResult], trainer: InfluenceTrainer, slice_
     joined = InfluenceResult.join(results)
     folder = joined.save_to_disk(Path(trainer.args.output_dir) / "influence")
     graph = influence_graph(joined, subset_column=subsets)
-    paths = save_tables(graph, folder) + plot_graph(graph, *(folder / f"graph.{end}" for end in FORMATS))
-    paths.append(joined.to_html(folder / "report.html", title, subset_column=subsets))
+    paths = [*save_tables(graph, folder), joined.to_html(folder / "report.html", title, subset_column=subsets)]
+    paths += plot_graph(graph, *(folder / f"graph.{end}" for end in FORMATS))
     print(*paths, sep="\n")
 
 

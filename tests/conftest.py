@@ -7,6 +7,7 @@ The address of the Hub is that of the tests' own server, which answers only test
 
 import json
 import os
+import sys
 import tempfile
 
 from hub_server import WRITER, HubServer
@@ -40,6 +41,12 @@ datasets.disable_progress_bars()
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def without_matplotlib(monkeypatch):
+    """As if the extra "plots" were not installed."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
 
 
 @pytest.fixture(scope="session")

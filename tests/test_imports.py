@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -16,6 +17,7 @@ FLOORS = [  # a folder imports from itself and from those behind it
     *("errors", "version"),
 ]
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+PRIVATE = re.compile(r"trainer\._[a-z]\w*")
 FACES = {name.rpartition(".")[0]: name for name in MODULES if name.endswith("__init__")}
 
 
@@ -76,3 +78,9 @@ def test_no_circle():
 def test_faces_only_hand_names_on(face):
     body = ast.parse(MODULES[face].read_text("utf-8")).body
     assert all(isinstance(node, ast.Expr | ast.ImportFrom | ast.Assign) for node in body)
+
+
+def test_only_its_own_folder_knows_the_private_side_of_the_trainer():
+    outside = {name: path for name, path in MODULES.items() if name.split(".")[0] != "trainer"}
+    uses = {name: PRIVATE.findall(path.read_text("utf-8")) for name, path in outside.items()}
+    assert {name: names for name, names in uses.items() if names} == {}

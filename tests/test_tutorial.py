@@ -6,6 +6,7 @@ import re
 from functools import partial
 from pathlib import Path
 
+from matplotlib.image import imread
 from tiny import tiny_model, tiny_tokenizer
 
 from hf_fastif import training
@@ -32,7 +33,7 @@ def test_the_tutorial_runs(hub, tmp_path, monkeypatch, capsys):
     correction = names["correction"]
     assert set(correction.log[0]["loss"]) == {"anchors", "guard", "test"}
     for name in re.findall(r"\]\(tutorial-(.*?\.png)\)", text):
-        assert (tmp_path / name).stat().st_size > 5_000
+        assert imread(tmp_path / name).std() > 0.05  # not blank
         assert (TUTORIAL.parent / f"tutorial-{name}").is_file()
     assert {repo for _, repo in hub.repositories} == {"me/nli-corrected", "me/nli-influences"}
     assert "challenge, non-entailment" in capsys.readouterr().out

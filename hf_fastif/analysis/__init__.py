@@ -6,7 +6,7 @@ from hf_fastif.analysis.lds import LdsOfMethods, lds_of_methods, query_losses, r
 from hf_fastif.analysis.methods import METHODS, Method, check_methods, gradient_cosine, representation_similarity
 from hf_fastif.analysis.mislabels import Mislabels, mislabels
 from hf_fastif.analysis.recall import Recall, RecallOfFeatures, recall, recall_of_features
-from hf_fastif.analysis.result import AnalysisResult, mark_sizes
+from hf_fastif.analysis.result import AnalysisResult
 from hf_fastif.analysis.retrained import Retrained
 from hf_fastif.analysis.session_tools import changed, digests, influence_manifest, open_analysis_results
 
@@ -34,7 +34,6 @@ __all__ = [
     "gradient_cosine",
     "influence_manifest",
     "lds_of_methods",
-    "mark_sizes",
     "mislabels",
     "open_analysis_results",
     "query_losses",

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
 from datasets import Dataset
 
 from hf_fastif.analysis.corrector import GUARD, Corrector, Log, Plan, System
 from hf_fastif.analysis.result import AnalysisResult
+from hf_fastif.artifacts.plots import add_legend, colors_of, draw_curve, new_figure
 from hf_fastif.errors import InfluenceError
 from hf_fastif.execution import Tensors
 from hf_fastif.model import load_parameters_
@@ -78,15 +80,18 @@ class Correction(AnalysisResult):
 
     def figure(self) -> Figure:
         """Draws loss and accuracy against the steps."""
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(9, 3.6), layout="constrained")
-        for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-            for name in self.log[0][what]:
-                axes.plot([row["step"] for row in self.log], [row[what][name] for row in self.log], label=name)
-            axes.set(xlabel="steps", ylabel=what)
-            axes.grid(alpha=0.3)
-        axes.legend()
+        log, first, last = pd.DataFrame(self.log), self.log[0], self.log[-1]
+        changes = (
+            f"{name} {first['accuracy'][name]:.1%} to {last['accuracy'][name]:.1%}" for name in first["accuracy"]
+        )
+        title = f"Accuracy after {last['step']} steps ({self.system}): {', '.join(changes)}"
+        figure, panels = new_figure(9, 3.8, columns=2, title=title)
+        colors = colors_of(first["loss"])
+        for axes, measure in zip(panels[0], ("loss", "accuracy"), strict=True):
+            for name, values in pd.json_normalize(log[measure]).items():
+                draw_curve(axes, log["step"], values, color=colors[name], label=name)
+            axes.set(xlabel="steps", ylabel=measure)
+        add_legend(figure, axes)
         return figure
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from accelerate import PartialState
 from accelerate.utils import tqdm
@@ -23,6 +24,7 @@ from safetensors import SafetensorError
 from hf_fastif.analysis.methods import METHODS, at_checkpoint, check_methods, members_of
 from hf_fastif.analysis.result import AnalysisResult
 from hf_fastif.analysis.session_tools import influence_manifest, open_analysis_results
+from hf_fastif.artifacts.plots import add_legend, colors_of, draw_level, draw_points, new_figure
 from hf_fastif.checkpoints import Checkpoint
 from hf_fastif.data import without_indexes
 from hf_fastif.errors import InfluenceError
@@ -162,24 +164,27 @@ class LdsOfMethods(AnalysisResult):
 
     def figure(self) -> Figure:
         """Draws the scores of the methods at every moment."""
-        from matplotlib.figure import Figure
-
-        moments, methods = (list(dict.fromkeys(row[name] for row in self.table)) for name in ("moment", "method"))
-        figure = Figure(figsize=(4 + 1.1 * len(moments), 4.2), layout="constrained")
-        axes = figure.subplots()
-        for number, method in enumerate(methods):
-            own = [row for row in self.table if row["method"] == method]
-            places = [moments.index(row["moment"]) + 0.1 * (number - (len(methods) - 1) / 2) for row in own]
-            values = np.array([row["lds"] for row in own])
-            errors = np.abs(np.array([[row["low"], row["high"]] for row in own]).T - values)
-            axes.errorbar(places, values, errors, fmt="o", capsize=2, label=method)
-        axes.axhline(0, color="gray", linewidth=0.8)
+        table = pd.DataFrame(self.table)
+        best = table.loc[table["lds"].idxmax()]
+        title = (
+            f"{best['method']} at {best['moment']} predicts the losses after retraining best: LDS {best['lds']:.2f} "
+            f"({best['low']:.2f} to {best['high']:.2f})"
+        )
+        moments, methods = (list(table[name].unique()) for name in ("moment", "method"))
+        figure, ((axes,),) = new_figure(4 + 1.1 * len(moments), 4.2, title=title)
+        colors = colors_of(methods)
+        for number, (method, rows) in enumerate(table.groupby("method", sort=False)):
+            places = rows["moment"].map(moments.index) + 0.7 * ((number + 0.5) / len(methods) - 0.5)
+            draw_points(
+                axes, places, rows["lds"], rows["low"], rows["high"], fmt="o", color=colors[method], label=method
+            )
+        draw_level(axes, 0)
         if self.ceiling is not None:
-            axes.axhline(self.ceiling, color="gray", linewidth=0.8, linestyle="--", label="ceiling")
+            draw_level(axes, self.ceiling, linestyle="--", label="ceiling")
         axes.set_xticks(range(len(moments)), moments, rotation=25, ha="right")
         axes.set_ylabel("linear datamodeling score")
-        axes.grid(axis="y", alpha=0.3)
-        figure.legend(loc="outside right upper", fontsize=8)
+        axes.grid(visible=False, axis="x")
+        add_legend(figure, axes)
         return figure
 
 

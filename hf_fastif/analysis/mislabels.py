@@ -10,15 +10,26 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from datasets import Dataset
-from scipy.stats import sem
 
 from hf_fastif.analysis.result import AnalysisResult
 from hf_fastif.analysis.retrained import Retrained
 from hf_fastif.analysis.session_tools import changed, digests, influence_manifest, open_analysis_results
+from hf_fastif.artifacts.plots import (
+    HELPFUL,
+    NEUTRAL,
+    add_legend,
+    colors_of,
+    draw_curve,
+    draw_level,
+    draw_points,
+    name_rows,
+    new_figure,
+)
 from hf_fastif.data import hexdigest, relabelled, without_indexes
-from hf_fastif.errors import InfluenceError
+from hf_fastif.errors import InfluenceError, needs_extra
 from hf_fastif.influence import QuerySet
 from hf_fastif.trainer import InfluenceTrainer
 
@@ -58,20 +69,17 @@ class Mislabels(AnalysisResult):
 
     def summary(self) -> list[dict[str, Any]]:
         """Accuracy by `method`, `action` and `share`: `accuracy`, the mean over repeats, `std_err` (NaN of one)."""
-        table: dict[tuple[str, str, float], list[float]] = {}
-        for row in self.accuracies:
-            table.setdefault((row["method"], row["action"], row["share"]), []).append(row["accuracy"])
-        return [
-            dict(zip(("method", "action", "share"), key, strict=True))
-            | {"accuracy": float(np.mean(own)), "std_err": float(sem(own)) if len(own) > 1 else np.nan}
-            for key, own in table.items()
-        ]
+        columns = ["method", "action", "share"]
+        groups = pd.DataFrame(self.accuracies, columns=[*columns, "accuracy"]).groupby(columns, sort=False)["accuracy"]
+        return groups.agg(accuracy="mean", std_err="sem").reset_index().to_dict("records")
 
     def __str__(self) -> str:
         lines = [f"{self.num_wrong:,} of {self.num_train:,} labels are wrong ({self.num_wrong / self.num_train:.1%})"]
+        looked_at = pd.DataFrame(self.found).groupby("method")
         for curve in self.curves:
-            own = [row for row in self.found if row["method"] == curve["method"]]
-            shares = ", ".join(f"{row['found']:.0%} in the worst {row['share']:.0%}" for row in own)
+            rows = looked_at.get_group(curve["method"])
+            pairs = zip(rows["found"], rows["share"], strict=True)
+            shares = ", ".join(f"{wrong:.0%} in the worst {share:.0%}" for wrong, share in pairs)
             lines.append(f"  {curve['method']:18} average precision {curve['average_precision']:.3f}; {shares}")
         for row in self.summary():
             error = "" if np.isnan(row["std_err"]) else f" ± {row['std_err']:.4f}"
@@ -80,31 +88,30 @@ class Mislabels(AnalysisResult):
 
     def figure(self) -> Figure:
         """Draws precision against recall, and the accuracies if models were trained again."""
-        from matplotlib.figure import Figure
-
+        best = max(self.curves, key=lambda curve: curve["average_precision"])
+        title = f"{best['method']} finds wrong labels best: average precision {best['average_precision']:.2f}"
         panels = 2 if self.accuracies else 1
-        figure = Figure(figsize=(5.5 * panels, 4.2), layout="constrained")
-        axes = figure.subplots(1, panels, squeeze=False)[0]
+        figure, ((axes, *others),) = new_figure(6.2 * panels + 1, 4.4, columns=panels, title=title)
+        colors = colors_of([curve["method"] for curve in self.curves])
         for curve in self.curves:
             label = f"{curve['method']} ({curve['average_precision']:.2f})"
-            axes[0].plot(curve["recall"], curve["precision"], label=label)
-        axes[0].axhline(self.num_wrong / self.num_train, color="gray", linewidth=0.8)
-        axes[0].set(xlabel="recall of the wrong labels", ylabel="precision", xlim=(0, 1), ylim=(0, 1.03))
-        axes[0].legend(title="average precision", fontsize=8)
-        axes[0].grid(alpha=0.3)
-        if self.accuracies:
-            self._draw_accuracies(axes[1])
+            draw_curve(axes, curve["recall"], curve["precision"], color=colors[curve["method"]], label=label)
+        draw_level(axes, self.num_wrong / self.num_train)
+        axes.set(xlabel="recall of the wrong labels", ylabel="precision", xlim=(0, 1), ylim=(0, 1.03))
+        for below in others:
+            self._draw_accuracies(below)
+        add_legend(figure, axes, title="average precision")
         return figure
 
     def _draw_accuracies(self, axes: Axes) -> None:
-        rows = self.summary()
-        values, errors = [row["accuracy"] for row in rows], [row["std_err"] for row in rows]
-        axes.errorbar(values, range(len(rows)), xerr=errors, fmt="o", capsize=2)
-        axes.axvline(values[0], color="gray", linewidth=0.8)  # nothing is done
-        axes.set_yticks(range(len(rows)), [_named(row) for row in rows], fontsize=8)
-        axes.invert_yaxis()
+        rows = pd.DataFrame(self.summary())
+        accuracy, error = rows["accuracy"], rows["std_err"]
+        draw_points(
+            axes, accuracy, rows.index, accuracy - error, accuracy + error, sideways=True, fmt="o", color=HELPFUL
+        )
+        axes.axvline(accuracy[0], color=NEUTRAL, linewidth=0.9)  # nothing is done
+        name_rows(axes, [_named(row) for row in self.summary()])
         axes.set_xlabel("accuracy after training again")
-        axes.grid(axis="x", alpha=0.3)
 
 
 def _named(row: dict[str, Any]) -> str:
@@ -113,17 +120,21 @@ def _named(row: dict[str, Any]) -> str:
     return f"{what} {row['action']}"
 
 
-def precision_recall(scores: np.ndarray, wrong: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Precision and recall of the examples whose score (N,) is at least t, for every t that occurs, from above."""
-    order = np.argsort(-scores, kind="stable")
-    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # equal scores are looked at together
-    hits = np.cumsum(wrong[order])[ends]
-    return hits / (ends + 1), hits / wrong.sum()
+def precision_recall(scores: np.ndarray, wrong: np.ndarray) -> dict[str, Any]:
+    """Compute precision and recall of the examples whose score (N,) is at least t, for every t, from above.
 
+    Of a long curve only `POINTS` are returned.
 
-def average_precision(precision: np.ndarray, recall: np.ndarray) -> float:
-    """The area under the steps of a precision-recall curve."""
-    return float((np.diff(recall, prepend=0.0) * precision).sum())
+    Returns:
+        `average_precision`, `precision` and `recall`, the last two as lists.
+    """
+    with needs_extra("experiments"):
+        from sklearn.metrics import average_precision_score, precision_recall_curve
+    precision, recall, _ = precision_recall_curve(wrong, scores)
+    precision, recall = precision[-2::-1], recall[-2::-1]  # from above; the last point is of no example
+    shown = np.unique(np.linspace(0, len(recall) - 1, POINTS).astype(int))
+    points = {"precision": precision[shown].tolist(), "recall": recall[shown].tolist()}
+    return {"average_precision": float(average_precision_score(wrong, scores))} | points
 
 
 def suspicion(trainer: InfluenceTrainer, anchors: Dataset) -> dict[str, np.ndarray]:
@@ -193,6 +204,7 @@ def mislabels(
 
     Raises:
         ValueError: If `wrong` does not fit the training set, or names none or all of it.
+        MissingExtraError: If scikit-learn is not installed.
     """
     count = len(trainer.train_dataset)
     if wrong.shape != (count,) or not 0 < wrong.sum() < count:
@@ -203,10 +215,7 @@ def mislabels(
     scores = suspicion(trainer, anchors)
     curves, found = [], []
     for method, values in scores.items():
-        precision, recall = precision_recall(values, wrong)
-        kept = np.unique(np.linspace(0, len(recall) - 1, POINTS).astype(int))
-        points = {"precision": precision[kept].tolist(), "recall": recall[kept].tolist()}
-        curves.append({"method": method, "average_precision": average_precision(precision, recall)} | points)
+        curves.append({"method": method} | precision_recall(values, wrong))
         shares_of_wrong = [wrong[_worst(values, share)].sum() / wrong.sum() for share in LOOKED_AT]
         for share, value in zip(LOOKED_AT, shares_of_wrong, strict=True):
             found.append({"method": method, "share": share, "found": float(value)})

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
+import pandas as pd
 import torch
 from datasets import Dataset
+from scipy.stats import sem
 
 from hf_fastif.analysis.result import AnalysisResult
 from hf_fastif.analysis.session_tools import changed, influence_manifest, open_analysis_results
+from hf_fastif.artifacts.plots import add_legend, colors_of, draw_points, name_panel, new_figure
 from hf_fastif.config import FeatureName
 from hf_fastif.errors import InfluenceError
 from hf_fastif.execution import Tensors
@@ -20,6 +23,7 @@ from hf_fastif.trainer import InfluenceTrainer
 
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SIGN_OF_SELECTION = {"helpful": 1.0, "harmful": -1.0, "absolute": None}  # the sign with which scores are sorted
@@ -43,34 +47,46 @@ class Recall(AnalysisResult):
 
     def suggested_k(self, wanted: float = 0.95, m: int = 10, direction: str = "absolute") -> int | None:
         """The smallest k of the table with that recall, or None if none has it."""
-        rows = [row for row in self.table if (row["direction"], row["m"]) == (direction, m)]
-        return next((row["k"] for row in rows if row["recall"] >= wanted), None)
+        enough = pd.DataFrame(self.table).query("direction == @direction and m == @m and recall >= @wanted")
+        return None if enough.empty else int(enough["k"].min())
 
     def __str__(self) -> str:
         lines = [f"{self.num_queries} queries, {self.num_candidates:,} candidates"]
-        for m in dict.fromkeys(row["m"] for row in self.table):
-            k = self.suggested_k(m=m)
-            found = f"k = {k} holds 95 % of the top {m}" if k else f"no k that was tried holds 95 % of the top {m}"
-            own = [row for row in self.table if (row["direction"], row["m"]) == ("absolute", m)]
-            lines += [found, "  " + ", ".join(f"k = {row['k']}: {row['recall']:.2f}" for row in own)]
+        for m, rows in pd.DataFrame(self.table).query("direction == 'absolute'").groupby("m", sort=False):
+            points = zip(rows["k"], rows["recall"], strict=True)
+            lines += [self._suggestion(m), "  " + ", ".join(f"k = {k}: {recall:.2f}" for k, recall in points)]
         return "\n".join(lines)
+
+    def _suggestion(self, m: int) -> str:
+        k = self.suggested_k(m=m)
+        return f"k = {k} holds 95 % of the top {m}" if k else f"no k that was tried holds 95 % of the top {m}"
 
     def figure(self) -> Figure:
         """Draws recall against k, a panel for each direction."""
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(11, 3.6), layout="constrained")
-        axes = figure.subplots(1, 3, sharey=True)
-        for axis, direction in zip(axes, SIGN_OF_SELECTION, strict=True):
-            for m in dict.fromkeys(row["m"] for row in self.table):
-                own = [row for row in self.table if (row["direction"], row["m"]) == (direction, m)]
-                k, values, errors = ([row[name] for row in own] for name in ("k", "recall", "std_err"))
-                axis.errorbar(k, values, errors, marker="o", markersize=4, capsize=2, label=f"top {m}")
-            axis.set(xscale="log", xlabel="k, neighbours scored", title=direction, ylim=(0, 1.05))
-            axis.grid(alpha=0.3)
-        axes[0].set_ylabel("recall")
-        axes[0].legend(loc="upper left")
+        table = pd.DataFrame(self.table)
+        title = "; ".join(map(self._suggestion, table["m"].unique()))
+        figure, panels = new_figure(10, 3.8, columns=len(SIGN_OF_SELECTION), title=title, sharey=True)
+        for axes, direction in zip(panels[0], SIGN_OF_SELECTION, strict=True):
+            _draw_recall(axes, table[table["direction"] == direction], "top {m}")
+            axes.set_xlabel("k, neighbors scored")
+            name_panel(axes, direction)
+        panels[0, 0].set_ylabel("recall")
+        add_legend(figure, axes)
         return figure
+
+
+def _draw_recall(axes: Axes, table: pd.DataFrame, label: str) -> None:
+    """Draw recall against k: a color for each kind of features, or each m where there is one kind."""
+    by_kind = "features" in table
+    series = table["features"] if by_kind else table["m"].astype(str)
+    colors, dashes = colors_of(series), dict(zip(table["m"].unique(), ("-", "--", ":", "-."), strict=False))
+    for (name, m), rows in table.groupby([series.rename("series"), "m"], sort=False):
+        recall, error = rows["recall"], rows["std_err"]
+        style = {"color": colors[name], "linestyle": dashes.get(m, "-") if by_kind else "-", "marker": "o"}
+        draw_points(
+            axes, rows["k"], recall, recall - error, recall + error, **style, label=label.format(name=name, m=m)
+        )
+    axes.set(xscale="log", ylim=(0, 1.05))
 
 
 def recall(
@@ -128,7 +144,7 @@ def _table(
             held = np.take_along_axis(places, order[:, :m], axis=1)
             for k in ks:
                 shares = (held < k).mean(axis=1)
-                error = float(shares.std() / np.sqrt(len(shares)))
+                error = float(sem(shares, ddof=0))
                 table.append(
                     {"direction": direction, "m": m, "k": k, "recall": float(shares.mean()), "std_err": error}
                 )
@@ -151,35 +167,35 @@ class RecallOfFeatures(AnalysisResult):
 
     def recall_of(self, features: str, group: str) -> Recall:
         """The part of one kind of features and one group of queries."""
-        own = [row for row in self.table if (row["features"], row["group"]) == (features, group)]
-        return Recall(own, self.num_candidates, own[0]["num_queries"])
+        rows = pd.DataFrame(self.table).query("features == @features and group == @group").to_dict("records")
+        return Recall(rows, self.num_candidates, rows[0]["num_queries"])
 
     def __str__(self) -> str:
-        parts = dict.fromkeys((row["features"], row["group"]) for row in self.table)
+        parts = pd.DataFrame(self.table).groupby(["features", "group"], sort=False).groups
         return "\n".join(f"{features}, {group}: {self.recall_of(features, group)}" for features, group in parts)
 
     def figure(self) -> Figure:
         """Draws recall against k: a row of panels for each group of queries, a column for each direction."""
-        from matplotlib.figure import Figure
-
-        groups, kinds, sizes = (list(dict.fromkeys(row[n] for row in self.table)) for n in ("group", "features", "m"))
-        figure = Figure(figsize=(12, 3 * len(groups) + 0.6), layout="constrained")
-        panels = figure.subplots(len(groups), len(SIGN_OF_SELECTION), sharex=True, sharey=True, squeeze=False)
-        for axes_of_group, group in zip(panels, groups, strict=True):
-            for axes, direction in zip(axes_of_group, SIGN_OF_SELECTION, strict=True):
-                for color, kind in enumerate(kinds):
-                    for m, style in zip(sizes, ("-", "--", ":", "-.") * len(sizes), strict=False):
-                        rows = self.recall_of(kind, group).table
-                        own = [row for row in rows if (row["direction"], row["m"]) == (direction, m)]
-                        k, values, errors = ([row[name] for row in own] for name in ("k", "recall", "std_err"))
-                        axes.errorbar(k, values, errors, fmt=style, color=f"C{color}", label=f"{kind}, top {m}")
-                axes.set(xscale="log", ylim=(0, 1.05), title=f"{direction}, {group}")
-                axes.grid(alpha=0.3)
-            axes_of_group[0].set_ylabel("recall")
+        table = pd.DataFrame(self.table)
+        groups, rows, columns = list(table["group"].unique()), table["group"].nunique(), len(SIGN_OF_SELECTION)
+        size = {"rows": rows, "columns": columns, "sharex": True, "sharey": True}
+        figure, panels = new_figure(12, 3 * rows + 0.8, **size, title=self._conclusion(table))
+        for line, group in zip(panels, groups, strict=True):
+            for axes, direction in zip(line, SIGN_OF_SELECTION, strict=True):
+                part = table[(table["group"] == group) & (table["direction"] == direction)]
+                _draw_recall(axes, part, "{name}, top {m}")
+                name_panel(axes, f"{direction}, {group}")
+            line[0].set_ylabel("recall")
         for axes in panels[-1]:
-            axes.set_xlabel("k, neighbours scored")
-        figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+            axes.set_xlabel("k, neighbors scored")
+        add_legend(figure, panels[0, 0])
         return figure
+
+    def _conclusion(self, table: pd.DataFrame) -> str:
+        m = table["m"].min()
+        part = table.query("group == @table.group[0] and direction == 'absolute' and m == @m")
+        best = part.groupby("features", sort=False)["recall"].mean().idxmax()
+        return f"Over all k, {best} finds most of the {m} most influential examples"
 
 
 def recall_of_features(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
@@ -15,12 +15,12 @@ from huggingface_hub import CommitInfo, DatasetCard
 
 from hf_fastif.artifacts import PushOptions, atomic_write, model_name, push, sources, versions
 from hf_fastif.artifacts.cards import cells, dataset_card
+from hf_fastif.artifacts.plots import save_figure, try_to_draw
 from hf_fastif.config import InfluenceConfig
 from hf_fastif.trainer import InfluenceTrainer
 
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -48,15 +48,21 @@ class AnalysisResult(ABC):
 
     def plot(self, path: str | Path) -> Path:
         """Writes the figure; the suffix of the path says in which format, such as `.png` or `.svg`."""
-        return _draw(self.figure(), Path(path))
+        return save_figure(self.figure(), path)[0]
 
     def write(self, folder: str | Path, name: str) -> Path:
-        """Writes `NAME.json`, `NAME.png` and `NAME.svg` into a folder, and returns the path of the first."""
+        """Write `NAME.json`, `NAME.png` and `NAME.svg` into a folder, and return the path of the first.
+
+        Without matplotlib only the first is written.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for called, figure in self.figures(name).items():
-            for suffix in ("png", "svg"):
-                _draw(figure, folder / f"{called}.{suffix}")
+
+        def draw() -> None:
+            for called, figure in self.figures(name).items():
+                save_figure(figure, *(folder / f"{called}.{suffix}" for suffix in ("png", "svg")))
+
+        try_to_draw(draw)
         return self.save(folder / f"{name}.json")
 
     def push_to_hub(
@@ -80,17 +86,6 @@ class AnalysisResult(ABC):
         return push_analysis(self, repo_id, name, trainer, **options)
 
 
-def mark_sizes(axes: Axes, sizes: Iterable[int]) -> None:
-    """Marks the sizes that occur on a logarithmic x axis, and no others."""
-    marked = sorted(set(sizes))
-    axes.set_xticks(marked, [f"{size:,}" for size in marked])
-    axes.minorticks_off()
-
-
-def _draw(figure: Figure, path: Path) -> Path:
-    return atomic_write(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=130))
-
-
 def push_analysis(
     found: AnalysisResult, repo_id: str, name: str, trainer: InfluenceTrainer, **options: Unpack[PushOptions]
 ) -> CommitInfo:
@@ -105,6 +100,7 @@ def push_analysis(
         description, _, attributes = inspect.getdoc(type(found)).partition("\n\nAttributes:\n")
         texts = {"description": description, "attributes": inspect.cleandoc(attributes), "printed": str(found)}
         known = {"kind": type(found).__name__, "package": type(found).__module__.rpartition(".")[0]}
+        known["figure"] = (folder / f"{name}.png").exists()
         card = analysis_card(about, _settings(trainer), list(tables), repo_id=repo_id, name=name, **known, **texts)
         return card, {path.name: path for path in sorted(folder.iterdir())}
 

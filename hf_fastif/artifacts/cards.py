@@ -1,4 +1,4 @@
-"""Fill cards from templates, which lie in `model_cards/` of the repository."""
+"""Fill cards from templates, which are in `model_cards/` of the repository."""
 
 from __future__ import annotations
 
@@ -28,9 +28,14 @@ class CardSection(Protocol):
 def dataset_card(
     template: str, known: dict[str, Any], configs: Sequence[str], tags: Sequence[str] = (), **values: Any
 ) -> DatasetCard:
-    """Fill the card of a dataset repository; `load_dataset` gives the first config.
+    """Fill the card of a dataset repository.
 
-    `known` holds `base_model` and `datasets`, where these are on the Hub.
+    Args:
+        template (`str`): File name of the template.
+        known (`dict`): `base_model` and `datasets`, where these are on the Hub.
+        configs (`Sequence[str]`): Names of the tables. `load_dataset` loads the first by default.
+        tags (`Sequence[str]`): Tags in addition to those of every card.
+        **values: The variables of the template.
     """
     data = DatasetCardData(
         pretty_name=values["repo_id"].split("/")[-1],
@@ -49,17 +54,17 @@ def dataset_card(
 
 
 def card_part(name: str) -> str:
-    """Read a part that several cards share, such as `"limits"`."""
+    """Read a part that cards share, such as `"limits"`."""
     return (TEMPLATES / f"_{name}.md").read_text("utf-8")
 
 
 def about_recall(recall: CardSection) -> str:
-    """Return the section of a card about a recall that was measured."""
+    """Return the card section on measured recall."""
     return f"Recall, the share of the top m of a full scan that is among the k nearest:\n\n```text\n{recall}\n```"
 
 
 def digest_cells(manifest: dict[str, Any]) -> dict[str, str]:
-    """Return what a card says about the model, data and versions that an artifact belongs to."""
+    """Return the table cells for the model, dataset and versions that an artifact belongs to."""
     return {
         "model_digest": manifest["model"],
         "dataset_digest": manifest["dataset"],
@@ -69,5 +74,5 @@ def digest_cells(manifest: dict[str, Any]) -> dict[str, str]:
 
 
 def cells(rows: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Escape texts so that they stay in their cells of a Markdown table."""
+    """Escape texts so that each stays in its cell of a Markdown table."""
     return [(name, value.replace("|", "\\|").replace("\n", " ")) for name, value in rows]

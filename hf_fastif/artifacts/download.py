@@ -1,4 +1,4 @@
-"""Artifacts from the Hub: the manifest first, then the files that it names, each of the size that it says."""
+"""Download artifacts from the Hub: the manifest first, then the files that it lists, if their sizes agree."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from hf_fastif.version import __version__
 def fetch(
     repo_id_or_path: str | Path, inside: str, manifest: str, revision: str | None, token: str | bool | None
 ) -> Path:
-    """The folder of an artifact: the one given, or one that its files were downloaded to.
+    """Return the folder of an artifact, after downloading its files unless it is local.
 
     Args:
         repo_id_or_path (`str` or `Path`): A folder, or a dataset repository.
-        inside (`str`): Where in a repository the artifact is; ends with a slash, or is empty.
-        manifest (`str`): The name of the manifest.
+        inside (`str`): Path of the artifact within a repository: empty, or with a slash at the end.
+        manifest (`str`): File name of the manifest.
         revision (`str`, *optional*): A branch, tag or commit.
         token (`str` or `bool`, *optional*): As in `huggingface_hub`.
 
     Raises:
-        FileNotFoundError: If there is no such repository, revision or artifact.
-        ValueError: If the manifest is none, or a file has another size than it says.
+        NotFoundError: If there is no such repository, revision or artifact.
+        NotAllowedError: If the token has no access.
+        InfluenceError: If the manifest is invalid, or the size of a file differs from it.
     """
     if isinstance(repo_id_or_path, Path) or Path(repo_id_or_path).is_dir():
         return Path(repo_id_or_path)
@@ -40,17 +41,19 @@ def fetch(
 def _download(
     repo_id: str, name: str, revision: str | None, token: str | bool | None, size: int | None = None
 ) -> tuple[Path, str]:
-    """The local path of a file and the commit it is of; without a size, it is a manifest and small."""
-    asked = {
+    """Download a file and return its local path and commit; without a size, it must be as small as a manifest."""
+    options = {
         "repo_type": "dataset",
         "revision": revision,
         "token": token,
         "library_name": "hf_fastif",
         "library_version": __version__,
     }
-    found = hf_hub_download(repo_id, name, dry_run=True, **asked)
-    if size is None and (found.file_size or 0) > MAX_BYTES:
-        raise InfluenceError(f"{repo_id}: {name} has {found.file_size:,} bytes; a manifest has {MAX_BYTES:,} at most.")
-    if size is not None and found.file_size not in (None, size):
-        raise InfluenceError(f"{repo_id}: {name} has {found.file_size:,} bytes; the manifest says {size:,}.")
-    return Path(hf_hub_download(repo_id, name, **asked)), found.commit_hash
+    remote = hf_hub_download(repo_id, name, dry_run=True, **options)  # before the download, which may be huge
+    if size is None and (remote.file_size or 0) > MAX_BYTES:
+        raise InfluenceError(
+            f"{repo_id}: {name} has {remote.file_size:,} bytes; a manifest has at most {MAX_BYTES:,}."
+        )
+    if size is not None and remote.file_size not in (None, size):
+        raise InfluenceError(f"{repo_id}: {name} has {remote.file_size:,} bytes; the manifest says {size:,}.")
+    return Path(hf_hub_download(repo_id, name, **options)), remote.commit_hash

@@ -1,4 +1,4 @@
-"""What the Hub refuses, said so that the fix can be seen."""
+"""Explain errors of the Hub by the argument that caused them and its fix."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from hf_fastif.errors import InfluenceError, NotAllowedError, NotFoundError
 
 @contextmanager
 def hub_errors(repo_id: str, repo_type: str, revision: str | None) -> Iterator[None]:
-    """Turns the errors of `huggingface_hub` into ones that name the argument. A token is in none of them.
+    """Turn errors of `huggingface_hub` into ones that name the argument and never contain a token.
 
     Raises:
-        FileNotFoundError: If the repository, the revision or a file is not there.
-        PermissionError: If the token may not do it.
-        ValueError: If `repo_id` is no id.
+        NotFoundError: If the repository, the revision or a file does not exist.
+        NotAllowedError: If the token has no permission.
+        InfluenceError: If `repo_id` is not a valid id.
     """
     try:
         yield
@@ -36,16 +36,17 @@ def hub_errors(repo_id: str, repo_type: str, revision: str | None) -> Iterator[N
     except RepositoryNotFoundError as error:
         raise NotFoundError(
             f"repo_id={repo_id!r}: there is no such {repo_type} repository, or it is private or gated and your token "
-            "does not open it; check the id, or log in with `hf auth login`."
+            "has no access; check the id, or log in with `hf auth login`."
         ) from error
     except EntryNotFoundError as error:
         raise NotFoundError(
-            f"repo_id={repo_id!r}: the {repo_type} repository does not hold what is looked for ({error})."
+            f"repo_id={repo_id!r}: the {repo_type} repository does not have this file; check repo_id and revision "
+            f"({error})."
         ) from error
     except HfHubHTTPError as error:
         if error.response.status_code not in (401, 403):
             raise
         raise NotAllowedError(
-            f"repo_id={repo_id!r}: your token may not do that there; log in with `hf auth login` as somebody who may, "
-            "or to write give a repository of your own, or create_pr=True."
+            f"repo_id={repo_id!r}: your token has no permission for this; log in with `hf auth login` as a user with "
+            "permission; to write, give a repository of your own or create_pr=True."
         ) from error

@@ -9,22 +9,22 @@ from typing import Any
 import numpy as np
 
 
-LOSS_TOLERANCE = 1e-4  # relative; between devices and thread counts losses differ by rounding
+LOSS_TOLERANCE = 1e-4  # relative: losses on other devices or numbers of threads differ by rounding
 
 
 def loss_identity(function: str, probe: Iterable[float], **settings: Any) -> str:
-    """Return what stands for a loss in manifests, as JSON.
+    """Return the JSON text that identifies a loss in manifests.
 
     Args:
-        function (`str`): Who computes it, for people: empty for the model's head, or the name of the user's function.
-        probe (`Iterable[float]`): What the user's function gives for a few fixed inputs.
+        function (`str`): Name of the user's function, for people to read. Empty for the loss of the model's head.
+        probe (`Iterable[float]`): Values of the user's function on a few fixed inputs.
         **settings: Settings that gradients depend on.
     """
     return json.dumps({"function": function, "probe": [float(value) for value in probe]} | settings, sort_keys=True)
 
 
 def same_loss(one: str, other: str) -> bool:
-    """Tell whether two losses compute the same; the names of their functions do not matter."""
+    """Tell whether two losses compute the same, whatever the names of their functions."""
     if one == other:
         return True
     try:
@@ -41,7 +41,7 @@ def same_loss(one: str, other: str) -> bool:
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """Return the entries of `here` that are other ones in `there`; a loss is compared by what it computes."""
+    """Return the names of the entries of `here` that differ in `there`; losses are compared by what they compute."""
 
     def same(name: str) -> bool:
         if name == "loss":

@@ -1,4 +1,4 @@
-"""Where a model and its training set come from, in names that other people know."""
+"""Name the sources of a model and its training set so that other people can find them."""
 
 from __future__ import annotations
 
@@ -13,25 +13,29 @@ from torch import nn
 
 
 PACKAGES = ("hf_fastif", "torch", "transformers", "datasets")
-ON_THE_HUB = re.compile(r"hf://datasets/([^@]+)@")  # in the addresses that a dataset was downloaded from
+ON_THE_HUB = re.compile(r"hf://datasets/([^@]+)@")  # in the URLs that a dataset was downloaded from
 
 
 def model_name(model: nn.Module) -> str:
-    """The model's Hub id or folder, or else its class."""
+    """Return the model's Hub id, the last two parts of its folder, or else its class."""
     name = model.config._name_or_path or type(model).__name__
-    # Of a local folder the last two parts: results are shared, and other people's paths are not for reading.
+    # Results are shared, and full paths would tell readers more of the author's machine than they need.
     return name if _base_model(model) else "/".join(Path(name).parts[-2:])
 
 
 def sources(model: nn.Module, dataset: Dataset | None) -> dict[str, Any]:
-    """What is known on the Hub: `base_model`, the id that the model was loaded from, and `datasets`, a list of ids."""
-    addresses = (dataset.info.download_checksums if dataset is not None else None) or {}
-    found = (ON_THE_HUB.match(address) for address in addresses)
-    return {"base_model": _base_model(model), "datasets": sorted({match[1] for match in found if match})}
+    """Return the sources that are on the Hub.
+
+    Returns:
+        `dict`: `base_model`, the id that the model was loaded from or None, and `datasets`, a list of ids.
+    """
+    urls = (dataset.info.download_checksums if dataset is not None else None) or {}
+    matches = (ON_THE_HUB.match(url) for url in urls)
+    return {"base_model": _base_model(model), "datasets": sorted({match[1] for match in matches if match})}
 
 
 def versions() -> dict[str, str]:
-    """The versions of what computed."""
+    """Return the versions of the packages that results depend on."""
     return {name: version(name) for name in PACKAGES}
 
 

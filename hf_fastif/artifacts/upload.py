@@ -1,4 +1,4 @@
-"""Files and a card in one commit: a repository holds an artifact as a whole, or not at all."""
+"""Upload files and a card in one commit, so that a repository holds a complete artifact or none."""
 
 from __future__ import annotations
 
@@ -15,14 +15,20 @@ from hf_fastif.version import __version__
 
 
 class PushOptions(TypedDict, total=False):
-    """Options of every push, as in `huggingface_hub`.
+    """Keyword options of every push, as in `huggingface_hub`.
 
     Attributes:
-        private (`bool`): Whether a repository that is created is private; what its owner has set unless given.
-        revision (`str`): The branch to push to, created if it is not there; `main` unless given.
-        create_pr (`bool`): Opens a pull request.
-        token (`str` or `bool`): Unless given, the one of `hf auth login`. It is sent and never written.
-        commit_message (`str`): Says what was pushed unless given.
+        private (`bool`): Whether a new repository is private. By default its owner's setting.
+        revision (`str`): The branch to push to, which is created if it does not exist. By default `main`.
+        create_pr (`bool`): Whether to open a pull request instead of committing to the branch.
+        token (`str` or `bool`): By default the token of `hf auth login`. It is never written to a file.
+        commit_message (`str`): By default a line that describes the upload.
+
+    Example:
+
+    ```python
+    result.push_to_hub("me/influences", private=True, commit_message="Influence of the dev set")
+    ```
     """
 
     private: bool | None
@@ -47,20 +53,21 @@ def push(
     token: str | bool | None = None,
     commit_message: str | None = None,
 ) -> CommitInfo:
-    """Creates a repository if it is not there, and commits a card and files to it.
+    """Create a repository if needed, and commit a card and files to it.
 
-    The files of an upload that was interrupted are known to the Hub and not sent again.
+    Files that an interrupted upload has already sent are not sent again.
 
     Args:
         repo_id (`str`): The repository.
         repo_type (`str`): `"dataset"` or `"space"` (a static one).
-        stage (`Callable`): Gets an empty folder and the full id of the repository; gives the card and, by their names
-            in the repository, the files.
-        owned (`Sequence[str]`): Patterns of names; what matches and is not pushed is deleted.
+        stage (`Callable`): Takes an empty folder and the full id of the repository. Returns the card and a mapping
+            from names in the repository to local files.
+        owned (`Sequence[str]`): Patterns of names. Remote files that match one and are not pushed are deleted.
         private, revision, create_pr, token, commit_message: See `PushOptions`.
 
     Raises:
-        PermissionError: If the token may not write there.
+        InfluenceError: If `repo_id` is not a valid id.
+        NotAllowedError: If the token has no permission to write.
     """
     api = HfApi(token=token, library_name="hf_fastif", library_version=__version__)
     sdk = {"space_sdk": "static"} if repo_type == "space" else {}
@@ -70,12 +77,12 @@ def push(
         if revision is not None and not create_pr and not revision.startswith("refs/"):
             api.create_branch(url.repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
         card, files = stage(Path(folder), url.repo_id)
-        there = set(api.list_repo_files(**where))
-        if "README.md" in there:
+        remote = set(api.list_repo_files(**where))
+        if "README.md" in remote:
             _keep_metadata(card, Path(api.hf_hub_download(filename="README.md", **where)))
         card.save(Path(folder) / "README.md")
         files = {**files, "README.md": Path(folder) / "README.md"}
-        stale = sorted(name for name in there - set(files) if any(fnmatch(name, pattern) for pattern in owned))
+        stale = sorted(name for name in remote - set(files) if any(fnmatch(name, pattern) for pattern in owned))
         return api.create_commit(
             **where,
             operations=[
@@ -88,11 +95,12 @@ def push(
 
 
 def _keep_metadata(card: RepoCard, old: Path) -> None:
-    """Takes over what the owner of the repository has added to the metadata, such as a license."""
+    """Keep metadata that the owner of the repository has added, such as a license."""
     for name, value in RepoCard.load(old, ignore_metadata_errors=True).data.to_dict().items():
         if card.data.get(name) is None:
             card.data[name] = value
 
 
 def files_in(folder: Path) -> dict[str, Path]:
+    """List all files in a folder by their relative names, with slashes on every system."""
     return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}

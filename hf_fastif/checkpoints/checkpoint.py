@@ -1,4 +1,4 @@
-"""One checkpoint: trained parameters and buffers at one moment, in a file of ours or a folder that `Trainer` saved."""
+"""Write and read a checkpoint: trained parameters and buffers, in a light file or a folder that `Trainer` saved."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from hf_fastif.errors import InfluenceError
 
 WEIGHTS, WEIGHTS_INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"
 SCHEDULER = "scheduler.pt"
-REPLACED = {"base_layer", "original_module"}  # what PEFT calls a part of the model that its own stands in for
-EPOCH_END = 1e-6  # `Trainer` counts epochs in batches, so that the end of one is a whole number but for rounding
+REPLACED = {"base_layer", "original_module"}  # PEFT's names of modules that its adapters replace
+EPOCH_END = 1e-6  # `Trainer` counts epochs in batches, so that one ends at a whole number, except for rounding
 STATE = "trainer_state.json"
-RUN = "InfluenceRun"  # the entry of a trainer's state that names the run, where our trainer began it
+RUN = "InfluenceRun"  # the entry of a trainer's state that names the run, if InfluenceTrainer started it
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where training stood, and where the parameters of that moment are.
+    """A moment of training and the file of its parameters. Facts that were not recorded are None.
 
     Attributes:
-        path (`Path`, *optional*): A file that `save_checkpoint` wrote, or a folder with a model's safetensors. None is
-            the model as it is.
+        path (`Path`, *optional*): A file that `save_checkpoint` wrote, or a folder with a model's safetensors. None
+            stands for the weights that the model has now.
         step (`int`, *optional*): Optimizer steps taken.
-        epoch (`float`, *optional*): DatasetSweep over the training set.
-        learning_rate (`float`, *optional*): Of that step.
-        train_dataset (`str`, *optional*): Digest of the training set, where it was written down.
-        loss (`str`, *optional*): What stands for the loss of training, where it was written down.
-        frozen (`str`, *optional*): Digest of the parameters that were not trained, where it was written down.
-        run (`str`, *optional*): Name of the run, where it was written down.
-        log_size (`int`, *optional*): How many entries the run's log had.
+        epoch (`float`, *optional*): Epochs trained, which may be fractional.
+        learning_rate (`float`, *optional*): Learning rate of that step.
+        train_dataset (`str`, *optional*): Digest of the training set.
+        loss (`str`, *optional*): Identity of the training loss (see `loss_identity`).
+        frozen (`str`, *optional*): Digest of the frozen parameters.
+        run (`str`, *optional*): Name of the run.
+        log_size (`int`, *optional*): Number of entries in the run's log.
         log (`str`, *optional*): Digest of these entries.
-        pace (`str`, *optional*): Settings of the run that its state tells (see `pace_of`).
+        pace (`str`, *optional*): Settings of the run that its state records (see `pace_of`).
     """
 
     path: Path | None = None
@@ -59,7 +59,7 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """The run and the step, for people."""
+        """Return the run and the step, for people to read."""
         if self.path is None:
             return "final"
         path = self.path
@@ -67,32 +67,32 @@ class Checkpoint:
 
     @property
     def title(self) -> str:
-        """The same with the epoch."""
+        """Return the name with the epoch, if it is known."""
         return self.name if self.epoch is None else f"{self.name} (epoch {self.epoch:.3g})"
 
     @property
     def ends_epoch(self) -> int | None:
-        """The epoch that ends here, or None in the middle of one."""
+        """Return the number of the epoch that ends here, or None in the middle of one."""
         number = round(self.epoch or 0)
         return number if number and abs(self.epoch - number) < EPOCH_END else None
 
     @cached_property
     def saved_at(self) -> float:
-        """When it was written, in seconds, as far as the file system remembers."""
+        """Return the file's modification time, in seconds since 1970."""
         return (self.path if self.path.is_file() else self.path / STATE).stat().st_mtime
 
 
-def save_checkpoint(folder: Path, tensors: Mapping[str, torch.Tensor], about: Checkpoint) -> Path:
-    """Write trained parameters and buffers, with what is known of them."""
+def save_checkpoint(folder: Path, tensors: Mapping[str, torch.Tensor], checkpoint: Checkpoint) -> Path:
+    """Write trained parameters and buffers, with the facts on their checkpoint, and return the file."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step-{about.step:08d}.safetensors"
-    facts = {name: value for name, value in asdict(about).items() if name != "path"}
+    path = folder / f"step-{checkpoint.step:08d}.safetensors"
+    facts = {name: value for name, value in asdict(checkpoint).items() if name != "path"}
     values = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     return atomic_write(path, lambda file: save_file(values, file, {"checkpoint": json.dumps(facts)}))
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Read what is known of a file or folder, without its parameters."""
+    """Read the facts on a checkpoint from its file or folder, without its parameters."""
     facts: dict[str, Any] = {}
     if path.is_file():
         with safe_open(path, framework="pt") as file:
@@ -108,7 +108,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def pace_of(state: Mapping[str, Any], folder: Path | None = None) -> str:
-    """Return how a run went: batch size, what it saved and logged, and its learning rates where a folder has them."""
+    """Return settings that tell runs apart: batch size, intervals of saving, logging and evaluation, learning rates.
+
+    Learning rates are included if a folder is given that has them.
+    """
     settings = [state.get(name) for name in ("train_batch_size", "save_steps", "logging_steps", "eval_steps")]
     if folder is not None and (folder / SCHEDULER).exists():
         settings.append(torch.load(folder / SCHEDULER, weights_only=True).get("base_lrs"))
@@ -116,13 +119,16 @@ def pace_of(state: Mapping[str, Any], folder: Path | None = None) -> str:
 
 
 def run_name(state: Mapping[str, Any]) -> str | None:
-    """Return the name that our trainer gave the run, from a trainer's state; whoever resumes it keeps the name."""
+    """Return the run's name from a trainer's state, or None if `InfluenceTrainer` did not start the run.
+
+    A trainer that resumes the run keeps its name.
+    """
     entry = (state.get("stateful_callbacks") or {}).get(RUN)
     return None if entry is None else entry["attributes"]["run"]
 
 
 def log_digest(entries: Sequence[Mapping[str, Any]]) -> str:
-    """Return a digest of entries of a run's log."""
+    """Return a digest of the entries of a run's log."""
     return hexdigest([json.dumps(list(entries), sort_keys=True, default=str)])
 
 
@@ -132,7 +138,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_parameters(path: Path, names: Iterable[str]) -> dict[str, torch.Tensor]:
-    """Read parameters and buffers of a checkpoint by name; those that it does not hold are left out.
+    """Read parameters and buffers of a checkpoint by name; names that it does not have are left out.
 
     Raises:
         InfluenceError: If the folder has no safetensors.
@@ -151,7 +157,7 @@ def _read_one_by_one(path: Path, names: Iterable[str]) -> Iterator[tuple[str, to
 
 
 def has_same_parameters(member: Checkpoint, state: Mapping[str, torch.Tensor]) -> bool:
-    """Tell whether a checkpoint has just these parameters and buffers; it is read until one differs."""
+    """Tell whether a checkpoint has exactly these parameters and buffers; reading stops at the first difference."""
     missing = set(state)
     for name, values in _read_one_by_one(member.path, state):
         if values.shape != state[name].shape or not torch.equal(values.to(state[name]), state[name]):
@@ -161,7 +167,7 @@ def has_same_parameters(member: Checkpoint, state: Mapping[str, torch.Tensor]) -
 
 
 def _homes(path: Path) -> dict[str, Path]:
-    """The file of each parameter, by the name that it is saved under."""
+    """Return the file of each parameter, by the name under which it is saved."""
     if path.is_dir() and (path / WEIGHTS_INDEX).exists():
         return {name: path / Path(file).name for name, file in read_json(path / WEIGHTS_INDEX)["weight_map"].items()}
     file = path
@@ -169,15 +175,15 @@ def _homes(path: Path) -> dict[str, Path]:
         file = path / (ADAPTER if (path / ADAPTER).exists() and not (path / WEIGHTS).exists() else WEIGHTS)
     if not file.is_file():
         raise InfluenceError(
-            f"checkpoints: {path} holds no {WEIGHTS}; give a folder that Trainer or save_pretrained wrote (of a model "
-            "that is saved whole, not in the shards of its processes)."
+            f"checkpoints: {path} holds no {WEIGHTS}; give a folder that Trainer or save_pretrained wrote, with the "
+            "complete model and not a shard for each process."
         )
     with safe_open(file, framework="pt") as opened:
         return dict.fromkeys(opened.keys(), file)
 
 
 def _saved_name(name: str, saved: Collection[str]) -> str | None:
-    """The name that a parameter is saved under: PEFT leaves out the name of its adapter."""
+    """Return the name under which a parameter is saved, or None: PEFT leaves out the name of its adapter."""
     if name in saved:
         return name
     parts = name.split(".")
@@ -185,7 +191,7 @@ def _saved_name(name: str, saved: Collection[str]) -> str | None:
         return None
     for place in range(1, len(parts)):
         before = parts[: place - 1] if parts[place - 1] == "modules_to_save" else parts[:place]
-        for behind in (parts[place + 1 :], parts[place + 2 :]):  # of DoRA the last part too
+        for behind in (parts[place + 1 :], parts[place + 2 :]):  # DoRA leaves out the last part too
             shorter = ".".join([*before, *behind])
             if shorter in saved:
                 return shorter

@@ -1,4 +1,4 @@
-"""Several checkpoints, one after the other in the one model that is in memory."""
+"""Load checkpoints one after the other into the one model in memory."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from hf_fastif.errors import InfluenceError
 from hf_fastif.model import Objective, frozen_digest, trained_state
 
 
-FINAL = "take the model as it is with checkpoints='final'"
+FINAL = "use the final weights with checkpoints='final'"
 
 
 class CheckpointSet:
     """The checkpoints that influence is summed over: I(z, z') = sum_m w_m I_m(z, z').
 
     Args:
-        objective (`Objective`): The model that they are checkpoints of.
-        members (`Sequence[Checkpoint]`): At least one.
-        weights (`Sequence[float]`): w_m, which sum to 1.
+        objective (`Objective`): The model of the checkpoints.
+        members (`Sequence[Checkpoint]`): At least one checkpoint.
+        weights (`Sequence[float]`): The weights w_m, which sum to 1.
     """
 
     def __init__(self, objective: Objective, members: Sequence[Checkpoint], weights: Sequence[float]):
         self.objective = objective
         self.members = list(members)
         self.weights = list(weights)
-        self.present = Checkpoint()  # the one that is in the model
+        self.present = Checkpoint()  # whose parameters the model has now
 
     def __len__(self) -> int:
         return len(self.members)
 
     @property
     def size(self) -> int:
-        """Numbers in an s_test: the parameters of all checkpoints, one behind the other."""
+        """Return the number of values in an s_test, which concatenates the parameters of all checkpoints."""
         return len(self) * self.objective.space.size
 
     @contextmanager
     def at(self, number: int) -> Iterator[float]:
-        """Put a checkpoint's parameters and buffers into the model, give its weight, and put back the model's own."""
+        """Load a checkpoint's parameters and buffers into the model for a block, which gets its weight w_m."""
         member, before = self.members[number], self.present
         if member == before:
             yield self.weights[number]
@@ -57,7 +57,7 @@ class CheckpointSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """What stands for the weights of all checkpoints, how they are weighted, and which of them are trained."""
+        """Return a digest of the parameters of all checkpoints, of the weights w_m, and of what is trained."""
         prints = []
         for number in range(len(self)):
             with self.at(number) as weight:
@@ -73,7 +73,7 @@ class CheckpointSet:
             train (`ExampleBatches`): The training set.
 
         Raises:
-            InfluenceError: If one is, naming it.
+            InfluenceError: Naming the first such checkpoint.
         """
         loss = self.objective.training_loss_identity
         for member in self.members:
@@ -82,15 +82,16 @@ class CheckpointSet:
             self._check_parameters(member)
             if member.train_dataset is not None and not train.is_trained_on(member.train_dataset):
                 raise InfluenceError(
-                    f"checkpoints: {member.path} was trained on the rows {member.train_dataset}, and train_dataset is "
-                    f"{train.training_digest}: other rows, another order or other preprocessing. Give the training "
-                    "set of that run as train_dataset; to score only some rows of it, pass them as candidates=...; "
-                    f"or {FINAL}."
+                    f"checkpoints: {member.path} was trained on rows with the digest {member.train_dataset}, but "
+                    f"train_dataset has {train.training_digest}: its rows, their order or their preprocessing differ. "
+                    "Give the training set of that run as train_dataset; to score only some of its rows, pass them as "
+                    f"candidates=...; or {FINAL}."
                 )
             if member.loss is not None and not same_loss(member.loss, loss):
                 raise InfluenceError(
-                    f"checkpoints: {member.path} was trained with the loss {member.loss}, and this is {loss}. Give "
-                    f"the trainer the compute_loss_func and label_smoothing_factor of that run, or {FINAL}."
+                    f"checkpoints: {member.path} was trained with the loss {member.loss}, but the trainer has "
+                    f"{loss}. Give the trainer the compute_loss_func and label_smoothing_factor of that run, or "
+                    f"{FINAL}."
                 )
 
     def _check_parameters(self, member: Checkpoint) -> None:
@@ -101,25 +102,25 @@ class CheckpointSet:
         for name in state:
             if name not in saved and member.frozen is not None:
                 raise InfluenceError(
-                    f"checkpoints: {member.path} holds no {name}, which was frozen then and is trained now; freeze "
-                    f"the model as it was when it was trained, or {FINAL}."
+                    f"checkpoints: {member.path} holds no {name}, which was frozen in its run and is trained now; "
+                    f"freeze the parameters that were frozen in that run, or {FINAL}."
                 )
             if name not in saved or saved[name].shape != tensors[name].shape:
                 raise InfluenceError(
-                    f"checkpoints: {member.path} is of another architecture than this {type(model).__name__}: its "
+                    f"checkpoints: {member.path} has another architecture than this {type(model).__name__}: its "
                     f"{name} is {tuple(saved[name].shape) if name in saved else 'missing'}, and the "
                     f"model's is {tuple(tensors[name].shape)}."
                 )
         for name, p in tensors.items():
             if name in saved and name not in state and not torch.equal(saved[name].to(p), p):
                 raise InfluenceError(
-                    f"checkpoints: {member.path} has another {name} than the model, which is frozen; only trained "
-                    "parameters may differ. Leave trained what was trained then (requires_grad_(True)) and freeze "
-                    f"what was frozen, or {FINAL}."
+                    f"checkpoints: {member.path} has other values of {name} than the model, where it is frozen; only "
+                    "trained parameters may differ. Train the parameters that were trained in that run "
+                    f"(requires_grad_(True)) and freeze the others, or {FINAL}."
                 )
         frozen = frozen_digest(model)
         if member.frozen not in (None, frozen) and set(saved) == set(state):
             raise InfluenceError(
-                f"checkpoints: {member.path} was trained beside the frozen parameters {member.frozen}, and the "
-                f"model's are {frozen}; load the model that it was trained from, or {FINAL}."
+                f"checkpoints: {member.path} was trained with frozen parameters of the digest {member.frozen}, but "
+                f"the model's have {frozen}; load the model that its training started from, or {FINAL}."
             )

@@ -1,4 +1,4 @@
-"""Which checkpoints a setting means."""
+"""Find the checkpoints and weights that a setting names."""
 
 from __future__ import annotations
 
@@ -24,14 +24,21 @@ def find_checkpoints(wanted: Sequence[str], output_dir: str, model: nn.Module) -
     Args:
         wanted (`Sequence[str]`): `["auto"]`, `["final"]`, `["epochs"]`, `["3"]`, `["early-3"]`, or paths and Hub
             revisions.
-        output_dir (`str`): Where training kept some.
-        model (`torch.nn.Module`): The model as it is.
+        output_dir (`str`): The folder that training wrote to.
+        model (`torch.nn.Module`): The model with its final weights.
 
     Returns:
-        The checkpoints, and a line for the user about a choice that was made; empty where there was none.
+        `tuple[list[Checkpoint], str]`: The checkpoints, and a message that explains an automatic choice to the user.
+        The message is empty if there was no choice.
 
     Raises:
-        InfluenceError: If there are none such.
+        InfluenceError: If there are no such checkpoints.
+
+    Example:
+
+    ```python
+    checkpoints, message = find_checkpoints(["early-3"], "out", model)
+    ```
     """
     if list(wanted) == ["final"]:
         return [Checkpoint()], ""
@@ -46,34 +53,28 @@ def find_checkpoints(wanted: Sequence[str], output_dir: str, model: nn.Module) -
 
 
 def _automatic(output_dir: str, end: RunEnd | None, model: nn.Module) -> tuple[list[Checkpoint], str]:
-    """The end of the first epoch of the run that led to the model; the model as it is where that is not known."""
-    final = (
-        "Influence is taken at the model as it is, whose training examples may be fitted and have little left to say"
-    )
+    """Return the end of the first epoch of the run that led to the model, or its final weights if unknown."""
+    final = "using the final weights. Early checkpoints usually give better scores"
     if end is None:
-        there = latest_run(output_dir) is not None
-        why = "its weights are not those that a run there left" if there else "no run left checkpoints there"
+        reason = "The model's weights match no training run" if latest_run(output_dir) else "No training checkpoints"
         return [Checkpoint()], (
-            f"{final}: the end of the first epoch of its training is not known, since {why} ({output_dir}). "
-            "InfluenceTrainer keeps that moment while it trains; checkpoints=['FOLDER'] names one."
+            f"{reason} in {output_dir}: {final}; train with InfluenceTrainer or pass checkpoints=[...]."
         )
     members = checkpoints_of(output_dir, end)
     first = next((member for member in members if member.ends_epoch == 1), None)
     if first is None:
-        moments = ", ".join(f"{member.epoch:.4g}" for member in members)
-        way_out = f"checkpoints=['{members[0].path}'] takes the earliest of these" if members else "train again for it"
+        epochs = ", ".join(f"{member.epoch:.4g}" for member in members)
+        left = f" (only at epoch {epochs})" if members else ""
+        fix = f"pass checkpoints=['{members[0].path}'] for the earliest" if members else "train with InfluenceTrainer"
         return [Checkpoint()], (
-            f"{final}: its run left no checkpoint at the end of the first epoch (those in {output_dir} are of epoch "
-            f"{moments or '-'}); {way_out}."
+            f"No training checkpoint at the end of the first epoch in {output_dir}{left}: {final}; {fix}."
         )
     if has_same_parameters(first, trained_state(model)):
-        return [Checkpoint()], (
-            f"Influence is taken at the model as it is, which is the end of the first epoch of its run ({first.name})."
-        )
-    unnamed = "" if first.run else " It is of the same run as far as its folder tells, which does not name it."
+        return [Checkpoint()], f"Using the final weights, which are those at the end of the first epoch: {first.name}."
+    unnamed = "" if first.run else " Its folder does not name the run, but its steps, log and settings match."
     return [first], (
-        f"Influence is taken at the end of the first epoch ({first.name}), where training examples are not fitted yet "
-        f"and still pull at the parameters; checkpoints='final' takes the model as it is.{unnamed}"
+        f"Using the checkpoint at the end of the first epoch ({first.name}), where training examples are not fitted "
+        f"yet: it usually gives better scores than the final weights, which checkpoints='final' selects.{unnamed}"
     )
 
 
@@ -85,15 +86,15 @@ def _epochs(output_dir: str, members: list[Checkpoint]) -> tuple[list[Checkpoint
             "setting, or with save_strategy='epoch'."
         )
     missing = sorted(set(range(1, max(ends))) - set(ends))
-    line = f"Influence is summed over the ends of the epochs {', '.join(map(str, sorted(ends)))}: no others were kept."
+    line = f"Summing influence over the ends of epochs {', '.join(map(str, sorted(ends)))}: no others were saved."
     return [ends[number] for number in sorted(ends)], line if missing else ""
 
 
 def weights_of(members: Sequence[Checkpoint], wanted: Sequence[str]) -> list[float]:
-    """The weights, which sum to 1, that `InfluenceConfig.checkpoint_weights` names.
+    """Return the weights that `InfluenceConfig.checkpoint_weights` names, scaled to sum to 1.
 
     Raises:
-        ValueError: If a learning rate is not known, or there is not a number for each checkpoint.
+        InfluenceError: If a learning rate is unknown or 0, or the number of weights is not that of the checkpoints.
     """
     if list(wanted) == ["uniform"]:
         values = [1.0] * len(members)
@@ -101,7 +102,7 @@ def weights_of(members: Sequence[Checkpoint], wanted: Sequence[str]) -> list[flo
         unknown = [member.name for member in members if not member.learning_rate]
         if unknown:
             raise InfluenceError(
-                f"checkpoint_weights='learning_rate': it is not known, or 0, for {', '.join(unknown)}; give numbers."
+                f"checkpoint_weights='learning_rate': it is unknown or 0 for {', '.join(unknown)}; give numbers."
             )
         values = [member.learning_rate for member in members]
     else:
@@ -115,44 +116,52 @@ def weights_of(members: Sequence[Checkpoint], wanted: Sequence[str]) -> list[flo
 
 
 def kept_checkpoints(output_dir: str) -> list[Checkpoint]:
-    """The checkpoints of the run that wrote last into its folder, by step."""
+    """Return the checkpoints of the latest run in a folder, by step.
+
+    Example:
+
+    ```python
+    trainer.args.checkpoints = [str(checkpoint.path) for checkpoint in kept_checkpoints("out")]
+    ```
+    """
     return checkpoints_of(output_dir, latest_run(output_dir))
 
 
 def count_of(wanted: Sequence[str]) -> int | None:
-    """The number in "3" or "early-3", or None for anything else."""
+    """Return the number in "3" or "early-3", or None for any other setting."""
     number = wanted[0].removeprefix("early-") if len(wanted) == 1 else ""
     return int(number) if number.isdecimal() else None
 
 
 def steps_of(wanted: Sequence[str], num_steps: int) -> list[int]:
-    """The steps of training that "3" (thirds) and "early-3" (a quarter, a half, the whole) mean."""
+    """Return the training steps that "3" (each third) or "early-3" (a quarter, a half and all of training) names."""
     count = count_of(wanted)
     early = wanted[0].startswith("early-")
     shares = 2.0 ** -np.arange(count)[::-1] if early else np.arange(1, count + 1) / count
     return sorted({max(1, round(num_steps * share)) for share in shares})
 
 
-def _spaced(kept: list[Checkpoint], wanted: str) -> list[Checkpoint]:
-    steps = np.array([member.step for member in kept])
-    found = [int(np.abs(steps - step).argmin()) for step in steps_of([wanted], int(steps[-1]))] if kept else []
-    if len(set(found)) < count_of([wanted]):
+def _spaced(members: list[Checkpoint], wanted: str) -> list[Checkpoint]:
+    steps = np.array([member.step for member in members])
+    nearest = [int(np.abs(steps - step).argmin()) for step in steps_of([wanted], int(steps[-1]))] if members else []
+    if len(set(nearest)) < count_of([wanted]):
         raise InfluenceError(
-            f"checkpoints={wanted!r}: training left {len(kept)} checkpoints, {len(set(found))} of them where they are "
-            "wanted; train with this setting (and a save_total_limit that allows as many), or give fewer."
+            f"checkpoints={wanted!r}: training left {len(members)} checkpoints, of which {len(set(nearest))} are near "
+            "the steps that it names; train with this setting (and a save_total_limit that allows as many), or give a "
+            "smaller number."
         )
-    return [kept[number] for number in found]
+    return [members[number] for number in nearest]
 
 
 def _named(name: str) -> list[Checkpoint]:
-    """A file or folder, all light checkpoints of a run's output_dir, or a model (revision) on the Hub."""
+    """Open a file, a folder, the light checkpoints of an output_dir, or a model on the Hub (id or id@revision)."""
     path = Path(name)
     run = sorted((path / FOLDER).glob("step-*.safetensors"))
     if run:
         return [open_checkpoint(file) for file in run]
     if not path.exists():
         if "/" not in name and (near := did_you_mean(name, WORDS)):
-            raise InfluenceError(f"checkpoints={name!r} is no path, and none of {', '.join(WORDS)}{near}")
+            raise InfluenceError(f"checkpoints={name!r} is neither a path nor one of {', '.join(WORDS)}{near}")
         check_path("checkpoints", name)
         repo, _, revision = name.partition("@")
         patterns = ["*.safetensors", "*.safetensors.index.json", STATE]

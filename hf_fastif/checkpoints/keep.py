@@ -1,4 +1,4 @@
-"""Keeps light checkpoints while a `Trainer` trains, and which run each is of."""
+"""Save light checkpoints while a `Trainer` trains, with the name of their run."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ logger = logging.get_logger(__name__)
 
 
 class KeepCheckpoints(TrainerCallback):
-    """Writes trained parameters and buffers, and nothing else, at the moments that `args.checkpoints` names.
+    """Callback that saves trained parameters and buffers at the moments that `args.checkpoints` names.
+
+    Optimizer, scheduler and frozen parameters are not saved, which keeps the files small.
 
     Args:
-        describe (`Callable`): Gives `train_dataset`, `loss` and `frozen` of a [`Checkpoint`], or None if none can be
-            kept.
-        unwrap (`Callable`): Gives the model itself, without what training wraps around it.
+        describe (`Callable`): Returns `train_dataset`, `loss` and `frozen` of a [`Checkpoint`], or None if no
+            checkpoint can be saved.
+        unwrap (`Callable`): Returns the model without the wrappers of training.
     """
 
     def __init__(self, describe: Callable[[], Mapping[str, str] | None], unwrap: Callable[[nn.Module], nn.Module]):
@@ -42,9 +44,9 @@ class KeepCheckpoints(TrainerCallback):
     def on_train_begin(
         self, args: InfluenceConfig, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Forget checkpoints that are not of this run, and say what will be kept."""
+        """Delete light checkpoints of other runs or later steps, and announce what will be saved."""
         self.steps, self.last_epoch = self._wanted(args, state)
-        self.facts = self.describe() if self.steps or self.last_epoch else None  # by all processes together
+        self.facts = self.describe() if self.steps or self.last_epoch else None  # on every process: it may communicate
         if not state.is_world_process_zero:
             return
         resumed = run_name(vars(state)) if state.global_step else None
@@ -58,41 +60,41 @@ class KeepCheckpoints(TrainerCallback):
             self._announce(args, kwargs["model"], self.steps, self.last_epoch)
 
     def on_step_end(self, args: InfluenceConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Keep the steps that are wanted."""
+        """Save a checkpoint after a step that `args.checkpoints` names."""
         if state.global_step in self.steps:
             self._keep(args, state, kwargs["model"], kwargs["lr_scheduler"])
 
     def on_epoch_end(self, args: InfluenceConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Keep the end of an epoch that is wanted."""
+        """Save a checkpoint after an epoch that `args.checkpoints` names."""
         ended = Checkpoint(step=state.global_step, epoch=state.epoch).ends_epoch
         if ended is not None and ended <= self.last_epoch:
             self._keep(args, state, kwargs["model"], kwargs["lr_scheduler"])
 
     def end(self, state: TrainerState, model: nn.Module) -> RunEnd:
-        """Where the run ended, however it did."""
+        """Return where the run ended, completed or interrupted."""
         weights = weights_digest(self.unwrap(model))
         pace = pace_of(vars(state))
         return RunEnd(state.global_step, state.epoch or 0.0, state.log_history, 0.0, self.run, weights, pace)
 
     def _wanted(self, args: InfluenceConfig, state: TrainerState) -> tuple[list[int], float]:
-        """The steps that are to be kept, and up to which epoch all ends are."""
+        """Return the steps after which to save, and the last epoch after which to save (all earlier ones too)."""
         steps = [] if count_of(args.checkpoints) is None else steps_of(args.checkpoints, state.max_steps)
         last_epoch = {"auto": 1.0, "epochs": float("inf")}.get(args.checkpoints[0], 0.0)
         return steps, last_epoch if len(args.checkpoints) == 1 else 0.0
 
     def _announce(self, args: InfluenceConfig, model: nn.Module, steps: list[int], epochs: float) -> None:
         size = sum(tensor.nbytes for tensor in self._tensors(model).values()) / 1e6
-        moments = f"{len(steps)} moments" if steps else "the end of the first epoch" if epochs == 1 else "every epoch"
-        limit = f", {args.save_total_limit} at most," if args.save_total_limit and epochs != 1 else ""
+        moments = f"{len(steps)} steps" if steps else f"the end of {'the first' if epochs == 1 else 'every'} epoch"
+        limit = f" (at most {args.save_total_limit})" if args.save_total_limit and epochs != 1 else ""
         logger.warning(
-            f"For influence the trained parameters of {moments}{limit} are kept in {Path(args.output_dir) / FOLDER} "
-            f"({size:,.1f} MB each); checkpoints='final' keeps none."
+            f"Saving the trained parameters at {moments}{limit} to {Path(args.output_dir) / FOLDER} for influence "
+            f"({size:,.1f} MB each); checkpoints='final' saves none."
         )
 
     def _keep(self, args: InfluenceConfig, state: TrainerState, model: nn.Module, scheduler: Any) -> None:
         if self.facts is None or not state.is_world_process_zero:
             return
-        about = Checkpoint(
+        checkpoint = Checkpoint(
             step=state.global_step,
             epoch=state.epoch,
             learning_rate=scheduler.get_last_lr()[0],
@@ -102,7 +104,7 @@ class KeepCheckpoints(TrainerCallback):
             pace=pace_of(vars(state)),
             **self.facts,
         )
-        save_checkpoint(Path(args.output_dir) / FOLDER, self._tensors(model), about)
+        save_checkpoint(Path(args.output_dir) / FOLDER, self._tensors(model), checkpoint)
         if args.save_total_limit:
             for oldest in light_checkpoints(args.output_dir)[: -args.save_total_limit]:
                 oldest.path.unlink()

@@ -1,4 +1,4 @@
-"""Runs of training: which one led to the model, and which checkpoints are of it."""
+"""Find the training run that led to a model, and the checkpoints of that run."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from hf_fastif.model import trained_state, weights_digest
 
 
 FOLDER = Path("influence", "checkpoints")  # of the light checkpoints, under output_dir
-RECORD = "run.json"  # beside them: where the last run of our trainer ended
-CLOCK = 2.0  # seconds that two files of a run may lie in the wrong order, as some file systems round times
+RECORD = "run.json"  # next to them: where the last run of InfluenceTrainer ended
+CLOCK = 2.0  # seconds by which files of a run may seem to be in the wrong order: some file systems round times
 
 
 @dataclass(frozen=True)
 class RunEnd:
-    """Where a run stood when it left a model.
+    """The state of a run when it saved a model. Facts that were not recorded are None.
 
     Attributes:
         step (`int`): Optimizer steps taken.
-        epoch (`float`): DatasetSweep over the training set.
-        log (`list[dict]`, *optional*): What it had logged, where that is known.
-        saved_at (`float`): When that was written, in seconds.
-        run (`str`, *optional*): Its name, where our trainer gave it one.
-        weights (`str`, *optional*): Digest of the model's weights, where our trainer wrote it down.
+        epoch (`float`): Epochs trained, which may be fractional.
+        log (`list[dict]`, *optional*): The entries of its log.
+        saved_at (`float`): When it was written, in seconds since 1970.
+        run (`str`, *optional*): Name of the run, if `InfluenceTrainer` started it.
+        weights (`str`, *optional*): Digest of the model's weights, if `InfluenceTrainer` wrote it.
         pace (`str`, *optional*): Settings of the run, as in [`Checkpoint`].
     """
 
@@ -51,11 +51,11 @@ class RunEnd:
     pace: str | None = None
 
     def led_from(self, earlier: Checkpoint) -> bool:
-        """Tell whether a checkpoint is an earlier moment of this run, or the same.
+        """Tell whether a checkpoint is an earlier moment of this run, or the same moment.
 
-        Names tell runs of our trainer apart, and a run that another trainer resumes keeps its name. Both must have as
-        many steps an epoch and the same log, as far as the earlier one goes, and the earlier one must have been
-        written before. Of checkpoints without a name the other settings must be the same too.
+        Runs of `InfluenceTrainer` have names, which other trainers keep when they resume them. Both moments must have
+        the same number of steps per epoch. The earlier log must be the start of the later one, and the earlier file
+        must be older. If the checkpoint has no name, the other settings must agree too.
         """
         if earlier.step is None or not earlier.epoch or earlier.step > self.step:
             return False
@@ -73,7 +73,7 @@ def _same_pace(one: str | None, other: str) -> bool:
 
 
 def write_run_end(output_dir: str, end: RunEnd) -> None:
-    """Write down where a run of our trainer ended."""
+    """Write where a run of `InfluenceTrainer` ended."""
     folder = Path(output_dir) / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     facts = {name: value for name, value in asdict(end).items() if name != "saved_at"}
@@ -82,13 +82,13 @@ def write_run_end(output_dir: str, end: RunEnd) -> None:
 
 
 def read_run_end(output_dir: str) -> RunEnd | None:
-    """Read where the last run of our trainer ended."""
+    """Read where the last run of `InfluenceTrainer` ended, or return None if there was none."""
     path = Path(output_dir) / FOLDER / RECORD
     return RunEnd(**read_json(path), saved_at=path.stat().st_mtime) if path.exists() else None
 
 
 def end_of_folder(folder: Path) -> RunEnd:
-    """Where a run stood when it saved a folder `checkpoint-*`."""
+    """Read the state of a run when it saved a folder `checkpoint-*`."""
     state = read_json(folder / STATE)
     return RunEnd(
         step=state["global_step"],
@@ -101,26 +101,26 @@ def end_of_folder(folder: Path) -> RunEnd:
 
 
 def light_checkpoints(output_dir: str) -> list[Checkpoint]:
-    """The light checkpoints in a folder of runs, by step."""
+    """List the light checkpoints in an output folder, by step."""
     files = sorted((Path(output_dir) / FOLDER).glob("step-*.safetensors"))
     return sorted((open_checkpoint(path) for path in files), key=lambda member: member.step)
 
 
 def saved_folders(output_dir: str) -> list[Checkpoint]:
-    """The folders `checkpoint-*` in a folder of runs, by step."""
+    """List the folders `checkpoint-*` in an output folder, by step."""
     folders = [path.parent for path in Path(output_dir).glob(f"checkpoint-*/{STATE}")]
     return sorted((open_checkpoint(path) for path in folders), key=lambda member: member.step)
 
 
 def run_that_led_to(output_dir: str, model: nn.Module) -> RunEnd | None:
-    """Find where the run ended, or stood, that left a model.
+    """Find the run and its moment that has the weights of a model.
 
     Args:
-        output_dir (`str`): Of the runs.
+        output_dir (`str`): The output folder of the runs.
         model (`torch.nn.Module`): The model.
 
     Returns:
-        [`RunEnd`] or None: None if no run in this folder left such a model.
+        [`RunEnd`] or None: None if no run in this folder saved these weights.
     """
     record = read_run_end(output_dir)
     if record is not None and record.weights == weights_digest(model):
@@ -133,7 +133,7 @@ def run_that_led_to(output_dir: str, model: nn.Module) -> RunEnd | None:
 
 
 def latest_run(output_dir: str) -> RunEnd | None:
-    """The run that wrote last into a folder of runs, and where it stood then."""
+    """Return the last saved state of the latest run in an output folder, or None if there is no run."""
     ends = [end_of_folder(folder.path) for folder in saved_folders(output_dir)]
     ends += [_end_at(light) for light in light_checkpoints(output_dir)]
     record = read_run_end(output_dir)
@@ -141,15 +141,15 @@ def latest_run(output_dir: str) -> RunEnd | None:
 
 
 def _end_at(light: Checkpoint) -> RunEnd:
-    # Its log is not kept, but the name of its run is.
+    # A light file has no log to compare, but it has the name of its run.
     return RunEnd(light.step, light.epoch, None, light.saved_at, light.run)
 
 
 def checkpoints_of(output_dir: str, end: RunEnd | None) -> list[Checkpoint]:
-    """The checkpoints that a run left up to some moment, by step; light ones where there are two of a step.
+    """List the checkpoints of a run up to a moment, by step.
 
-    Where a run was written down as further on, and another trainer went on from some earlier moment of it, only the
-    log tells which checkpoints were before that.
+    If a step has a folder and a light checkpoint, the light one is listed. If another trainer resumed the run from an
+    earlier moment than its record, only the log tells which checkpoints precede that moment.
     """
     if end is None:
         return []

@@ -1,4 +1,4 @@
-"""What layers receive and get back in one pass of a batch: the two halves of the gradients of single examples."""
+"""Inputs and output gradients of layers in one pass of a batch: the two halves of the gradients of single examples."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hf_fastif.model import Batch, Objective
 
 
 Directions = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-STRIP_MEMORY = 1 << 30  # bytes for the gradients of single examples that are alive at once
+STRIP_MEMORY = 1 << 30  # bytes for the gradients of single examples that exist at once
 
 
 @dataclass(frozen=True)
@@ -34,39 +34,42 @@ class LinearCapture:
 
     @property
     def nbytes(self) -> int:
+        """Return the memory of the capture in bytes."""
         return self.inputs.nbytes + self.gradients.nbytes
 
     @property
     def num_inputs(self) -> int:
+        """Return the number of inputs of the layer."""
         return self.inputs.shape[-1]
 
     @property
     def num_outputs(self) -> int:
+        """Return the number of outputs of the layer."""
         return self.gradients.shape[-1]
 
     def rows(self, outputs: slice = slice(None)) -> dict[str, torch.Tensor]:
-        """The gradients (r, B, *shape) of single examples, by parameter; of some outputs only if wanted."""
+        """Return the gradients (r, B, *shape) of single examples, by parameter, for all or some outputs."""
         g = self.gradients[..., outputs]
         weight = torch.einsum("bti,rbto->rbio" if self.layer.transposed else "rbto,bti->rboi", *self._ordered(g))
         return dict(zip(self.layer.names, (weight, g.sum(dim=2)), strict=False))
 
     def matrices(self, outputs: slice = slice(None)) -> torch.Tensor:
-        """The gradients (r, B, outputs, inputs) of the weight for single examples, of some outputs only if wanted."""
+        """Return the gradients (r, B, outputs, inputs) of the weight for single examples, for all or some outputs."""
         return torch.einsum("rbto,bti->rboi", self.gradients[..., outputs], self.inputs)
 
     def strips(self) -> Iterator[slice]:
-        """The outputs, as many at a time as have rows that fit into `STRIP_MEMORY`."""
+        """Yield slices of the outputs, each as wide as fits into `STRIP_MEMORY`."""
         directions, examples = self.gradients.shape[:2]
         width = max(1, STRIP_MEMORY // (directions * examples * self.num_inputs * self.inputs.element_size()))
         for start in range(0, self.num_outputs, width):
             yield slice(start, start + width)
 
     def along(self, vectors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The products (Q, r, B) of the gradients of single examples with vectors (Q, *shape), by parameter."""
+        """Return the products (Q, r, B) of the gradients of single examples with vectors (Q, *shape), by parameter."""
         weight = vectors[self.layer.names[0]]
         if len(weight) > 1:
             return sum(self._rows_along(vectors, outputs) for outputs in self.strips())
-        # For one vector, forming rows is more work than they save.
+        # For a single vector, forming rows costs more than it saves.
         images = self.inputs @ (weight[0] if self.layer.transposed else weight[0].mT)
         total = (images * self.gradients).sum(dim=(2, 3))[None]
         if len(self.layer.names) == 2:
@@ -74,7 +77,7 @@ class LinearCapture:
         return total
 
     def squares(self, weights: torch.Tensor | None = None) -> torch.Tensor:
-        """sum_k w_k g_k^2 (r, B) over the entries k of the weight's gradient g of each example; w = 1 unless given."""
+        """Return sum_k w_k g_k^2 (r, B) over the entries k of each example's weight gradient g; w = 1 by default."""
         total = self.gradients.new_zeros(self.gradients.shape[:2])
         for outputs in self.strips():
             squares = self.matrices(outputs).square_()
@@ -82,14 +85,14 @@ class LinearCapture:
         return total
 
     def as_matrix(self) -> LinearCapture:
-        """The gradients of `Layer.to_matrix`: the same with an input of 1 for the bias, if there is one."""
+        """Return the capture of `Layer.to_matrix`, in which the bias, if there is one, has an input of 1."""
         if len(self.layer.names) == 1:
             return self
         ones = torch.ones_like(self.inputs[..., :1])
         return LinearCapture(self.layer, torch.cat([self.inputs, ones], dim=-1), self.gradients)
 
     def rotated(self, output_basis: torch.Tensor, input_basis: torch.Tensor) -> LinearCapture:
-        """The same with inputs and outputs in other orthonormal bases, given as columns."""
+        """Return the capture with inputs and outputs in other orthonormal bases, which are given as columns."""
         return LinearCapture(self.layer, self.inputs @ input_basis, self.gradients @ output_basis)
 
     def _rows_along(self, vectors: Mapping[str, torch.Tensor], outputs: slice) -> torch.Tensor:
@@ -110,7 +113,7 @@ class EmbeddingCapture:
 
     Attributes:
         layer (`Layer`): The layer.
-        ids (`torch.Tensor` of shape `(B, T)`): Which rows of the table were looked up.
+        ids (`torch.Tensor` of shape `(B, T)`): The rows of the table that were looked up.
         gradients (`torch.Tensor` of shape `(r, B, T, size)`): g, for each of r directions of the model's outputs.
     """
 
@@ -119,12 +122,12 @@ class EmbeddingCapture:
     gradients: torch.Tensor
 
     def along(self, vectors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The products (Q, r, B) of the gradients of single examples with vectors (Q, *shape), by parameter."""
+        """Return the products (Q, r, B) of the gradients of single examples with vectors (Q, *shape), by parameter."""
         tables = vectors[self.layer.names[0]]
         return torch.stack([torch.einsum("bth,rbth->rb", table[self.ids], self.gradients) for table in tables])
 
     def squares(self, weights: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
-        """sum_k w_k g_k^2 (r, B) over the entries k of the gradient g of each example; w = 1 unless given."""
+        """Return sum_k w_k g_k^2 (r, B) over the entries k of each example's gradient g; w = 1 by default."""
         same = (self.ids[:, :, None] == self.ids[:, None]).to(self.gradients)
         products = self.gradients * torch.einsum("bts,rbsh->rbth", same, self.gradients)
         if weights is not None:
@@ -134,36 +137,37 @@ class EmbeddingCapture:
 
 @dataclass(frozen=True)
 class LeafCapture:
-    """Any other layer, such as a norm, with the gradients (r, B, *shape) of single examples already taken."""
+    """Any other layer, such as a norm, with the gradients (r, B, *shape) of single examples already computed."""
 
     layer: Layer
     gradients: dict[str, torch.Tensor]
 
-    num_inputs = num_outputs = 1  # taken whole
+    num_inputs = num_outputs = 1  # not split into strips
 
     def as_matrix(self) -> LinearCapture:
-        """The gradients of `Layer.to_matrix`: its only row is sum_t g_t x_t, a t for each direction."""
+        """Return the capture of `Layer.to_matrix`: its only row is sum_t g_t x_t, with one t per direction."""
         rows = torch.cat([self.gradients[name].flatten(2) for name in self.layer.names], dim=-1)
         count, size = rows.shape[:2]
-        own = torch.eye(count).to(rows)[:, None, :, None].expand(-1, size, -1, -1)
-        return LinearCapture(self.layer, rows.transpose(0, 1), own)
+        directions = torch.eye(count).to(rows)[:, None, :, None].expand(-1, size, -1, -1)
+        return LinearCapture(self.layer, rows.transpose(0, 1), directions)
 
     @property
     def nbytes(self) -> int:
+        """Return the memory of the capture in bytes."""
         return sum(gradients.nbytes for gradients in self.gradients.values())
 
     def rows(self, _outputs: slice = slice(None)) -> dict[str, torch.Tensor]:
-        """The gradients (r, B, *shape) of single examples, by parameter."""
+        """Return the gradients (r, B, *shape) of single examples, by parameter."""
         return self.gradients
 
     def along(self, vectors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The products (Q, r, B) of the gradients of single examples with vectors (Q, *shape), by parameter."""
+        """Return the products (Q, r, B) of the gradients of single examples with vectors (Q, *shape), by parameter."""
         return sum(
             torch.einsum("qk,rbk->qrb", vectors[name].flatten(1), g.flatten(2)) for name, g in self.gradients.items()
         )
 
     def squares(self, weights: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
-        """sum_k w_k g_k^2 (r, B) over the entries k of the gradient g of each example; w = 1 unless given."""
+        """Return sum_k w_k g_k^2 (r, B) over the entries k of each example's gradient g; w = 1 by default."""
         squares = {name: g.square() for name, g in self.gradients.items()}
         return sum((g if weights is None else g * weights[name]).flatten(2).sum(dim=2) for name, g in squares.items())
 
@@ -172,14 +176,14 @@ Capture = LinearCapture | EmbeddingCapture | LeafCapture
 
 
 def captures(objective: Objective, batch: Batch, layers: list[Layer], directions: Directions) -> Iterator[Capture]:
-    """Runs a batch forward, and back from r directions of its outputs; yields the capture of each layer.
+    """Run a batch forward, and backward from r directions of its outputs; yield the capture of each layer.
 
-    Where examples share the input of some layer they run one by one.
+    If the examples share the input of some layer, they run one by one.
 
     Args:
         objective (`Objective`): The model.
         batch (`dict`): B examples.
-        layers (`list[Layer]`): What `captured_layers` found, or some of them.
+        layers (`list[Layer]`): Layers that `captured_layers` returned.
         directions (`Callable`): From outputs (B, ..., C) and labels to directions (r, B, ..., C), such as
             `GaussNewton.output_roots`.
     """
@@ -198,10 +202,10 @@ def captures(objective: Objective, batch: Batch, layers: list[Layer], directions
         logits = objective.logits(objective.theta, batch)
         outputs = [call.outputs for layer in layers for call in calls[layer]]
         cotangents = directions(logits.detach(), labels)
-        found = torch.autograd.grad(logits, outputs, cotangents, is_grads_batched=True, allow_unused=True)
+        partials = torch.autograd.grad(logits, outputs, cotangents, is_grads_batched=True, allow_unused=True)
     gradients = (
         output.new_zeros(len(cotangents), *output.shape) if gradient is None else gradient
-        for output, gradient in zip(outputs, found, strict=True)
+        for output, gradient in zip(outputs, partials, strict=True)
     )
     makers = {"linear": _linear_capture, "embedding": _embedding_capture, "other": _leaf_capture}
     for layer in layers:
@@ -210,7 +214,7 @@ def captures(objective: Objective, batch: Batch, layers: list[Layer], directions
 
 
 def _side_by_side(singles: Sequence[LinearCapture | LeafCapture]) -> LinearCapture | LeafCapture:
-    """The captures of single examples in one layer as that of their batch."""
+    """Join the captures of single examples in one layer into that of their batch."""
     first = singles[0]
     if isinstance(first, LeafCapture):
         names = first.gradients
@@ -225,7 +229,7 @@ def _side_by_side(singles: Sequence[LinearCapture | LeafCapture]) -> LinearCaptu
 
 
 def loss_captures(objective: Objective, batch: Batch, layers: list[Layer]) -> Iterator[Capture]:
-    """The captures for the gradients of the losses of single examples: r = 1."""
+    """Yield the captures for the gradients of the losses of single examples: r = 1."""
 
     def loss_gradients(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         outputs = logits.requires_grad_()
@@ -238,10 +242,10 @@ Pairs = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 def _linear_capture(_model: nn.Module, layer: Layer, pairs: Pairs, size: int) -> LinearCapture:
-    # A layer that is called several times, or has several rows an example, saw more tokens; without tokens it saw one.
+    # Several calls, or several rows per example, count as more tokens; inputs without tokens count as one token.
     x = torch.cat([x.unflatten(0, (size, -1)).flatten(1, -2) for x, _ in pairs], dim=1)
     g = torch.cat([g.unflatten(1, (size, -1)).flatten(2, -2) for _, g in pairs], dim=2)
-    # Padding gets no gradient, nor does all but the first token above the last attention of an encoder.
+    # Padding gets no gradient; above an encoder's last attention, only the first token gets one.
     alive = g.abs().amax(dim=(0, 1, 3)) != 0
     return LinearCapture(layer, x[:, alive].to(g), g[:, :, alive])
 
@@ -265,5 +269,5 @@ def _leaf_capture(model: nn.Module, layer: Layer, pairs: Pairs, size: int) -> Le
         return vmap(lambda direction: back(direction)[0])(g)
 
     split = [(x.to(g).unflatten(0, (size, -1)), g.unflatten(1, (size, -1))) for x, g in pairs]
-    found = [vmap(of_example, in_dims=(0, 1), out_dims=1)(x, g) for x, g in split]
-    return LeafCapture(layer, {name: sum(part[name.rpartition(".")[2]] for part in found) for name in layer.names})
+    parts = [vmap(of_example, in_dims=(0, 1), out_dims=1)(x, g) for x, g in split]
+    return LeafCapture(layer, {name: sum(part[name.rpartition(".")[2]] for part in parts) for name in layer.names})

@@ -1,4 +1,4 @@
-"""Get published EK-FAC factors from the Hub or from a folder."""
+"""Fetch published EK-FAC factors from the Hub or from a folder."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ FACTORS_TYPES = {"model": str, "dataset": str, "settings": str}
 def fetch_factors(
     repo_id_or_path: str | Path, revision: str | None, token: str | bool | None
 ) -> tuple[Path, dict[str, Any]]:
-    """The file of EK-FAC factors, checked, and its manifest.
+    """Return the checked file of EK-FAC factors, and its manifest.
 
     Raises:
-        FileNotFoundError: If there are none.
-        ValueError: If the file is not what its manifest says.
+        NotFoundError: If there are no factors.
+        InfluenceError: If the file does not match its manifest.
     """
     folder = fetch(repo_id_or_path, "factors/", "manifest.json", revision, token)
     if not (folder / "manifest.json").is_file():
-        raise NotFoundError(f"{folder} holds no factors; trainer.push_factors_to_hub() publishes some.")
+        raise NotFoundError(f"{folder} holds no factors; publish some with trainer.push_factors_to_hub().")
     manifest = read_manifest(folder / "manifest.json", **FACTORS_TYPES)
     if set(manifest["files"]) != {FACTORS}:
-        raise InfluenceError(f"{folder / 'manifest.json'} does not name the one file {FACTORS}; get it anew.")
+        raise InfluenceError(f"{folder / 'manifest.json'} must list {FACTORS} and no other file; download it again.")
     check_files(folder, manifest["files"])
     return folder / FACTORS, manifest

@@ -1,4 +1,4 @@
-"""The Gram matrix of the per-example Jacobians of a training set, built layer by layer."""
+"""The Gram matrix of the per-example Jacobians of a training set, computed layer by layer."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from hf_fastif.data import ExampleBatches
 from hf_fastif.execution import shard_for_rank
 
 
-MEMORY = 3 << 30  # bytes for captures, and again for per-example gradients
-BLOCK = 512  # rows of the Gram matrix computed at once; what lies below the diagonal is mirrored
+MEMORY = 3 << 30  # bytes for captures, and as many for per-example gradients
+BLOCK = 512  # rows of the Gram matrix computed at once; the part below the diagonal is mirrored
 
 
 def jacobian_gram(
@@ -27,21 +27,21 @@ def jacobian_gram(
     accelerator: Accelerator,
     show_progress: bool = False,
 ) -> torch.Tensor:
-    """G G^T for G of shape (N r, P) with the rows R_i^T J_i (see `GaussNewton`), without ever holding G.
+    """Compute G G^T for G of shape (N r, P) with the rows R_i^T J_i (see `GaussNewton`), without ever holding G.
 
-    The Gauss-Newton matrix of the N examples is G^T G / N, so the two share their eigenvalues. Linear layers give
-    their part from what they received and what came back, strip by strip; all other parameters give theirs from
-    backward passes of single examples. The layers are dealt to the processes.
+    The Gauss-Newton matrix of the N examples is G^T G / N, so both have the same nonzero eigenvalues. Linear layers
+    contribute through their inputs and output gradients, strip by strip. All other parameters contribute through
+    backward passes of single examples. The layers are distributed over the processes.
 
     Args:
         curvature (`GaussNewton`): Products for the model.
         examples (`ExampleBatches`): The training set.
-        batches (`list[np.ndarray]`): Its rows, in batches; they set the order of the answer.
-        accelerator (`Accelerator`): Adds up what the processes found.
-        show_progress (`bool`): Whether the main process shows a bar.
+        batches (`list[np.ndarray]`): Its rows, in batches; they determine the order of the result.
+        accelerator (`Accelerator`): Sums the contributions of the processes.
+        show_progress (`bool`): Whether the main process shows a progress bar.
 
     Returns:
-        `torch.Tensor` of shape `(N r, N r)`, the r rows of an example side by side.
+        `torch.Tensor` of shape `(N r, N r)`: The Gram matrix; the r rows of an example are adjacent.
     """
     objective, first = curvature.objective, examples.take(batches[0])
     layers = captured_layers(objective, first)
@@ -49,14 +49,14 @@ def jacobian_gram(
     size = rank * sum(map(len, batches))
     gram = objective.space.zeros(size, size)
 
-    own = shard_for_rank(
+    local_layers = shard_for_rank(
         sorted(layers, key=lambda layer: -sum(objective.theta[n].numel() for n in layer.names)), accelerator
     )
-    with tqdm(total=len(own), desc="Gram matrix", disable=not show_progress, leave=False) as bar:
-        for group in _fitting(curvature, examples, own, batches):
-            seen = _captured(curvature, examples, group, batches)
+    with tqdm(total=len(local_layers), desc="Gram matrix", disable=not show_progress, leave=False) as bar:
+        for group in _fitting(curvature, examples, local_layers, batches):
+            layer_captures = _captured(curvature, examples, group, batches)
             for layer in group:
-                for strip in _strips(seen.pop(layer), size):
+                for strip in _strips(layer_captures.pop(layer), size):
                     for start in range(0, size, BLOCK):
                         gram[start : start + BLOCK, start:] += strip[start : start + BLOCK] @ strip[start:].T
                 bar.update()
@@ -70,7 +70,7 @@ def jacobian_gram(
 def _fitting(
     curvature: GaussNewton, examples: ExampleBatches, layers: list[Layer], batches: list[np.ndarray]
 ) -> Iterator[list[Layer]]:
-    """Groups of layers whose captures fit into memory together, judged by the first (the longest) batch."""
+    """Yield groups of layers whose captures fit into memory together, judging by the first (the longest) batch."""
     group: list[Layer] = []
     used = 0
     for capture in captures(curvature.objective, examples.take(batches[0]), layers, curvature.output_roots):
@@ -87,19 +87,19 @@ def _fitting(
 def _captured(
     curvature: GaussNewton, examples: ExampleBatches, layers: list[Layer], batches: list[np.ndarray]
 ) -> dict[Layer, list[Capture]]:
-    seen: dict[Layer, list[Capture]] = {layer: [] for layer in layers}
+    layer_captures: dict[Layer, list[Capture]] = {layer: [] for layer in layers}
     for rows in batches:
         for capture in captures(curvature.objective, examples.take(rows), layers, curvature.output_roots):
-            seen[capture.layer].append(capture)
-    return seen
+            layer_captures[capture.layer].append(capture)
+    return layer_captures
 
 
-def _strips(seen: list[Capture], size: int) -> Iterator[torch.Tensor]:
-    """The gradients (N r, columns) of all examples for some outputs of a layer at a time."""
-    row_bytes = seen[0].num_inputs * 4
+def _strips(layer_captures: list[Capture], size: int) -> Iterator[torch.Tensor]:
+    """Yield the gradients (N r, columns) of all examples for a few outputs of a layer at a time."""
+    row_bytes = layer_captures[0].num_inputs * 4
     width = max(1, MEMORY // (size * row_bytes))
-    for start in range(0, seen[0].num_outputs, width):
-        parts = [list(capture.rows(slice(start, start + width)).values()) for capture in seen]
+    for start in range(0, layer_captures[0].num_outputs, width):
+        parts = [list(capture.rows(slice(start, start + width)).values()) for capture in layer_captures]
         for columns in zip(*parts, strict=True):  # weight and bias
             yield torch.cat([part.transpose(0, 1).reshape(part.shape[0] * part.shape[1], -1) for part in columns])
 
@@ -112,7 +112,7 @@ def _add_single_examples(
     rows: np.ndarray,
     rank: int,
 ) -> None:
-    """Adds the part of parameters that no capture tells, above the diagonal."""
+    """Add the contribution of parameters that no capture covers, above the diagonal only."""
     space = curvature.objective.space
     columns = sum(space.parameters[name].numel() for name in names) * space.dtype.itemsize
     step = max(1, MEMORY // (2 * rank * columns))
@@ -126,10 +126,10 @@ def _add_single_examples(
 def _single_gradients(
     curvature: GaussNewton, examples: ExampleBatches, names: list[str], rows: np.ndarray
 ) -> torch.Tensor:
-    """The rows of G (n r, columns) for some parameters, from backward passes of one example each."""
+    """Return the rows of G (n r, columns) for some parameters, from one backward pass per example."""
     objective = curvature.objective
     parameters = [objective.theta[name] for name in names]
-    found = []
+    gradients = []
     for row in rows:
         batch = examples.take([row])
         with torch.enable_grad():
@@ -142,5 +142,5 @@ def _single_gradients(
             else piece.reshape(len(piece), -1).to(directions)
             for piece, parameter in zip(partials, parameters, strict=True)
         ]
-        found.append(torch.cat(flat, dim=1))
-    return torch.cat(found)
+        gradients.append(torch.cat(flat, dim=1))
+    return torch.cat(gradients)

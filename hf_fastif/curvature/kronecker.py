@@ -27,23 +27,23 @@ from hf_fastif.execution import shard_for_rank
 from hf_fastif.model import Batch, Objective, ParameterSpace
 
 
-Damping = float | Mapping[str, float]  # lambda, or one for each parameter, by name
-MAX_VECTOR = 2048  # entries of a norm that has a block of their square
-MAX_DIRECTIONS = 4  # of the outputs of an example; more are mixed into that many random ones
+Damping = float | Mapping[str, float]  # one lambda, or one per parameter, by name
+MAX_VECTOR = 2048  # entries of a norm's parameters, whose block is a square matrix of this size
+MAX_DIRECTIONS = 4  # per example; if its outputs have more, they are mixed into this many random ones
 
 
 @dataclass(frozen=True)
 class KroneckerBlock:
     """The curvature of one layer's matrix W (outputs, inputs): W -> U ((U^T W V) * eigenvalues) V^T.
 
-    The matrix of a norm is its weight and bias in one row, whose curvature this is exactly.
+    The matrix of a norm is its weight and bias in one row; its block is exact.
 
     Attributes:
-        layer (`Layer`): Which parameters the matrix holds.
+        layer (`Layer`): The layer whose parameters the matrix holds.
         output_basis (`torch.Tensor` of shape `(outputs, outputs)`): U.
         input_basis (`torch.Tensor` of shape `(inputs, inputs)`): V.
         eigenvalues (`torch.Tensor` of shape `(outputs, inputs)`): The diagonal of the curvature in that basis, exact
-            for the examples it was fitted on (the eigenvalue correction).
+            for the examples it was fitted to (the eigenvalue correction).
     """
 
     layer: Layer
@@ -52,7 +52,7 @@ class KroneckerBlock:
     eigenvalues: torch.Tensor
 
     def solve(self, matrices: torch.Tensor, damping: float) -> torch.Tensor:
-        """(C + lambda I)^-1 for a stack of matrices (Q, outputs, inputs)."""
+        """Return (C + lambda I)^-1 M for a stack of matrices M (Q, outputs, inputs)."""
         rotated = self.output_basis.T @ matrices @ self.input_basis
         return self.output_basis @ (rotated / (self.eigenvalues + damping)) @ self.input_basis.T
 
@@ -63,26 +63,26 @@ class KroneckerFactors:
 
     Attributes:
         blocks (`list[KroneckerBlock]`): The linear layers and norms.
-        diagonal (`dict[str, torch.Tensor]`): The diagonal of the curvature of the other parameters, by name.
+        diagonal (`dict[str, torch.Tensor]`): The diagonal of the curvature for the other parameters, by name.
     """
 
     blocks: list[KroneckerBlock]
     diagonal: dict[str, torch.Tensor]
 
     def solve(self, space: ParameterSpace, vectors: torch.Tensor, damping: Damping) -> torch.Tensor:
-        """(C + lambda I)^-1 V for a stack of vectors (Q, P), C being this approximation."""
+        """Return (C + lambda I)^-1 V for a stack of vectors (Q, P), with this approximation of C."""
         partials = space.split(vectors)
-        solved, own = space.empty(len(vectors))
+        solved, views = space.empty(len(vectors))
         for name, values in self.diagonal.items():
-            torch.div(partials[name], values + _at(damping, name), out=own[name])
+            torch.div(partials[name], values + _at(damping, name), out=views[name])
         for block in self.blocks:
             matrices = block.solve(block.layer.to_matrix(partials), _at(damping, block.layer.names[0]))
             for name, values in block.layer.from_matrix(matrices).items():
-                own[name].copy_(values)
+                views[name].copy_(values)
         return solved
 
     def quadratic_form(self, capture: Capture, damping: Damping) -> torch.Tensor:
-        """g^T (C + lambda I)^-1 g (r, B) for the gradients g of single examples in one layer."""
+        """Return g^T (C + lambda I)^-1 g (r, B) for the gradients g of single examples in one layer."""
         block = next((block for block in self.blocks if block.layer == capture.layer), None)
         if block is None:
             return capture.squares({n: 1 / (self.diagonal[n] + _at(damping, n)) for n in capture.layer.names})
@@ -90,14 +90,14 @@ class KroneckerFactors:
         return rotated.squares(1 / (block.eigenvalues + _at(damping, block.layer.names[0])))
 
     def mean_eigenvalues(self) -> dict[str, float]:
-        """Of the block that holds each parameter, by the name of the parameter."""
+        """Return the mean eigenvalue of the block that holds each parameter, by parameter name."""
         means = {name: float(values.mean()) for name, values in self.diagonal.items()}
         for block in self.blocks:
             means |= dict.fromkeys(block.layer.names, float(block.eigenvalues.mean()))
         return means
 
     def save(self, path: Path, manifest: dict[str, str]) -> None:
-        """Writes one safetensors file, with a manifest of what the factors were fitted on."""
+        """Write one safetensors file; its manifest says what the factors were fitted to."""
         tensors = {f"diagonal/{name}": values for name, values in self.diagonal.items()}
         for i, block in enumerate(self.blocks):
             for part in ("output_basis", "input_basis", "eigenvalues"):
@@ -108,9 +108,10 @@ class KroneckerFactors:
 
     @classmethod
     def load(cls, path: Path, manifest: dict[str, str], device: torch.device) -> KroneckerFactors | None:
-        """Reads what `save` wrote; None if it was fitted on something else than the manifest says."""
+        """Read the factors that `save` wrote; None if they were fitted to something else than the manifest says."""
         parts = ("output_basis", "input_basis", "eigenvalues")
-        with reading(path), safe_open(path, framework="pt") as file:  # which knows no "cpu:0", as processes have it
+        # safe_open rejects "cpu:0", the device of distributed processes, so tensors are moved after reading.
+        with reading(path), safe_open(path, framework="pt") as file:
             written = file.metadata()
             if differences(written, manifest):
                 return None
@@ -129,7 +130,28 @@ class KroneckerFactors:
     def from_pretrained(
         cls, repo_id_or_path: str | Path, revision: str | None = None, token: str | bool | None = None
     ) -> KroneckerFactors:
-        """Downloads factors that `trainer.push_factors_to_hub` published; `trainer.load_factors` also checks them."""
+        """Download factors that `trainer.push_factors_to_hub` published.
+
+        They are loaded onto the CPU, and not checked against a model; `trainer.load_factors` does both for a trainer.
+
+        Args:
+            repo_id_or_path (`str` or `Path`): The repository, or a local folder with the same files.
+            revision (`str`, *optional*): A branch, tag or commit.
+            token (`str` or `bool`, *optional*): As in `huggingface_hub`.
+
+        Raises:
+            NotFoundError: If there is no such repository, or no factors in it.
+            InfluenceError: If the file does not match its manifest.
+
+        Example:
+
+        ```python
+        from hf_fastif.curvature import KroneckerFactors
+
+        factors = KroneckerFactors.from_pretrained("me/demo-factors")
+        print(factors.mean_eigenvalues())
+        ```
+        """
 
         path, _ = fetch_factors(repo_id_or_path, revision, token)
         return cls.load(path, {}, torch.device("cpu"))
@@ -147,20 +169,20 @@ def fit_kronecker_factors(
     accelerator: Accelerator,
     show_progress: bool = False,
 ) -> KroneckerFactors:
-    """Fits EK-FAC to the Gauss-Newton matrix of some examples, in two passes over them.
+    """Fit EK-FAC to the Gauss-Newton matrix of some examples, in two passes over them.
 
-    The bases are the eigenvectors of E[x x^T] and E[g g^T] over the tokens t of all examples, whose gradient of a
-    layer's matrix along a direction of the outputs is sum_t g_t x_t^T (Martens and Grosse, 2015; the bases of that sum
-    predict retraining less well). The diagonal of the other parameters is estimated from backward passes in which the
-    examples of a batch have random signs, so that E[(sum_i s_i g_i)^2] = sum_i g_i^2.
+    The bases are the eigenvectors of E[x x^T] and E[g g^T] over the tokens t of all examples. The gradient of a
+    layer's matrix along a direction of an example's outputs is sum_t g_t x_t^T (Martens and Grosse, 2015). Bases
+    fitted to that sum predict retraining less well. The diagonal for the other parameters is estimated from backward
+    passes in which the examples of a batch get random signs s_i, so that E[(sum_i s_i g_i)^2] = sum_i g_i^2.
 
     Args:
         curvature (`GaussNewton`): Products for the model.
         examples (`ExampleBatches`): The training set.
-        batches (`list[np.ndarray]`): The rows to fit to, in batches. They are dealt to the processes.
-        seed (`int`): Of the random signs.
-        accelerator (`Accelerator`): Adds up what the processes found.
-        show_progress (`bool`): Whether the main process shows a bar.
+        batches (`list[np.ndarray]`): The rows to fit to, in batches, which are distributed over the processes.
+        seed (`int`): Seed of the random signs.
+        accelerator (`Accelerator`): Sums the contributions of the processes.
+        show_progress (`bool`): Whether the main process shows a progress bar.
     """
     objective = curvature.objective
     first = examples.take(batches[0])
@@ -168,7 +190,7 @@ def fit_kronecker_factors(
     covered = covered_names(layers)
     diagonal = {name: objective.space.zeros(*p.shape) for name, p in objective.theta.items() if name not in covered}
     count = sum(map(len, batches))
-    own = shard_for_rank(list(enumerate(batches)), accelerator)
+    local_batches = shard_for_rank(list(enumerate(batches)), accelerator)
     eigenvalues = {layer: objective.space.zeros(*layer.to_matrix(objective.theta).shape) for layer in layers}
     inner = {layer: values.new_zeros(values.shape[1], values.shape[1]) for layer, values in eigenvalues.items()}
     outer = {layer: values.new_zeros(values.shape[0], values.shape[0]) for layer, values in eigenvalues.items()}
@@ -180,8 +202,8 @@ def fit_kronecker_factors(
             return curvature.output_roots
         return lambda logits, labels: curvature.mixed_roots(logits, labels, MAX_DIRECTIONS, [seed, i, 0])
 
-    with tqdm(total=2 * len(own), desc="EK-FAC", disable=not show_progress, leave=False) as bar:
-        for i, rows in own:
+    with tqdm(total=2 * len(local_batches), desc="EK-FAC", disable=not show_progress, leave=False) as bar:
+        for i, rows in local_batches:
             batch = examples.take(rows)
             for capture in captures(objective, batch, layers, directions(i)):
                 _add_covariances(inner[capture.layer], outer[capture.layer], capture.as_matrix())
@@ -189,9 +211,9 @@ def fit_kronecker_factors(
                 _add_diagonal(diagonal, curvature, batch, [seed, i], count)
             bar.update()
         matrices = [accelerator.reduce(part[layer], "sum") for layer in layers for part in (outer, inner)]
-        found = iter(_bases(matrices, accelerator))
-        bases = {layer: (next(found), next(found)) for layer in layers}
-        for i, rows in own:
+        eigenvectors = iter(_bases(matrices, accelerator))
+        bases = {layer: (next(eigenvectors), next(eigenvectors)) for layer in layers}
+        for i, rows in local_batches:
             for capture in captures(objective, examples.take(rows), layers, directions(i)):
                 _add_eigenvalues(eigenvalues[capture.layer], bases[capture.layer], capture.as_matrix(), count)
             bar.update()
@@ -202,7 +224,7 @@ def fit_kronecker_factors(
 
 
 def layers_in_blocks(objective: Objective, batch: Batch) -> list[Layer]:
-    """The layers that have a block of their own: linear ones, and those whose parameters are a few short vectors."""
+    """Return the layers with a separate block: linear ones, and those whose parameters are a few short vectors."""
 
     def fits(layer: Layer) -> bool:
         shapes = [objective.theta[name].shape for name in layer.names]
@@ -213,16 +235,17 @@ def layers_in_blocks(objective: Objective, batch: Batch) -> list[Layer]:
 
 
 def _bases(matrices: list[torch.Tensor], accelerator: Accelerator) -> list[torch.Tensor]:
-    """The eigenvectors of some matrices, which are dealt to the processes, the largest first."""
-    found = [torch.zeros_like(matrix) for matrix in matrices]
+    """Return the eigenvectors of some matrices, distributing the matrices over the processes, the largest first."""
+    eigenvectors = [torch.zeros_like(matrix) for matrix in matrices]
     for i in shard_for_rank(sorted(range(len(matrices)), key=lambda i: -len(matrices[i])), accelerator):
-        found[i].copy_(torch.linalg.eigh(matrices[i])[1])  # laid out as when read from a file, so as to round alike
-    return [accelerator.reduce(vectors, "sum") for vectors in found]
+        # Copying gives the memory layout of tensors read from a file, so that both round alike.
+        eigenvectors[i].copy_(torch.linalg.eigh(matrices[i])[1])
+    return [accelerator.reduce(vectors, "sum") for vectors in eigenvectors]
 
 
 def _add_covariances(inner: torch.Tensor, outer: torch.Tensor, capture: LinearCapture) -> None:
-    """Adds x_t x_t^T and g_t g_t^T over the tokens t of all examples, and over directions."""
-    seen = (capture.gradients != 0).any(dim=3).any(dim=0)  # not the padding of shorter examples
+    """Add x_t x_t^T and g_t g_t^T over the tokens t of all examples, and over directions."""
+    seen = (capture.gradients != 0).any(dim=3).any(dim=0)  # without the padding of shorter examples
     x, g = capture.inputs[seen], capture.gradients.flatten(0, 2)
     inner += x.T @ x
     outer += g.T @ g
@@ -231,7 +254,7 @@ def _add_covariances(inner: torch.Tensor, outer: torch.Tensor, capture: LinearCa
 def _add_eigenvalues(
     total: torch.Tensor, bases: tuple[torch.Tensor, torch.Tensor], capture: LinearCapture, count: int
 ) -> None:
-    """Adds the squares of the gradients in the eigenbasis."""
+    """Add the squares of the gradients in the eigenbasis."""
     rotated = capture.rotated(*bases)
     for outputs in rotated.strips():
         total[outputs] += rotated.matrices(outputs).square_().sum(dim=(0, 1)) / count

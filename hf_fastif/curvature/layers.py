@@ -1,4 +1,4 @@
-"""Layers whose inputs and output gradients tell the gradients of single examples."""
+"""Layers whose inputs and output gradients determine the gradients of single examples."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from hf_fastif.model import Batch, Objective
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer without sublayers, and the full names of those of its parameters that are trained.
+    """A layer without sublayers, and the full names of its trained parameters.
 
     Attributes:
         module (`str`): Name of the layer.
-        names (`tuple[str, ...]`): Names of its trained parameters; of a linear layer the weight, then the bias.
+        names (`tuple[str, ...]`): Names of its trained parameters; for a linear layer the weight, then the bias.
         kind (`str`): `"linear"` (`torch.nn.Linear` or GPT-2's `Conv1D`), `"embedding"`, or `"other"`, such as a norm.
         transposed (`bool`): Whether the weight is stored as (inputs, outputs), as in `Conv1D`.
-        common (`bool`): Whether all examples of a batch share one input of it, as relative position embeddings are.
+        common (`bool`): Whether all examples of a batch share one input of the layer, such as relative position
+            embeddings.
     """
 
     module: str
@@ -36,10 +37,10 @@ class Layer:
     common: bool = False
 
     def to_matrix(self, partials: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """All parameters of a layer as one matrix.
+        """Return all parameters of the layer as one matrix.
 
-        Weight and bias of a linear layer are one over [input; 1], (..., outputs, inputs); vectors of equal length, as
-        norms have them, one with a single row, (..., 1, all of them).
+        The weight and the bias of a linear layer become one matrix over [input; 1], (..., outputs, inputs). Vectors of
+        equal length, such as those of norms, become a single row, (..., 1, total length).
         """
         if self.kind != "linear":
             return torch.cat([partials[name] for name in self.names], dim=-1).unsqueeze(-2)
@@ -47,7 +48,7 @@ class Layer:
         return weight if len(self.names) == 1 else torch.cat([weight, partials[self.names[1]][..., None]], dim=-1)
 
     def from_matrix(self, matrix: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The inverse of `to_matrix`."""
+        """Return the parameters that `to_matrix` joined, by name."""
         if self.kind != "linear":
             return dict(zip(self.names, matrix.squeeze(-2).chunk(len(self.names), dim=-1), strict=True))
         bias = {}
@@ -57,23 +58,23 @@ class Layer:
 
 
 def layers_to_json(layers: Iterable[Layer]) -> str:
-    """Layers as text, for the metadata of a file."""
+    """Return layers as JSON text, for the metadata of a file."""
     return json.dumps([asdict(layer) for layer in layers])
 
 
 def layers_from_json(text: str) -> list[Layer]:
-    """The inverse of `layers_to_json`."""
+    """Return the layers that `layers_to_json` wrote."""
     return [Layer(**layer | {"names": tuple(layer["names"])}) for layer in json.loads(text)]
 
 
 @dataclass(frozen=True)
 class Call:
-    """What a layer received and returned, one entry for each row of a batch.
+    """The input and the output of one call of a layer, one entry per row of a batch.
 
     Attributes:
-        inputs (`torch.Tensor` of shape `(B, ...)`): Its only argument; None if it had others.
-        outputs (`torch.Tensor` of shape `(B, ...)`): What it returned.
-        version (`int`): Of the outputs when the layer returned them; in-place changes raise it.
+        inputs (`torch.Tensor` of shape `(B, ...)`): The only argument; None if there were several.
+        outputs (`torch.Tensor` of shape `(B, ...)`): The returned tensor.
+        version (`int`): Version of the outputs when the layer returned them; in-place changes raise it.
     """
 
     inputs: torch.Tensor | None
@@ -81,7 +82,7 @@ class Call:
     version: int
 
     def fits(self, layer: Layer, size: int) -> bool:
-        """Whether input and output hold one entry for each of `size` rows, and the output was not overwritten."""
+        """Tell whether input and output have one entry for each of `size` rows, and the output was not overwritten."""
         tensors = isinstance(self.inputs, torch.Tensor) and isinstance(self.outputs, torch.Tensor)
         if not tensors or not len(self.inputs) == len(self.outputs) == size or self.outputs._version > self.version:
             return False
@@ -93,51 +94,53 @@ class Call:
 def captured_layers(
     objective: Objective, batch: Batch, embeddings: bool = False, tied: bool = False, common: bool = False
 ) -> list[Layer]:
-    """The layers with trained parameters whose gradients of single examples a capture can tell.
+    """Return the layers with trained parameters for which a capture determines the gradients of single examples.
 
-    Left out are parameters that belong to no layer that is called on a batch of examples, and, unless asked for,
-    those that several layers share (tied). The layers are called on two sizes of batch, since with one the tokens of
-    a layer that takes (tokens, examples) may happen to be as many.
+    Parameters are left out if no layer that is called on a batch of examples holds them. So are those that several
+    layers share, unless `tied` is set. The layers are called on batches of two sizes: with a single size, a layer that
+    takes (tokens, examples) might happen to have as many tokens as examples.
 
     Args:
         objective (`Objective`): The model.
         batch (`dict`): Some examples.
-        embeddings (`bool`, *optional*, defaults to `False`): Whether embeddings count; their gradients are products
-            with vectors only, never rows, since a row would be as long as the vocabulary.
-        tied (`bool`, *optional*, defaults to `False`): Whether parameters count that several layers share, if all of
-            these can be captured. Each layer then tells its own part of their gradients: parts of products with
-            vectors add up, and squares do not.
+        embeddings (`bool`, *optional*, defaults to `False`): Whether embeddings count. Their captures yield products
+            with vectors but no rows, since a row would be as long as the vocabulary.
+        tied (`bool`, *optional*, defaults to `False`): Whether to include parameters that several layers share, if all
+            of these layers can be captured. Each layer then yields its part of their gradients. Products of the parts
+            with vectors add up, squares do not.
+        common (`bool`, *optional*, defaults to `False`): Whether to include linear layers of which all examples of a
+            batch share one input.
     """
-    if objective.custom_compute_loss is not None:  # its losses are not those of a batch's outputs
+    if objective.custom_compute_loss is not None:  # its losses are not functions of a batch's outputs
         return []
     candidates = _candidates(objective, embeddings, tied)
     for probe in (batch, {name: torch.cat([values, values[:1]]) for name, values in batch.items()}):
         rows = objective.head.rows(probe)
         calls = _calls(objective, candidates, probe)
-        candidates = [fitting for layer in candidates if (fitting := _fitting(layer, calls[layer], rows, common))]
-    found = Counter(name for layer in candidates for name in layer.names)
+        candidates = [fitted for layer in candidates if (fitted := _fitting(layer, calls[layer], rows, common))]
+    num_layers_holding = Counter(name for layer in candidates for name in layer.names)
     holders = _holders(objective.model)
-    whole = {name for name, p in objective.theta.items() if found[name] == holders[id(p)]}
+    whole = {name for name, p in objective.theta.items() if num_layers_holding[name] == holders[id(p)]}
     return [layer for layer in candidates if whole.issuperset(layer.names)]
 
 
 @torch.no_grad()
 def _calls(objective: Objective, layers: list[Layer], batch: Batch) -> dict[Layer, list[Call]]:
-    """The calls of layers; none of embeddings if the model does not bear a view of its own for each example."""
+    """Return the calls of layers; those of embeddings are empty if the model cannot use one view per example."""
     rows = objective.head.rows(batch)
     try:
         with recorded(objective.model, layers, rows) as calls:
             objective.logits(objective.theta, batch)
-    except RuntimeError:  # what was looked up once is copied for each example, as prompts of adapters are
-        others = [layer for layer in layers if layer.kind != "embedding"]
-        if len(others) == len(layers):
+    except RuntimeError:  # the model copies one lookup to all examples, as adapters do with prompts
+        no_embeddings = [layer for layer in layers if layer.kind != "embedding"]
+        if len(no_embeddings) == len(layers):
             raise
-        return dict.fromkeys(layers, []) | _calls(objective, others, batch)
+        return dict.fromkeys(layers, []) | _calls(objective, no_embeddings, batch)
     return calls
 
 
 def _fitting(layer: Layer, calls: list[Call], rows: int, common: bool) -> Layer | None:
-    """The layer if its calls tell the rows of a batch apart, or may be for all of them; else None."""
+    """Return the layer if its calls distinguish the rows of a batch, or may be shared by all rows; else None."""
     if calls and all(call.fits(layer, rows) for call in calls):
         return layer
     if common and layer.kind == "linear" and calls and all(c.fits(layer, rows) or c.fits(layer, 1) for c in calls):
@@ -146,21 +149,21 @@ def _fitting(layer: Layer, calls: list[Call], rows: int, common: bool) -> Layer 
 
 
 def covered_names(layers: list[Layer]) -> set[str]:
-    """The names of all parameters that some layers hold."""
+    """Return the names of all parameters that some layers hold."""
     return {name for layer in layers for name in layer.names}
 
 
 def share_of(layers: list[Layer], objective: Objective) -> float:
-    """The share of the trained parameters that some layers hold."""
+    """Return the share of the trained parameters that some layers hold, from 0 to 1."""
     return sum(objective.theta[name].numel() for name in covered_names(layers)) / objective.space.size
 
 
 @contextmanager
 def recorded(model: nn.Module, layers: list[Layer], size: int) -> Iterator[dict[Layer, list[Call]]]:
-    """Keeps the calls of some layers while a batch of `size` rows runs through a model.
+    """Record the calls of some layers while a batch of `size` rows runs through a model.
 
-    Position embeddings are looked up once for all examples; each example gets a view of its own, so that what comes
-    back can be told apart.
+    Position embeddings are looked up once for all examples. Each example gets a separate view of them, so that the
+    gradients of the examples stay separate.
     """
     calls: dict[Layer, list[Call]] = {layer: [] for layer in layers}
 
@@ -183,29 +186,29 @@ def recorded(model: nn.Module, layers: list[Layer], size: int) -> Iterator[dict[
 
 
 def _holders(model: nn.Module) -> Counter[int]:
-    """How many modules hold each parameter, by its id."""
+    """Count the modules that hold each parameter, by the `id` of the parameter."""
     return Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
 
 
 def _candidates(objective: Objective, embeddings: bool, tied: bool) -> list[Layer]:
     model, holders = objective.model, _holders(objective.model)
-    names = {id(p): name for name, p in objective.theta.items()}  # of a tied one the first of its names
-    found = []
+    names = {id(p): name for name, p in objective.theta.items()}  # a tied parameter goes by its first name
+    layers = []
     for name, module in model.named_modules():
-        own = {short: p for short, p in module.named_parameters(recurse=False) if id(p) in names}
-        trained, kind = tuple(names[id(p)] for p in own.values()), _kind(module)
-        shared = any(holders[id(p)] > 1 for p in own.values())
+        parameters = {short: p for short, p in module.named_parameters(recurse=False) if id(p) in names}
+        trained, kind = tuple(names[id(p)] for p in parameters.values()), _kind(module)
+        shared = any(holders[id(p)] > 1 for p in parameters.values())
         if not trained or any(module.children()) or (shared and (not tied or kind == "other")):
             continue
-        if kind == "linear" and "weight" not in own:  # the bias alone
+        if kind == "linear" and "weight" not in parameters:  # only the bias is trained
             continue
         if kind != "embedding" or (embeddings and module.max_norm is None and not module.scale_grad_by_freq):
-            found.append(Layer(name, trained, kind, isinstance(module, Conv1D)))
-    return found
+            layers.append(Layer(name, trained, kind, isinstance(module, Conv1D)))
+    return layers
 
 
 def _kind(module: nn.Module) -> Literal["linear", "embedding", "other"]:
-    # What overrides forward, as embeddings that scale what they look up, is another function.
+    # A class that overrides forward computes another function, as embeddings do that scale their output.
     forward = type(module).forward
     if forward in (nn.Linear.forward, Conv1D.forward):
         return "linear"

@@ -18,27 +18,27 @@ from hf_fastif.model import IGNORED, Batch, Objective, derivatives_along
 
 
 ROW_MEMORY = 2 << 30  # bytes for the Jacobian rows of some examples
-MIN_ROWS = 8  # examples whose rows must fit, or passes get too small to be worth it
+MIN_ROWS = 8  # examples whose rows must fit into memory for passes over rows to pay off
 NOT_FINITE = (
-    "train_dataset: the curvature of the training loss holds NaN or infinite numbers; some training example has a NaN "
-    "loss, or the model's weights are broken. trainer.evaluate() finds out which."
+    "train_dataset: the curvature of the training loss contains NaN or infinite numbers; some training example has a "
+    "NaN loss, or the model's weights are corrupt. trainer.evaluate() on the training set shows which."
 )
 
 
 class Curvature(Protocol):
-    """The matrix C of second-order information of a batch's mean loss, known through its products."""
+    """The curvature matrix C of a batch's mean loss, accessible only through its products."""
 
     objective: Objective
 
     def product(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
-        """C V for a stack of vectors (Q, P); all of them share the forward pass of the batch."""
+        """Return C V for a stack of vectors (Q, P), which share the forward pass of the batch."""
         ...
 
 
 def mean_product(
     curvature: Curvature, examples: ExampleBatches, batches: Sequence[np.ndarray], count: int, vectors: torch.Tensor
 ) -> torch.Tensor:
-    """The part of C V that some batches of rows contribute, C being the mean over `count` examples."""
+    """Return the contribution of some batches of rows to C V, C being the mean over `count` examples."""
     total = torch.zeros_like(vectors)
     for rows in batches:
         total.add_(curvature.product(examples.take(rows), vectors), alpha=len(rows) / count)
@@ -46,10 +46,10 @@ def mean_product(
 
 
 class GaussNewton:
-    """C = 1/B sum_i J_i^T (d2 L_i / d f_i^2) J_i with J_i = d f_i / d theta, f_i the outputs of example i.
+    """C = 1/B sum_i J_i^T (d2 L_i / d f_i^2) J_i with J_i = d f_i / d theta, f_i being the outputs of example i.
 
-    It is the Hessian without the curvature of the network itself, and positive semi-definite for every loss that is
-    convex in the outputs, so that (C + lambda I)^-1 exists for every lambda > 0.
+    It is the Hessian without the curvature of the network itself. For every loss that is convex in the outputs it is
+    positive semi-definite, so that (C + lambda I)^-1 exists for every lambda > 0.
     """
 
     def __init__(self, objective: Objective):
@@ -57,21 +57,24 @@ class GaussNewton:
         self._layers: list[Layer] | None = None
 
     def product(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
-        """C V, shapes (Q, P)."""
+        """Return C V for vectors (Q, P)."""
         size = len(self.objective.labels(batch))
         return self.weighted_product(batch, vectors, vectors.new_full((1, size), 1 / size))
 
     def weighted_product(self, batch: Batch, vectors: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """sum_i w_qi G_i^T G_i v_q for vectors (Q, P) and weights (Q or 1, B), in the cheaper of two ways.
+        """Return sum_i w_qi G_i^T G_i v_q for vectors (Q, P) and weights (Q or 1, B), by the cheaper of two methods.
 
-        With weights of its own each vector sees a batch of its own, in a pass that all share.
+        With one row of weights per vector, each vector sees a different batch in a pass that all vectors share.
         """
         if self._rows_pay(batch, len(vectors)):
             return self.product_by_rows(batch, vectors, weights)
         return self.product_by_tangents(batch, vectors, weights)
 
     def product_by_tangents(self, batch: Batch, vectors: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """For any model: one forward pass, and a forward tangent and a backward pass for each vector."""
+        """Return the product of `weighted_product` for any model.
+
+        It takes one forward pass, and a forward tangent and a backward pass per vector.
+        """
         with torch.enable_grad():
             logits, tangents = self._outputs_along(batch, vectors)
             curved = self.output_product(logits, self.objective.labels(batch), tangents.detach())
@@ -79,7 +82,10 @@ class GaussNewton:
             return self._pull_back(logits, curved * weights)
 
     def product_by_rows(self, batch: Batch, vectors: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """From the rows of G themselves: after one forward and r backward passes a vector is a matrix product."""
+        """Return the product of `weighted_product` from the rows of G themselves.
+
+        After one forward and r backward passes, each vector costs a matrix product.
+        """
         total = torch.zeros_like(vectors)
         rank = self.objective.output_rank(batch)
         for part, rows in self._rows(batch):
@@ -87,7 +93,7 @@ class GaussNewton:
         return total
 
     def jacobian_product(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
-        """G V, (Q, B, r), with G_i = R_i^T J_i, so that C is the mean of G_i^T G_i over the examples."""
+        """Return G V (Q, B, r) with G_i = R_i^T J_i; C is the mean of G_i^T G_i over the examples."""
         if self._rows_pay(batch, len(vectors)):
             rank = self.objective.output_rank(batch)
             parts = [self.along(rows, vectors).unflatten(1, (rank, -1)) for _, rows in self._rows(batch)]
@@ -97,7 +103,7 @@ class GaussNewton:
             return torch.einsum("rbc,qbc->qbr", self.output_roots(logits, self.objective.labels(batch)), tangents)
 
     def jacobian_transpose_product(self, batch: Batch, coefficients: torch.Tensor) -> torch.Tensor:
-        """G^T A, (Q, P), for coefficients (Q, B, r): the sum over the examples of the batch."""
+        """Return G^T A (Q, P) for coefficients A (Q, B, r): the sum over the examples of the batch."""
         if self._rows_pay(batch, len(coefficients)):
             total = self.objective.space.zeros(len(coefficients), self.objective.space.size)
             for part, rows in self._rows(batch):
@@ -109,28 +115,28 @@ class GaussNewton:
             return self._pull_back(logits, torch.einsum("rbc,qbr->qbc", roots, coefficients))
 
     def jacobian_rows(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """G itself, (r, B, size) for each parameter; only where every trained parameter is in a captured layer."""
-        found = captures(self.objective, batch, self._captured_layers(batch), self.output_roots)
-        partials = [(name, gradients) for capture in found for name, gradients in capture.rows().items()]
+        """Return G, (r, B, size) for each parameter; every trained parameter must be in a captured layer."""
+        layer_captures = captures(self.objective, batch, self._captured_layers(batch), self.output_roots)
+        partials = [(name, gradients) for capture in layer_captures for name, gradients in capture.rows().items()]
         return {name: gradients.reshape(*gradients.shape[:2], -1) for name, gradients in partials}
 
     def num_rows_held(self, batch: Batch) -> int:
-        """How many examples' rows fit into `ROW_MEMORY`; 0 if some parameter has no rows."""
+        """Return how many examples' rows fit into `ROW_MEMORY`; 0 if some parameter has no rows."""
         if len(covered_names(self._captured_layers(batch))) < len(self.objective.theta):
             return 0
         row = self.objective.output_rank(batch) * self.objective.space.size * self.objective.space.dtype.itemsize
         return int(ROW_MEMORY / row)
 
     def has_rows(self, batch: Batch) -> bool:
-        """Whether an example has few enough outputs for the Jacobians of all to be looked at one by one."""
+        """Tell whether examples have few enough outputs to form the rows of their Jacobians."""
         return math.isfinite(self.objective.output_rank(batch))
 
     def holds_rows(self, batch: Batch) -> bool:
-        """Whether the rows of enough examples fit for passes over them to be worth it."""
+        """Tell whether the rows of enough examples fit into memory for passes over them to pay off."""
         return self.num_rows_held(batch) >= MIN_ROWS
 
     def _rows(self, batch: Batch) -> Iterator[tuple[slice, dict[str, torch.Tensor]]]:
-        """G as (r n, size) for each parameter, for n examples at a time."""
+        """Yield G as (r n, size) for each parameter, for n examples at a time."""
         step = self.num_rows_held(batch)
         for start in range(0, len(self.objective.labels(batch)), step):
             part = slice(start, start + step)
@@ -138,19 +144,19 @@ class GaussNewton:
             yield part, {name: values.flatten(0, 1) for name, values in rows.items()}
 
     def along(self, rows: dict[str, torch.Tensor], vectors: torch.Tensor) -> torch.Tensor:
-        """The products (Q, r n) of rows and vectors."""
+        """Return the products (Q, r n) of rows and vectors."""
         space = self.objective.space
         partials = zip(space.parameters, vectors.split(space.sizes, dim=-1), strict=True)
         return sum(piece @ rows[name].T for name, piece in partials)
 
     def add_combined(self, total: torch.Tensor, coefficients: torch.Tensor, rows: dict[str, torch.Tensor]) -> None:
-        """Adds combinations of the rows, coefficients (Q, r n), to vectors (Q, P)."""
+        """Add combinations of the rows, with coefficients (Q, r n), to vectors (Q, P)."""
         space = self.objective.space
         for name, into in zip(space.parameters, total.split(space.sizes, dim=-1), strict=True):
             into += coefficients @ rows[name]
 
     def _rows_pay(self, batch: Batch, num_vectors: int) -> bool:
-        # r backward passes and r sets of rows, against a tangent and a backward pass for each vector.
+        # r backward passes and r sets of rows compete with a tangent and a backward pass per vector.
         cheaper = self.objective.output_rank(batch) <= 2 * num_vectors
         return cheaper and self.holds_rows(batch) and not any(layer.common for layer in self._captured_layers(batch))
 
@@ -160,28 +166,28 @@ class GaussNewton:
         return self._layers
 
     def output_product(self, logits: torch.Tensor, labels: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
-        """(d2 L_i / d f_i^2) u for directions u (Q, B, ..., C) of the outputs (B, ..., C), exactly, for every loss.
+        """Return (d2 L_i / d f_i^2) u for directions u (Q, B, ..., C) of the outputs (B, ..., C), exact for any loss.
 
         Raises:
-            ValueError: If the answer is NaN.
+            InfluenceError: If the result contains NaN or infinite numbers.
         """
         with torch.enable_grad():
             outputs = logits.detach().requires_grad_()
             loss = self.objective.losses_of_logits(outputs, labels).sum()
             (gradient,) = torch.autograd.grad(loss, outputs, create_graph=True)
-            (found,) = torch.autograd.grad(gradient, outputs, directions, is_grads_batched=True)
-        return _finite(found)
+            (curved,) = torch.autograd.grad(gradient, outputs, directions, is_grads_batched=True)
+        return _finite(curved)
 
     def output_roots(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """R_i with R_i R_i^T = d2 L_i / d f_i^2, as (r, B, C): the r columns are directions of the outputs.
+        """Return R_i (r, B, C) with R_i R_i^T = d2 L_i / d f_i^2; its r columns are directions of the outputs.
 
-        The cross entropy does not see a shift of all outputs, so its r is C - 1. R is a smooth function of the
-        outputs, as eigenvectors with their arbitrary signs are not: in two passes over an example the outputs differ
-        by rounding, and the directions still have to be the same. Of a loss of the user's R is the symmetric root;
-        what is concave in it is left out.
+        The cross entropy is invariant to a shift of all outputs, so its r is C - 1. R is a smooth function of the
+        outputs, unlike eigenvectors, whose signs are arbitrary. This matters because the outputs of an example differ
+        by rounding between two passes, and the directions must agree. For a custom loss, R is the symmetric root of
+        its convex part.
 
         Raises:
-            ValueError: If an output is NaN.
+            InfluenceError: If an output is NaN.
         """
         units = torch.eye(logits.shape[1]).to(logits)
         if self.objective.custom_loss is not None:
@@ -191,19 +197,20 @@ class GaussNewton:
             return roots.transpose(0, 1)
         if self.objective.problem_type(labels) == "single_label_classification":
             return _finite(_softmax_roots(logits) * (labels.view(-1, 1) != IGNORED))
-        # Each output has a loss of its own.
+        # Each output has a separate loss, so that the second derivative is diagonal.
         diagonal = self.output_product(logits, labels, torch.ones_like(logits)[None])[0]
         return diagonal.clamp_min(0).sqrt().diag_embed().transpose(0, 1)
 
     def mixed_roots(self, logits: torch.Tensor, labels: torch.Tensor, count: int, seed: list[int]) -> torch.Tensor:
-        """Random directions u_k (count, B, ..., C) of the outputs with E[sum_k u_k u_k^T] = d2 L / d f^2.
+        """Draw random directions u_k (count, B, ..., C) of the outputs with E[sum_k u_k u_k^T] = d2 L / d f^2.
 
-        They mix the columns of R with random signs, so that those of different examples and places are independent.
-        Where an example has outputs at many places, R is sqrt(w) (diag(q) - p q^T) at each, with q = sqrt(p) and w
-        what its loss counts: R R^T = w (diag(p) - p p^T), since q^T q = 1, and R itself is never formed.
+        They combine the columns of R with random signs, so that directions of different examples and places are
+        independent. Where an example has outputs at many places, R is sqrt(w) (diag(q) - p q^T) at each place, with q
+        = sqrt(p) and w the weight of the place in the loss. R R^T = w (diag(p) - p p^T), since q^T q = 1, and R itself
+        is never formed.
 
         Raises:
-            ValueError: If the loss is one of the user's and an example has several places.
+            InfluenceError: If the loss is a custom one and an example has several places, or if an output is NaN.
         """
         if not self.objective.head.has_token_outputs:
             roots = self.output_roots(logits, labels)
@@ -211,8 +218,8 @@ class GaussNewton:
             return torch.einsum("krb,rbc->kbc", signs, roots) / count**0.5
         if self.objective.custom_loss is not None:
             raise InfluenceError(
-                "compute_loss_func: EK-FAC takes a square root of what its Hessian in the outputs is at every token, "
-                "which is known of the losses of transformers' own heads; give solver='lissa' or 'cg' without a "
+                "compute_loss_func: EK-FAC needs a square root of the loss's Hessian in the outputs at every token, "
+                "which is known only for the losses of transformers' heads; give solver='lissa' or 'cg' without a "
                 "preconditioner, and index_features='pooled'."
             )
         p, weights = logits.softmax(dim=-1), self.objective.head.weights(labels, logits.dtype)
@@ -220,7 +227,7 @@ class GaussNewton:
         return _finite((weights / count).sqrt()[..., None] * (steps - p * steps.sum(dim=-1, keepdim=True)))
 
     def _outputs_along(self, batch: Batch, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The outputs (B, ..., C), and their derivatives (Q, B, ..., C) along the vectors."""
+        """Return the outputs (B, ..., C), and their derivatives (Q, B, ..., C) along the vectors."""
         objective = self.objective
         return derivatives_along(objective, lambda theta: objective.logits(theta, batch), vectors)
 
@@ -244,26 +251,32 @@ def _signs(shape: tuple[int, ...], seed: list[int], like: torch.Tensor) -> torch
 
 
 def _softmax_roots(logits: torch.Tensor) -> torch.Tensor:
-    """The Cholesky factor of diag(p) - p p^T for p = softmax(f), as (C - 1, B, C).
+    """Return the Cholesky factor of diag(p) - p p^T for p = softmax(f), as (C - 1, B, C).
 
     With s_j = p_j + ... + p_C, column j is sqrt(p_j / (s_j s_j+1)) (0, ..., 0, s_j+1, -p_j+1, ..., -p_C).
     """
     logs = logits.log_softmax(dim=-1)
     tails = logs.flip(-1).logcumsumexp(dim=-1).flip(-1)
     scales = (logs[:, :-1] - tails[:, :-1] - tails[:, 1:]) / 2
-    own = (scales + tails[:, 1:]).exp().diag_embed()
-    others = (scales[..., None] + logs[:, None]).exp().triu(1)
-    return (F.pad(own, (0, 1)) - others).transpose(0, 1)
+    diagonal = (scales + tails[:, 1:]).exp().diag_embed()
+    tail_terms = (scales[..., None] + logs[:, None]).exp().triu(1)
+    return (F.pad(diagonal, (0, 1)) - tail_terms).transpose(0, 1)
 
 
 class Hessian:
-    """C = 1/B sum_i d2 L_i / d theta^2, the paper's curvature. It may be indefinite: lambda must outweigh that."""
+    """C = 1/B sum_i d2 L_i / d theta^2, the paper's curvature.
+
+    It may be indefinite; lambda must then exceed the magnitude of its most negative eigenvalue.
+    """
 
     def __init__(self, objective: Objective):
         self.objective = objective
 
     def product(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
-        """C V, shapes (Q, P): the forward and first backward pass are shared, the second runs once a vector."""
+        """Return C V for vectors (Q, P).
+
+        The forward pass and the first backward pass are shared; the second backward pass runs once per vector.
+        """
         objective, parameters = self.objective, list(self.objective.theta.values())
         vectors, factors = objective.space.in_range(vectors)
         with torch.enable_grad():

@@ -23,12 +23,12 @@ from hf_fastif.curvature.kronecker import KroneckerFactors
 def push_factors(
     factors: KroneckerFactors, path: Path, manifest: Mapping[str, Any], repo_id: str, **options: Unpack[PushOptions]
 ) -> CommitInfo:
-    """Publishes EK-FAC factors; see `InfluenceTrainer.push_factors_to_hub`.
+    """Publish EK-FAC factors; see `InfluenceTrainer.push_factors_to_hub`.
 
     Args:
         factors (`KroneckerFactors`): The factors.
-        path (`Path`): Their file.
-        manifest (`Mapping`): What they belong to, and where that is from.
+        path (`Path`): The file that holds them.
+        manifest (`Mapping`): Names the model, the dataset and the settings of the factors, and their origin.
         repo_id (`str`): The repository.
         **options: See `PushOptions`.
     """
@@ -45,7 +45,7 @@ def push_factors(
             for block in factors.blocks
         ]
         Dataset.from_list(layers).to_parquet(folder / "layers.parquet")
-        # Those of a checkpoint have its digest in their local name.
+        # The local name of a checkpoint's factors contains its digest; the published name does not.
         whole = dict(manifest) | {"files": {FACTORS: describe_files(path.parent, [path.name])[path.name]}}
         (folder / "manifest.json").write_text(json.dumps(whole, indent=2), "utf-8")
         files = {
@@ -59,7 +59,7 @@ def push_factors(
 
 
 def factors_card(factors: KroneckerFactors, manifest: dict[str, Any], repo_id: str) -> DatasetCard:
-    """The card of EK-FAC factors; see `push_factors`."""
+    """Return the card of EK-FAC factors; see `push_factors`."""
     return dataset_card(
         "factors.md",
         manifest,

@@ -1,4 +1,4 @@
-"""The curvature of a fixed sample of the training set: its eigenvalues, and residuals against it."""
+"""Curvature of a fixed sample of the training set: products, eigenvalues and residuals."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from hf_fastif.execution import shard_for_rank
 
 
 class CurvatureSample:
-    """C averaged over a seeded sample of the training set: one fixed, symmetric matrix.
+    """The curvature C averaged over a seeded sample of the training set: one fixed, symmetric matrix.
 
-    The batches are dealt to the processes, so every process must call the methods, and all get the same answer.
+    The batches are distributed over the processes. Every process must call the methods, and all of them get the same
+    result.
 
     Args:
         curvature (`Curvature`): Gauss-Newton or Hessian products.
         examples (`ExampleBatches`): The training set.
-        num_examples (`int`): Size of the sample; all of the training set if it is smaller.
-        batch_size (`int`): Examples in one pass.
+        num_examples (`int`): Size of the sample; the whole training set if that is smaller.
+        batch_size (`int`): Examples per pass.
         seed (`int`): Seed of the draw.
-        accelerator (`Accelerator`): Adds up what the processes found.
+        accelerator (`Accelerator`): Sums the contributions of the processes.
     """
 
     def __init__(
@@ -47,21 +48,24 @@ class CurvatureSample:
         self.halves = [examples.grouped_by_length(half, batch_size) for half in np.array_split(rows, 2)]
 
     def product(self, vectors: torch.Tensor) -> torch.Tensor:
-        """C V for a stack of vectors (Q, P)."""
+        """Return C V for a stack of vectors (Q, P)."""
         return self._mean_products([self.batches], vectors)[0]
 
     def residual(self, vectors: torch.Tensor, solutions: torch.Tensor, damping: float | torch.Tensor) -> torch.Tensor:
-        """||v - (C + lambda I) x|| / ||v|| for each of Q right-hand sides; 0 is a perfect solution.
+        """Return ||v - (C + lambda I) x|| / ||v|| (Q,) of each right-hand side v; 0 is an exact solution.
 
-        lambda is a number, or a diagonal (P,).
+        C stands for the curvature of the whole training set. If the sample is smaller, the residual on it would
+        contain the sampling error too; `squared_residual` removes that on average.
 
-        C is meant to be that of the whole training set. Where only a sample of it is taken, the residual on the
-        sample would hold the sampling error too; see `squared_residual`.
+        Args:
+            vectors (`torch.Tensor` of shape `(Q, P)`): v.
+            solutions (`torch.Tensor` of shape `(Q, P)`): x.
+            damping (`float` or `torch.Tensor` of shape `(P,)`): lambda, a number or a diagonal.
         """
         norm = vectors.norm(dim=1).clamp_min(torch.finfo(vectors.dtype).tiny)
         parts = [self.batches] if self.num_examples == len(self.examples) else self.halves
         left = self._mean_products(parts, solutions)
-        for product in left:  # in place: a stack of many queries is large
+        for product in left:  # in place, since a stack of many queries is large
             product.neg_().add_(vectors).sub_(damping * solutions)
         if len(left) == 1:
             return left[0].norm(dim=1) / norm
@@ -71,52 +75,53 @@ class CurvatureSample:
 
     @property
     def batches(self) -> list[np.ndarray]:
-        """The rows of the sample, in batches."""
+        """Return the rows of the sample, in batches."""
         return [*self.halves[0], *self.halves[1]]
 
     def jacobian_product(self, vectors: torch.Tensor) -> torch.Tensor:
-        """G V, (Q, N, r), for the examples in the order of `batches`; the curvature must be Gauss-Newton."""
+        """Return G V (Q, N, r) for the examples in the order of `batches`; the curvature must be Gauss-Newton."""
         first = self.examples.take(self.batches[0][:1])
         rank = self.curvature.objective.output_rank(first)
-        found = vectors.new_zeros(len(vectors), self.num_examples, rank)
-        for place, rows in self._own_places():
-            found[:, place] = self.curvature.jacobian_product(self.examples.take(rows), vectors)
-        return self.accelerator.reduce(found, "sum")
+        products = vectors.new_zeros(len(vectors), self.num_examples, rank)
+        for place, rows in self._local_places():
+            products[:, place] = self.curvature.jacobian_product(self.examples.take(rows), vectors)
+        return self.accelerator.reduce(products, "sum")
 
     def jacobian_transpose_product(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """G^T A, (Q, P), for coefficients (Q, N, r) in the order of `batches`."""
+        """Return G^T A (Q, P) for coefficients A (Q, N, r) in the order of `batches`."""
         total = coefficients.new_zeros(len(coefficients), self.curvature.objective.space.size)
-        for place, rows in self._own_places():
+        for place, rows in self._local_places():
             batch = self.examples.take(rows)
             total += self.curvature.jacobian_transpose_product(batch, coefficients[:, place])
         return self.accelerator.reduce(total, "sum")
 
-    def _own_places(self) -> list[tuple[slice, np.ndarray]]:
-        """This process's batches, and where their examples stand in the sample."""
+    def _local_places(self) -> list[tuple[slice, np.ndarray]]:
+        """Return the batches of this process, each with the positions of its examples in the sample."""
         ends = np.cumsum([len(rows) for rows in self.batches])
         places = [slice(end - len(rows), end) for end, rows in zip(ends, self.batches, strict=True)]
         return shard_for_rank(list(zip(places, self.batches, strict=True)), self.accelerator)
 
     def _mean_products(self, parts: list[list[np.ndarray]], vectors: torch.Tensor) -> list[torch.Tensor]:
-        """C V for the C of each of several parts of the sample, all batches of which are dealt together."""
-        own = shard_for_rank(
+        """Return C V of each of several parts of the sample, distributing the batches of all parts together."""
+        local_batches = shard_for_rank(
             [(number, rows) for number, batches in enumerate(parts) for rows in batches], self.accelerator
         )
-        found = []
+        products = []
         for number, batches in enumerate(parts):
-            rows, count = [rows for part, rows in own if part == number], sum(map(len, batches))
-            found.append(mean_product(self.curvature, self.examples, rows, count, vectors))
-        return [self.accelerator.reduce(product, "sum") for product in found]
+            rows, count = [rows for part, rows in local_batches if part == number], sum(map(len, batches))
+            products.append(mean_product(self.curvature, self.examples, rows, count, vectors))
+        return [self.accelerator.reduce(product, "sum") for product in products]
 
     def spectrum(self) -> Spectrum:
-        """The eigenvalues of the Gauss-Newton matrix; of the Hessian the two ends, to about 1 % (Lanczos).
+        """Compute the eigenvalues of the Gauss-Newton matrix, or the two extreme eigenvalues of the Hessian.
 
-        The Gauss-Newton matrix of n examples has as many eigenvalues as their Jacobians have rows, and the Gram
-        matrix of these gives all of them for the price of a few products. Where examples have outputs at many places,
-        such as tokens, the rows are too many, and only the largest eigenvalue is found, to about 1 %.
+        The Gauss-Newton matrix of n examples has as many nonzero eigenvalues as their Jacobians have rows. The Gram
+        matrix of these rows yields all of them at the cost of a few products. Where each example has outputs at many
+        places, such as tokens, there are too many rows. Then, and for the Hessian, Lanczos iterations find the extreme
+        eigenvalues to about 1 %.
 
         Raises:
-            ValueError: If the curvature holds NaN, which a NaN loss of a training example brings.
+            InfluenceError: If the curvature contains NaN, which a training example with a NaN loss causes.
         """
         if isinstance(self.curvature, GaussNewton) and self._has_rows():
             gram = jacobian_gram(self.curvature, self.examples, self.batches, self.accelerator) / self.num_examples
@@ -124,11 +129,11 @@ class CurvatureSample:
         return Spectrum(self._ends(), whole=False)
 
     def _has_rows(self) -> bool:
-        # Asked of a batch that is needed anyway, whose states behind frozen layers are kept.
+        # Any batch would do; this one is needed anyway, and the states after its frozen layers are cached.
         return self.curvature.has_rows(self.examples.take(self.batches[0]))
 
     def _ends(self) -> np.ndarray:
-        """The largest and the smallest eigenvalue; the latter is 0 of a Gauss-Newton matrix."""
+        """Compute the largest and the smallest eigenvalue; the latter is 0 for a Gauss-Newton matrix."""
         space = self.curvature.objective.space
         size = space.size
 
@@ -139,7 +144,7 @@ class CurvatureSample:
                 raise InfluenceError(NOT_FINITE)
             return image.cpu().numpy()
 
-        if size < 16:  # Lanczos needs room for its basis
+        if size < 16:  # too small for the Lanczos basis (ncv)
             matrix = np.stack([matvec(column) for column in np.eye(size)])
             return np.linalg.eigvalsh((matrix + matrix.T) / 2)[[-1, 0]]
         operator = LinearOperator((size, size), matvec=matvec, dtype=np.float64)
@@ -151,15 +156,15 @@ class CurvatureSample:
 
 
 def squared_residual(one: torch.Tensor, two: torch.Tensor, share: float) -> torch.Tensor:
-    """An unbiased estimate (Q,) of ||r||^2 from the residuals (Q, P) on two halves of a sample.
+    """Return an unbiased estimate (Q,) of ||r||^2 from the residuals on two halves of a sample.
 
-    The errors of the halves would be independent if they were drawn from an infinite training set, and the inner
-    product all that is needed. Drawn from a finite one without replacement, their covariance is -s^2 / (N - 1), and
-    E ||one - two||^2 = 2 s^2 / (N - 1) * N / h for halves of h examples.
+    If the halves were drawn from an infinite training set, their errors would be independent, and the inner product of
+    the residuals would suffice. They are drawn from N examples without replacement, so their covariance is -s^2 / (N -
+    1), and E ||one - two||^2 = 2 s^2 / (N - 1) * N / h for halves of h examples.
 
     Args:
         one (`torch.Tensor` of shape `(Q, P)`): The residual on one half.
-        two (`torch.Tensor` of shape `(Q, P)`): The residual on the other.
-        share (`float`): 2 h / N, the part of the training set that the halves are together.
+        two (`torch.Tensor` of shape `(Q, P)`): The residual on the other half.
+        share (`float`): 2 h / N, the share of the training set that the halves cover together.
     """
     return torch.einsum("qp,qp->q", one, two) + share / 4 * (one - two).norm(dim=1).square()

@@ -1,4 +1,4 @@
-"""What the eigenvalues of the curvature say about the damping."""
+"""Eigenvalues of the curvature, and the damping that follows from them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ AUTO_DAMPING = 0.01  # of the largest eigenvalue
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Eigenvalues of the curvature of a sample of the training set.
+    """Eigenvalues of the curvature on a sample of the training set.
 
     Attributes:
-        eigenvalues (`np.ndarray`): In descending order: all of the Gauss-Newton matrix that are not zero by
-            construction, or the largest and the smallest.
-        whole (`bool`): Whether it is all of them.
+        eigenvalues (`np.ndarray`): In descending order: all eigenvalues of the Gauss-Newton matrix that are not zero
+            by construction, or the largest and the smallest only.
+        whole (`bool`): Whether these are all eigenvalues.
     """
 
     eigenvalues: np.ndarray
@@ -27,26 +27,31 @@ class Spectrum:
 
     @property
     def largest(self) -> float:
+        """Return the largest eigenvalue."""
         return float(self.eigenvalues[0])
 
     @property
     def smallest(self) -> float:
-        """The most negative eigenvalue, 0 if there is none."""
+        """Return the most negative eigenvalue, 0 if there is none."""
         return min(float(self.eigenvalues[-1]), 0.0)
 
     def effective_dimension(self, damping: float) -> float:
-        """sum_i e_i / (e_i + lambda): how many directions the curvature decides, and not the damping."""
+        """Return sum_i e_i / (e_i + lambda), the number of directions that curvature dominates rather than damping."""
         return float((self.eigenvalues / (self.eigenvalues + damping)).sum())
 
     def damping(self, wanted: float | str) -> float:
-        """lambda: the wanted value if C + lambda I is then positive definite, or for "auto" one that makes it so.
+        """Return lambda, such that C + lambda I is positive definite: the wanted value, or one derived for "auto".
 
-        "auto" is 1 % of the largest eigenvalue. Between 0.3 % and 3 % of it the scores predict retraining about
-        equally well; far above, s_test is hardly more than the plain gradient, and far below it chases directions in
-        which the training set says nothing.
+        "auto" is 1 % of the largest eigenvalue. Between 0.3 % and 3 % of it, the scores predict retraining about
+        equally well. Far above, s_test is little more than the plain gradient. Far below, s_test follows directions
+        that the training set does not determine.
+
+        Args:
+            wanted (`float` or `"auto"`): The value to check.
 
         Raises:
-            ValueError: If C + lambda I would not be positive definite, or "auto" finds no curvature to go by.
+            InfluenceError: If C + lambda I would not be positive definite, or the curvature is zero and "auto" has no
+                scale.
         """
         if wanted == "auto":
             wanted = max(AUTO_DAMPING * self.largest, -1.5 * self.smallest)

@@ -1,4 +1,4 @@
-"""Rows of a dataset as padded batches on the model's device."""
+"""Serve rows of a dataset as padded batches on the model's device."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ from hf_fastif.data.digests import SAMPLED_ROWS, batch_digest, hexdigest, stored
 
 
 class States(Protocol):
-    """Adds what is kept of some rows to their batch."""
+    """Precomputed states of dataset rows, such as the outputs of frozen layers."""
 
     def add_to(self, batch: dict[str, torch.Tensor], rows: Sequence[int] | np.ndarray) -> dict[str, torch.Tensor]:
-        """The batch of some rows of the dataset, with what is kept of them."""
+        """Return the batch of some rows with their states added."""
         ...
 
 
 class ExampleBatches:
-    """Serves batches of chosen rows of a dataset, each padded to its own longest row.
+    """Rows of a dataset as the model sees them.
+
+    Each batch is padded to its longest row.
 
     Args:
-        dataset (`datasets.Dataset`): Holds the columns that the model and the collator take, and no others.
-        collate (`Callable`, *optional*): The trainer's data collator; None for rows that no batch is made of.
+        dataset (`datasets.Dataset`): The rows, with only the columns that the model and the collator take.
+        collate (`Callable`, *optional*): The trainer's data collator. None for rows that are never batched.
         prepare (`Callable`): Moves a collated batch to the model's device.
-        stored_digests (`dict`, *optional*): Digests of stored rows that are known, by the fingerprint of their data
-            set; others are added.
+        stored_digests (`dict`, *optional*): A cache of digests of stored rows, by the fingerprint of their dataset.
+            Missing digests are added to it.
     """
 
     def __init__(
@@ -44,25 +46,25 @@ class ExampleBatches:
         self.collate = collate
         self.prepare = prepare
         self.stored_digests = {} if stored_digests is None else stored_digests
-        self.states: States | None = None  # what frozen layers made of the rows, if that is kept
+        self.states: States | None = None  # outputs of frozen layers, if they fit into memory
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def take(self, rows: Sequence[int] | np.ndarray) -> dict[str, torch.Tensor]:
-        """The batch made of the given rows, in their order."""
+        """Return the batch of the given rows, in their order."""
         batch = self.prepare(self._collated(rows))
         return batch if self.states is None else self.states.add_to(batch, rows)
 
     def grouped_by_length(self, rows: np.ndarray, batch_size: int) -> list[np.ndarray]:
-        """Cuts rows into batches of similar length, longest first, so that little is spent on padding.
+        """Cut rows into batches of similar length, which need little padding.
 
-        The longest come first so that a batch that does not fit into memory fails at once and not at the end.
+        The longest rows come first, so that a batch that does not fit into memory fails at once and not at the end.
         """
         return [rows[places] for places in self.places_by_length(rows, batch_size)]
 
     def places_by_length(self, rows: np.ndarray, batch_size: int) -> list[np.ndarray]:
-        """The same as places in `rows`, for rows that may occur twice."""
+        """Cut rows into the same batches, as positions in `rows`: rows may occur twice."""
         places = np.arange(len(rows))
         if self._lengths is not None:
             places = np.argsort(-self._lengths[rows], kind="stable")
@@ -70,20 +72,24 @@ class ExampleBatches:
 
     @cached_property
     def digest(self) -> str:
-        """A short digest of what the model sees: the stored rows in their order, and the batch made of some of them.
+        """Return a short digest of what the model sees.
 
-        The batch tells transforms and collators apart, which the stored rows know nothing of.
+        It covers the stored rows in their order and the batch of a sample of them. The batch shows the effect of
+        transforms and collators, which the stored rows do not.
         """
         return hexdigest([self._stored_digest, self._sample_digest()])
 
     @cached_property
     def training_digest(self) -> str:
-        """The digest that a checkpoint keeps: of the stored rows alone where a transform or collator is random."""
+        """Return the digest that a checkpoint records.
+
+        It covers the stored rows alone where a transform or collator is random.
+        """
         sample = self._sample_digest()
         return hexdigest([self._stored_digest, sample if sample == self._sample_digest() else ""])
 
     def is_trained_on(self, training_digest: str) -> bool:
-        """Whether these are the rows that a checkpoint says it was trained on."""
+        """Tell whether a checkpoint that records this digest was trained on these rows."""
         return training_digest in (self.digest, hexdigest([self._stored_digest, ""]))
 
     @property
@@ -100,7 +106,7 @@ class ExampleBatches:
 
     @cached_property
     def row_digests(self) -> tuple[str, ...]:
-        """A short digest of what the model sees of each row by itself."""
+        """Return a short digest of each row, in a batch by itself."""
         return tuple(batch_digest(self._collated([row])) for row in range(len(self)))
 
     def _collated(self, rows: Sequence[int] | np.ndarray) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Columns of a dataset that a person can read."""
+"""Select and rename the columns of a dataset that people can read."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, Value
 
 
-COMPUTED = (  # columns of a result that are ours
+COMPUTED = (  # columns that a result adds; a user's columns of the same names are renamed
     *("query_index", "train_index", "index", "influence", "direction", "rank", "tokens", "token_influence"),
     *("prediction", "probability", "loss", "residual", "std_err"),
 )
 
 
 def plain_columns(dataset: Dataset) -> Dataset:
-    """The columns that a person can read: strings, numbers and labels, not token ids or arrays."""
+    """Select the columns that people can read: strings, numbers and labels, not token ids or arrays."""
     plain = [name for name, feature in dataset.features.items() if isinstance(feature, Value | ClassLabel)]
     return dataset.select_columns(plain).with_format(None)
 
 
 def text_columns(dataset: Dataset) -> list[str]:
-    """The string columns that hold running text (three words or more on average in the first rows)."""
+    """List the string columns that hold prose: on average three words or more in the first 100 rows."""
     head = dataset.with_format(None).select(range(min(100, len(dataset))))
     strings = [
         name for name, feature in dataset.features.items() if feature in (Value("string"), Value("large_string"))
@@ -28,7 +28,7 @@ def text_columns(dataset: Dataset) -> list[str]:
 
 
 def with_label_names(dataset: Dataset) -> Dataset:
-    """Replaces the numbers of `ClassLabel` columns by their names."""
+    """Replace the numbers in `ClassLabel` columns by class names; None and negative numbers become None."""
     labels = {name: feature for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)}
     columns = dataset.to_dict()
     for name, feature in labels.items():
@@ -38,15 +38,15 @@ def with_label_names(dataset: Dataset) -> Dataset:
 
 
 def set_apart(dataset: Dataset) -> Dataset:
-    """Append underscores to the names of columns that are called like one of ours, and show all columns."""
-    there, names = set(dataset.column_names), {}
-    for name in there & set(COMPUTED):
-        names[name] = f"{name}_"
-        while names[name] in there:
-            names[name] += "_"
-    return dataset.with_format(None).rename_columns(names)
+    """Append underscores to column names that a result uses itself, and reset the format to show all columns."""
+    columns, new_names = set(dataset.column_names), {}
+    for name in columns & set(COMPUTED):
+        new_names[name] = f"{name}_"
+        while new_names[name] in columns:
+            new_names[name] += "_"
+    return dataset.with_format(None).rename_columns(new_names)
 
 
 def prefixed(dataset: Dataset, prefix: str) -> Dataset:
-    """Put a prefix before the names of all columns."""
+    """Put a prefix before every column name."""
     return dataset.rename_columns({name: f"{prefix}{name}" for name in dataset.column_names})

@@ -1,4 +1,4 @@
-"""What makes two models, data sets or losses the same: digests of what they hold, whatever they are called."""
+"""Digest models, datasets and losses by their contents, so that equal ones compare equal whatever their names."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ import xxhash
 from datasets import Dataset
 
 
-CHUNK_BYTES = 64 << 20  # of a data set that are hashed at once
+CHUNK_BYTES = 64 << 20  # of a dataset hashed at once, which bounds the memory used
 MAX_CHUNK_ROWS = 10_000
-SAMPLED_ROWS = 16  # whose collated batch belongs to a data set
+SAMPLED_ROWS = 16  # whose collated batch is part of a dataset's digest
 TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
 
 
 def hexdigest(values: Iterable[torch.Tensor | np.ndarray | bytes | str | int | float | bool | None]) -> str:
     """Return a short digest of some values in their order, the same in every process.
 
-    Tensors count with dtype, shape and bytes; everything else with its `repr`.
+    Tensors and arrays are digested by dtype, shape and bytes, byte strings by their bytes, other values by their
+    `repr`.
+
+    Returns:
+        `str`: 16 hexadecimal digits.
     """
     digest = xxhash.xxh3_128()
     for value in values:
@@ -39,14 +43,14 @@ def hexdigest(values: Iterable[torch.Tensor | np.ndarray | bytes | str | int | f
 
 
 def tensor_bytes(tensor: torch.Tensor) -> np.ndarray:
-    """Return the bytes of a tensor on the CPU, without a copy where it lies there in one piece."""
+    """Return the bytes of a tensor as an array, without a copy if it is contiguous and on the CPU."""
     return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy() if tensor.numel() else np.empty(0)
 
 
 def stored_digest(dataset: Dataset) -> str:
-    """Return a digest of the stored rows of a data set and their order, however it was loaded.
+    """Return a digest of the stored rows of a dataset and their order, however it was loaded.
 
-    32 or 64 bits of whole numbers, chunks of any size, and formats or transforms that are set make no difference.
+    The width of integers, the size of chunks, and formats or transforms make no difference.
     """
     columns = _ColumnDigests()
     for table in dataset.with_format("arrow").iter(batch_size=_chunk_rows(dataset)):
@@ -61,7 +65,10 @@ def _chunk_rows(dataset: Dataset) -> int:
 
 
 class _ColumnDigests:
-    """Digests of the flat buffers of columns, which may come in chunks; each has the name of its place in a column."""
+    """Digests of the flat buffers of columns, by the path of each buffer within its column.
+
+    Columns may be added in chunks of any size.
+    """
 
     def __init__(self) -> None:
         self._digests: dict[str, xxhash.xxh3_128] = {}
@@ -71,7 +78,7 @@ class _ColumnDigests:
         return hexdigest(part for place in sorted(self._digests) for part in (place, self._digests[place].digest()))
 
     def add(self, column: pa.Array | pa.ChunkedArray, place: str) -> None:
-        """Take the next values of a column."""
+        """Add the next values of a column."""
         for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
             self._add_array(chunk.storage if isinstance(chunk, pa.ExtensionArray) else chunk, place)
 
@@ -111,5 +118,5 @@ class _ColumnDigests:
 
 
 def batch_digest(batch: Mapping[str, Any]) -> str:
-    """Return a digest of a collated batch: what the model sees of some rows."""
+    """Return a digest of a collated batch, which is what the model sees."""
     return hexdigest(part for name in sorted(batch) for part in (name, batch[name]))

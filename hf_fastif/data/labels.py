@@ -1,4 +1,4 @@
-"""Labels of a dataset: their column, their names, and others in their place."""
+"""Find, name and replace the labels of a dataset."""
 
 from __future__ import annotations
 
@@ -7,19 +7,30 @@ from datasets import ClassLabel, Dataset, Value
 
 
 def label_name(dataset: Dataset, label: int) -> str:
-    """What a class is called in a dataset; its number where classes have no names."""
+    """Return the name of a class, or its number as text if the classes have no names."""
     feature = dataset.features["label"]
     return feature.int2str(label) if isinstance(feature, ClassLabel) else str(label)
 
 
 def relabelled(dataset: Dataset, labels: np.ndarray) -> Dataset:
-    """The dataset with other class numbers (N,) in its `ClassLabel` column `label`."""
+    """Replace the class numbers in the `ClassLabel` column `label`.
+
+    Args:
+        dataset (`datasets.Dataset`): N rows.
+        labels (`np.ndarray` of shape `(N,)`): The new class numbers, in the order of the rows.
+
+    Example:
+
+    ```python
+    noisy = relabelled(train, np.where(flip, 1 - labels, labels))
+    ```
+    """
     feature = dataset.features["label"]
     return dataset.remove_columns("label").add_column("label", labels.tolist()).cast_column("label", feature)
 
 
 def label_column(dataset: Dataset) -> str | None:
-    """The column of the labels, if there is one."""
+    """Return the name of the label column, or None if there is none."""
     classes = [name for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)]
     usual = [name for name in ("label", "labels") if isinstance(dataset.features.get(name), Value | ClassLabel)]
     return next(iter(usual + classes), None)

@@ -1,4 +1,4 @@
-"""Datasets without the indexes that they carry."""
+"""Detach datasets from the indexes that they carry."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from datasets import Dataset
 
 
 def without_indexes(dataset: Dataset) -> Dataset:
-    """A view of the same rows that carries no index.
+    """Return a view of the same rows without their indexes; the dataset itself keeps them.
 
-    `Trainer` drops columns whenever it makes a dataloader, and `datasets` copies every index when columns are
-    dropped (and fails on one that lives on a GPU); this view spares both. The dataset itself keeps its index.
+    `Trainer` drops columns whenever it creates a dataloader. `datasets` then copies every index, which is slow, and
+    fails for an index on a GPU.
     """
     view = copy.copy(dataset)
     view._indexes = {}

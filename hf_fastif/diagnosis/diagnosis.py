@@ -1,4 +1,4 @@
-"""What the curvature of a training set looks like, what the damping makes of it, and how far a solver gets."""
+"""The report of `trainer.diagnose()`: spectrum of the curvature, effect of the damping, accuracy of the solver."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from hf_fastif.artifacts import atomic_write
+from hf_fastif.artifacts.plots import HARMFUL, HELPFUL, TEXT, name_panel, new_figure, save_figure
 from hf_fastif.curvature import Spectrum, captured_layers, layers_in_blocks, share_of
 from hf_fastif.diagnosis.signals import CheckpointSignal
 from hf_fastif.scoring import SIGN
@@ -21,15 +21,15 @@ from hf_fastif.solvers import Solution, SolverSetup
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TARGET_ERROR = 0.05  # error that the suggested steps and repeats aim at
-FADED_THRESHOLD = 0.5  # of the residuals at the end of the first epoch: less is worth a warning
+TARGET_ERROR = 0.05  # the error that the suggested steps and repeats aim at
+FADED_THRESHOLD = 0.5  # relative to the residuals after the first epoch; a smaller ratio triggers a warning
 VANISHED_THRESHOLD = 0.1  # mean distance of outputs from labels
-GRADIENT_LIKE = 0.01  # s_test this close to grad / lambda is called that
+GRADIENT_LIKE = 0.01  # relative distance of s_test from grad / lambda below which they count as equal
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The page that `print(trainer.diagnose())` shows, and the numbers on it.
+    """The report that `print(trainer.diagnose())` shows, and the numbers in it.
 
     Attributes:
         curvature (`str`): "gauss_newton" or "hessian".
@@ -38,18 +38,31 @@ class Diagnosis:
         num_train (`int`): The size of the training set.
         num_parameters (`int`): P.
         damping (`float`): lambda.
-        damps_by_layer (`bool`): Whether the solver takes a lambda for each layer in its place.
+        damps_by_layer (`bool`): Whether the solver uses one lambda per layer instead.
         solver (`str`): The solver and its settings.
         num_repeats (`int`): T of the solver.
-        solution (`Solution`): s_test of the queries that were tried, without the vectors.
-        distance (`torch.Tensor` of shape `(Q,)`): ||lambda s_test - grad|| / ||grad||; 0: the curvature plays no part.
-        cosine (`torch.Tensor` of shape `(Q,)`): Between s_test and the gradient.
+        solution (`Solution`): s_test of Q queries, without the vectors.
+        distance (`torch.Tensor` of shape `(Q,)`): ||lambda s_test - grad|| / ||grad||; 0 means that curvature has no
+            effect.
+        cosine (`torch.Tensor` of shape `(Q,)`): Cosine of s_test and the gradient.
         lissa_batch_size (`int`): B.
-        lissa_scale (`float`): The largest eigenvalue of single batches of B: a scale at which LiSSA converges.
-        signals (`list[Signal]`): How much signal each checkpoint of the run holds; the model as it is comes last.
-        in_blocks (`float`): The share of the parameters in linear layers and norms of their own, which EK-FAC
-            and sketches see whole.
-        captured (`float`): The share of those whose gradients of single examples one pass of a batch tells.
+        lissa_scale (`float`): The largest eigenvalue of single batches of B examples: a scale at which LiSSA
+            converges.
+        signals (`list[CheckpointSignal]`): The training signal at each checkpoint of the run; the current model comes
+            last.
+        in_blocks (`float`): The share of the parameters in unshared linear layers and norms, which EK-FAC and sketches
+            cover fully.
+        captured (`float`): The share of the parameters for which one pass of a batch yields the gradients of single
+            examples.
+
+    Example:
+
+    ```python
+    diagnosis = trainer.diagnose(queries)
+    print(diagnosis)
+    diagnosis.plot("diagnosis.png")
+    print(diagnosis.damping, diagnosis.lissa_depth)
+    ```
     """
 
     curvature: str
@@ -72,39 +85,37 @@ class Diagnosis:
 
     @property
     def lissa_depth(self) -> int:
-        """J: steps of LiSSA until 5 % of the slowest directions, those without curvature, is missing."""
+        """Return J: LiSSA steps until 5 % of s_test is missing in the slowest directions, those without curvature."""
         return math.ceil(math.log(1 / TARGET_ERROR) * self.lissa_scale / self.damping)
 
     @property
     def repeats(self) -> int | None:
-        """T: repeats until the standard error is 5 %; None where a single run told none."""
+        """Return T: repeats until the standard error is 5 %; None if it is unknown, as for a single run."""
         worst = float(self.solution.std_err.max())
         return None if math.isnan(worst) else max(1, math.ceil(self.num_repeats * (worst / TARGET_ERROR) ** 2))
 
     def __str__(self) -> str:
         sections = {
-            "Checkpoints": self._about_checkpoints(),
-            "Curvature": self._about_curvature(),
-            "Damping": self._about_damping(),
-            "Solver": self._about_solver(),
-            "If you choose LiSSA": self._about_lissa(),
+            "Checkpoints": self._checkpoint_lines(),
+            "Curvature": self._curvature_lines(),
+            "Damping": self._damping_lines(),
+            "Solver": self._solver_lines(),
+            "If you choose LiSSA": self._lissa_lines(),
             "Sign": [SIGN],
         }
         return "\n".join(f"{title}\n" + "\n".join(f"  {line}" for line in lines) for title, lines in sections.items())
 
     def plot(self, path: str | Path) -> Path:
         """Writes a figure of the spectrum with lambda in it, and of the residual on the solver's way."""
-        from matplotlib.figure import Figure  # slow to import
+        share = self.damping / self.spectrum.largest
+        residual = _span(self.solution.residual.tolist(), ".2g")
+        title = f"The damping is {share:.2%} of the largest eigenvalue; residual of s_test {residual}"
+        figure, ((of_spectrum, of_residual),) = new_figure(10, 4.2, columns=2, title=title)
+        self._plot_spectrum(of_spectrum)
+        self._plot_residual(of_residual)
+        return save_figure(figure, path)[0]
 
-        figure = Figure(figsize=(10, 3.8), layout="constrained")
-        spectrum, residual = figure.subplots(1, 2)
-        self._plot_spectrum(spectrum)
-        self._plot_residual(residual)
-        return atomic_write(
-            Path(path), lambda file: figure.savefig(file, dpi=130, format=Path(path).suffix[1:] or "png")
-        )
-
-    def _about_checkpoints(self) -> list[str]:
+    def _checkpoint_lines(self) -> list[str]:
         lines = [
             f"{signal.checkpoint.title}: mean loss {signal.loss:.3g}, residual {signal.residual:.2g}"
             + ("." if signal.trace is None else f", trace of the curvature {signal.trace:.3g}.")
@@ -115,26 +126,26 @@ class Diagnosis:
         if first is not None and final.residual < FADED_THRESHOLD * first.residual:
             lines.append(
                 f"Residuals have fallen to {final.residual / first.residual:.0%} since {first.checkpoint.title}: most "
-                "training examples are fitted by now and pull at the parameters no longer. Take influence there "
+                "training examples now have almost no gradient. Compute influence at that checkpoint "
                 "(checkpoints='auto' does)."
             )
         elif first is None and final.residual < VANISHED_THRESHOLD:
             lines.append(
-                "Training examples are fitted and hardly pull at the parameters any more. An earlier checkpoint holds "
-                "more signal; InfluenceTrainer.train() keeps one at the end of each epoch."
+                "Most training examples have almost no gradient. Influence at an earlier checkpoint is more "
+                "informative; InfluenceTrainer.train() keeps one at the end of each epoch."
             )
         return lines
 
-    def _about_curvature(self) -> list[str]:
+    def _curvature_lines(self) -> list[str]:
         name = self.curvature.replace("_", "-").title()
         eigenvalues = self.spectrum.eigenvalues
         lines = [
-            f"{name} of the mean training loss over {self.num_parameters:,} parameters, seen on "
+            f"{name} of the mean training loss over {self.num_parameters:,} parameters, estimated on "
             f"{self.num_samples:,} of {self.num_train:,} training examples.",
-            f"{self.in_blocks:.1%} of the parameters are in linear layers and norms of their own, which EK-FAC and "
-            "gradient sketches see whole (of the others EK-FAC has a diagonal, sketches nothing).",
-            f"Of {self.captured:.1%} one pass tells the gradients of single examples"
-            + (", so that queries share it." if self.captured == 1 else "; queries take forward mode."),
+            f"{self.in_blocks:.1%} of the parameters are in unshared linear layers and norms, which EK-FAC and "
+            "gradient sketches cover fully (for the others, EK-FAC uses a diagonal and sketches use nothing).",
+            f"For {self.captured:.1%} of the parameters, one pass yields the gradients of single examples"
+            + (", and all queries share it." if self.captured == 1 else "; queries use forward mode."),
         ]
         if not self.spectrum.whole:
             return [*lines, f"Largest eigenvalue {eigenvalues[0]:.4g}, smallest {eigenvalues[-1]:.4g}."]
@@ -145,20 +156,20 @@ class Diagnosis:
             f"Their sum is {eigenvalues.sum():.4g}; the largest is {eigenvalues[0] / eigenvalues.sum():.0%} of it.",
         ]
 
-    def _about_damping(self) -> list[str]:
+    def _damping_lines(self) -> list[str]:
         share = self.damping / self.spectrum.largest
-        lines = [f"lambda = {self.damping:.4g}, {share:.2%} of the largest eigenvalue (0.3 % to 3 % is sound)."]
+        lines = [f"lambda = {self.damping:.4g}, {share:.2%} of the largest eigenvalue (recommended: 0.3 % to 3 %)."]
         if self.damps_by_layer:
             lines.append(
-                "EK-FAC has a lambda of its own for each layer instead, a tenth of its mean eigenvalue; their mean is "
+                "EK-FAC instead uses a separate lambda for each layer, a tenth of its mean eigenvalue; their mean is "
                 f"{self.solution.damping:.2g}."
             )
         if self.spectrum.whole:
             below = self.spectrum.eigenvalues[self.spectrum.eigenvalues < self.damping]
             lines.append(
-                f"It swamps {below.sum() / self.spectrum.eigenvalues.sum():.0%} of the curvature, "
-                f"{len(below)} of {len(self.spectrum.eigenvalues)} eigenvalues; "
-                f"about {self.spectrum.effective_dimension(self.damping):.0f} directions are left to the curvature."
+                f"It swamps {below.sum() / self.spectrum.eigenvalues.sum():.0%} of the curvature "
+                f"({len(below)} of {len(self.spectrum.eigenvalues)} eigenvalues); the effective dimension is "
+                f"{self.spectrum.effective_dimension(self.damping):.0f}."
             )
         worst, cosine = float(self.distance.max()), _span(self.cosine.tolist(), ".3f")
         if worst <= GRADIENT_LIKE:
@@ -170,62 +181,66 @@ class Diagnosis:
             lines.append(f"s_test differs from grad / lambda by up to {worst:.0%}; their cosine is {cosine}.")
         return lines
 
-    def _about_solver(self) -> list[str]:
+    def _solver_lines(self) -> list[str]:
         solution = self.solution
         lines = [
             f"{self.solver}.",
             f"Residual ||v - (C + lambda I) x|| / ||v|| of {len(solution.residual)} queries, on the sample: "
-            f"{_span(solution.residual.tolist(), '.2g')} (0: below what the sample can tell).",
+            f"{_span(solution.residual.tolist(), '.2g')} (0: too small to measure).",
         ]
         if len(solution.trace):
-            way = ", ".join(f"{solution.trace[i].mean():.2g}" for i in _doubling(len(solution.trace)))
+            residuals = ", ".join(f"{solution.trace[i].mean():.2g}" for i in _doubling(len(solution.trace)))
             lines.append(
-                f"On its way, before step 1, 2, 4, 8, ...: {way} (mean of the queries, as the solver saw it)."
+                f"Residual before step 1, 2, 4, 8, ...: {residuals} (mean over queries, as estimated by the solver)."
             )
         if self.repeats is None:
-            lines.append("Standard error: not known from one run; num_repeats=2 or more tells it.")
+            lines.append("Standard error: unknown for a single run; num_repeats=2 or more estimates it.")
         else:
             lines.append(
                 f"Standard error over T = {self.num_repeats} repeats: {_span(solution.std_err.tolist(), '.1%')} of "
-                f"||s_test||; it falls with the root of T, so 5 % takes T = {self.repeats}."
+                f"||s_test||; it falls with the square root of T, so 5 % takes T = {self.repeats}."
             )
         return lines
 
-    def _about_lissa(self) -> list[str]:
+    def _lissa_lines(self) -> list[str]:
         visited = self.lissa_depth * self.lissa_batch_size
         return [
-            f"lissa_scale={self.lissa_scale:.4g} is what batches of B = {self.lissa_batch_size} curve at most. The "
-            "answer does not depend on it, the way does.",
-            f"At that scale 95 % of s_test takes J = {self.lissa_depth:,} steps, {visited:,} examples; three passes "
-            f"of SDCA are {3 * self.num_train:,}.",
+            f"lissa_scale={self.lissa_scale:.4g} (largest batch eigenvalue, B = {self.lissa_batch_size}). It affects "
+            "speed, not the result.",
+            f"At that scale, 95 % of s_test takes J = {self.lissa_depth:,} steps ({visited:,} examples); three passes "
+            f"of SDCA visit {3 * self.num_train:,}.",
         ]
 
     def _plot_spectrum(self, axes: Axes) -> None:
         eigenvalues = np.maximum(self.spectrum.eigenvalues, 1e-3 * self.damping)
-        axes.loglog(np.arange(1, len(eigenvalues) + 1), eigenvalues, marker=".", color="#3465a4")
-        axes.axhline(self.damping, color="#cc4b37", label=f"$\\lambda$ = {self.damping:.3g}")
-        axes.axhspan(0.003 * self.spectrum.largest, 0.03 * self.spectrum.largest, color="#cc4b37", alpha=0.12)
-        axes.set(xlabel="number", ylabel="eigenvalue", title="Spectrum (band: 0.3 % to 3 % of the largest)")
-        axes.legend()
+        axes.loglog(np.arange(1, len(eigenvalues) + 1), eigenvalues, marker=".", color=HELPFUL)
+        axes.axhline(self.damping, color=HARMFUL, label=f"$\\lambda$ = {self.damping:.3g}")
+        axes.axhspan(
+            0.003 * self.spectrum.largest, 0.03 * self.spectrum.largest, color=HARMFUL, alpha=0.15, linewidth=0
+        )
+        axes.set(xlabel="number", ylabel="eigenvalue")
+        name_panel(axes, "Spectrum (band: 0.3 % to 3 % of the largest)")
+        axes.legend(fontsize=8, labelcolor=TEXT, frameon=False)
 
     def _plot_residual(self, axes: Axes) -> None:
         trace, final = self.solution.trace.cpu().numpy(), self.solution.residual.cpu().numpy()
         seen = np.concatenate([trace.ravel(), final])
         floor = seen[seen > 0].min(initial=1.0) / 2  # an estimate below what the examples can tell is 0
-        axes.plot(np.arange(1, len(trace) + 1), np.where(trace > 0, trace, np.nan), color="#3465a4", alpha=0.5)
-        axes.plot(np.full(len(final), max(len(trace), 1)), np.maximum(final, floor), "o", color="#cc4b37")
-        axes.set(xlabel="step", ylabel="residual", yscale="log", title="Residual of each query (dots: on the sample)")
+        axes.plot(np.arange(1, len(trace) + 1), np.where(trace > 0, trace, np.nan), color=HELPFUL, alpha=0.5)
+        axes.plot(np.full(len(final), max(len(trace), 1)), np.maximum(final, floor), "o", color=HARMFUL)
+        axes.set(xlabel="step", ylabel="residual", yscale="log")
+        name_panel(axes, "Residual of each query (dots: on the sample)")
 
 
 def diagnose(
     setup: SolverSetup, gradients: torch.Tensor, signals: list[CheckpointSignal], solution: Solution | None = None
 ) -> Diagnosis:
-    """Solves for some gradients of queries (Q, P), unless that was done, and reports; see `Diagnosis`."""
+    """Solve for the gradients (Q, P) of some queries, unless a solution is given, and report; see `Diagnosis`."""
     args, damping = setup.args, setup.damping
     if solution is None:
         solution = setup.solver().solve(gradients)
     layers = captured_layers(setup.objective, setup.examples.take([0]), embeddings=True, tied=True)
-    own = layers_in_blocks(setup.objective, setup.examples.take([0]))
+    block_layers = layers_in_blocks(setup.objective, setup.examples.take([0]))
     x, norm = solution.vectors, gradients.norm(dim=1).clamp_min(torch.finfo(gradients.dtype).tiny)
     return Diagnosis(
         curvature=args.curvature,
@@ -243,18 +258,18 @@ def diagnose(
         lissa_batch_size=setup.lissa_batch_size,
         lissa_scale=setup.lissa_scale,
         signals=signals,
-        in_blocks=share_of(own, setup.objective),
+        in_blocks=share_of(block_layers, setup.objective),
         captured=share_of(layers, setup.objective),
     )
 
 
 def _doubling(count: int) -> list[int]:
-    """0, 1, 3, 7, ... below `count`: the places of the 1st, 2nd, 4th, 8th, ..."""
+    """Return 0, 1, 3, 7, ... below `count`: the indices of the 1st, 2nd, 4th, 8th, ... entry."""
     return [2**i - 1 for i in range(count.bit_length()) if 2**i <= count]
 
 
 def _span(values: Sequence[float], form: str) -> str:
     known = sorted(value for value in values if not math.isnan(value))
     if not known:
-        return "not known"
+        return "unknown"
     return " to ".join(dict.fromkeys([format(known[0], form), format(known[-1], form)]))

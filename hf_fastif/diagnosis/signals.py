@@ -1,4 +1,4 @@
-"""How much signal a checkpoint holds: whether its training examples still pull at the parameters."""
+"""The training signal at a checkpoint: whether its training examples still have a gradient."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from hf_fastif.solvers import SolverSetup
 
 @dataclass(frozen=True)
 class CheckpointSignal:
-    """What a sample of the training set says at one checkpoint.
+    """Loss, residual and curvature of a sample of the training set at one checkpoint.
 
     Attributes:
-        checkpoint ([`Checkpoint`]): Where.
+        checkpoint ([`Checkpoint`]): The checkpoint.
         loss (`float`): Mean loss.
-        residual (`float`): Mean of ||dL/df||, the distance of outputs from labels. Every gradient is a product of it
-            with a Jacobian: where it has vanished, the few examples that are not fitted yet decide all influence. Of
-            examples with several labels it is the mean over these.
-        trace (`float`, *optional*): Sum of the eigenvalues of the Gauss-Newton matrix, where all are known.
+        residual (`float`): Mean of ||dL/df||, the distance of outputs from labels. Every gradient is its product with
+            a Jacobian: once it has vanished, the few examples that are not fitted yet determine all influence. For
+            examples with several labels it is averaged over these.
+        trace (`float`, *optional*): Sum of the eigenvalues of the Gauss-Newton matrix, if all are known.
     """
 
     checkpoint: Checkpoint
@@ -34,12 +34,16 @@ class CheckpointSignal:
 
 
 def measure_checkpoint_signal(setup: SolverSetup, checkpoint: Checkpoint, sweep: DatasetSweep) -> CheckpointSignal:
-    """The signal of the checkpoint that is in the model, for a forward pass and the spectrum of a sample."""
+    """Measure the signal of the checkpoint that the model holds, on a sample of the training set.
+
+    Raises:
+        InfluenceError: If `compute_loss` is overridden, so that the outputs are unknown.
+    """
     objective = setup.objective
     if objective.custom_compute_loss is not None:
         raise InfluenceError(
-            "compute_loss: it is overridden, so that nothing is known of outputs and how far they are from labels, "
-            "which diagnose() reports; give the loss as compute_loss_func(outputs, labels, num_items_in_batch)."
+            "compute_loss: it is overridden, so diagnose() cannot compute the distance of outputs from labels; give "
+            "the loss as compute_loss_func(outputs, labels, num_items_in_batch)."
         )
 
     def compute(batch: Batch) -> torch.Tensor:

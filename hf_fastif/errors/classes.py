@@ -1,10 +1,10 @@
-"""The errors that are meant for users: one base class to catch them all."""
+"""Define the errors for users, with one base class to catch them all."""
 
 from __future__ import annotations
 
 
 class InfluenceError(ValueError):
-    """Something that was given does not work; the message names the argument, its value and what to give instead.
+    """An argument has a value that does not work; the message names both and what to give instead.
 
     Example:
 
@@ -20,20 +20,30 @@ class InfluenceError(ValueError):
 
 
 class NotFoundError(InfluenceError, FileNotFoundError):
-    """A folder, repository or file that was asked for is not there."""
+    """A folder, repository or file does not exist.
+
+    Example:
+
+    ```python
+    try:
+        result = InfluenceResult.from_hub("me/influences")
+    except NotFoundError:
+        result = trainer.find_influential(queries)
+    ```
+    """
 
 
 class NotAllowedError(InfluenceError, PermissionError):
-    """A token may not write where it is asked to."""
+    """A token has no permission for a repository."""
 
 
 class NoSuchQueryError(InfluenceError, IndexError):
-    """A result was asked for a query that it does not hold."""
-
-
-class LaunchError(InfluenceError, RuntimeError):
-    """Other processes were asked for than were started."""
+    """A result does not contain the query of that number."""
 
 
 class DiskFullError(InfluenceError, OSError):
-    """A disk has no space left for what is to be written."""
+    """A disk has no space left for a file."""
+
+
+class MissingExtraError(InfluenceError, ImportError):
+    """A package is not installed that an extra of this one brings."""

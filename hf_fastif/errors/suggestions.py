@@ -1,4 +1,4 @@
-"""Guesses at what was meant by a name that does not exist."""
+"""Suggest existing names for one that does not exist."""
 
 from __future__ import annotations
 
@@ -11,21 +11,28 @@ from hf_fastif.errors.classes import NotFoundError
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """End an error message with the known name that is most like this one, or with nothing if none is."""
+    """Return the end of an error message with the most similar known name, or an empty string if none is similar.
+
+    Example:
+
+    ```python
+    f"solver={name!r} is unknown{did_you_mean(name, ('sdca', 'lissa'))}"  # ...; did you mean 'lissa'?
+    ```
+    """
     near = get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def check_path(argument: str, name: str) -> None:
-    """Check that a path exists; a name that is not a path may be that of a repository on the Hub.
+    """Refuse a path that does not exist, unless it may be the id of a repository on the Hub.
 
     Args:
-        argument (`str`): What was given.
-        name (`str`): Its value. It is a path if it starts as one, has two slashes or more, lies in a folder that is
-            there, or if there is a path much like it.
+        argument (`str`): Name of the argument.
+        name (`str`): Its value. It counts as a path if it starts like one, has at least two slashes, is in an existing
+            folder, or resembles an existing path.
 
     Raises:
-        NotFoundError: Naming a path that is there and was probably meant.
+        NotFoundError: Naming the existing path that was probably meant.
     """
     path = Path(name).expanduser()
     if path.exists() or "/" not in name:
@@ -36,21 +43,21 @@ def check_path(argument: str, name: str) -> None:
         return
     fix = f"; did you mean {str(near)!r}?"
     if near is None:
-        there = sorted(each.name for each in path.parent.iterdir())[:10] if path.parent.is_dir() else []
-        fix = f" ({path.parent} holds {', '.join(there)})" if there else ""
+        siblings = sorted(each.name for each in path.parent.iterdir())[:10] if path.parent.is_dir() else []
+        fix = f" ({path.parent} holds {', '.join(siblings)})" if siblings else ""
     raise NotFoundError(f"{argument}: there is no folder {name!r}{fix}")
 
 
 def _nearest(path: Path) -> Path | None:
-    """Find a path that exists and differs from the given one by typing errors only."""
-    found = Path(path.anchor)
-    for part in path.parts[len(found.parts) :]:
-        if not found.is_dir():
+    """Return the existing path that differs from the given one only by typing errors, or None."""
+    existing = Path(path.anchor)
+    for part in path.parts[len(existing.parts) :]:
+        if not existing.is_dir():
             return None
-        if not (found / part).exists():
-            near = get_close_matches(part, os.listdir(found), n=1)
+        if not (existing / part).exists():
+            near = get_close_matches(part, os.listdir(existing), n=1)
             if not near:
                 return None
             part = near[0]
-        found /= part
-    return found
+        existing /= part
+    return existing

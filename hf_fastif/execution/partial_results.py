@@ -1,4 +1,4 @@
-"""Finished pieces of long work, kept on disk until all of it is done."""
+"""Keep finished parts of long work on disk until all of it is done."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ MANIFEST = "manifest.json"
 
 
 class PartialResults:
-    """Keeps what long work has finished, so that a run that was killed goes on from there.
+    """Finished parts of long work, from which a killed run resumes.
 
-    The main process writes and reads; every process must make the same calls and gets the same answers. What is kept
-    of other work (another model, dataset or setting) is deleted, with a line that says what has changed. Two runs may
-    go on with the same work: each piece says what it depends on, and one that the other run has deleted is computed.
+    The main process reads and writes. Every process must make the same calls, and gets the same tensors. Parts that
+    belong to another model, dataset or setting are deleted with a warning that names what changed. Two runs may resume
+    the same work: each part records what it depends on, and a part that the other run has deleted is computed again.
 
     Args:
-        folder (`Path`): For the pieces; made when the first one is written.
-        manifest (`Mapping[str, str]`): What the answer depends on.
+        folder (`Path`): The folder of the parts, which is created with the first of them.
+        manifest (`Mapping[str, str]`): What the results depend on.
         accelerator (`Accelerator`): The processes.
     """
 
@@ -46,14 +46,21 @@ class PartialResults:
         self._finished = from_main(self._open, accelerator)
 
     def get(self, name: str, compute: Callable[[], Tensors]) -> Tensors:
-        """The piece of that name, read if it is there and else computed and written.
+        """Read a part, or compute and write it if it is not on disk.
 
-        A piece `"a"` takes the place of the pieces `"a.b"` that it was made of: these are deleted.
+        A part `"a"` replaces the parts `"a.b"` that were merged into it, which are deleted.
+
+        Args:
+            name (`str`): Name of the part.
+            compute (`Callable`): Computes its tensors, on all processes together.
+
+        Returns:
+            `dict[str, torch.Tensor]`: The tensors, equal on every process.
         """
         if name in self._finished:
             tensors = from_main(lambda: self._read(name), self.accelerator)
             if tensors is not None:
-                # A copy lies in memory as a computed tensor does; what a file gave may round otherwise.
+                # A copy is aligned like a computed tensor; tensors from a file may not be, and then round differently.
                 return {key: values.to(self.accelerator.device, copy=True) for key, values in tensors.items()}
         tensors = compute()
         self._add(name, tensors)
@@ -61,51 +68,53 @@ class PartialResults:
         return tensors
 
     def has(self, name: str) -> bool:
-        """Whether that piece is there, or a whole that took its place."""
-        return any(name == there or name.startswith(f"{there}.") for there in self._finished)
+        """Tell whether a part is finished, on its own or inside a merged part."""
+        return any(name == part or name.startswith(f"{part}.") for part in self._finished)
 
     def compute_missing(self, work: Mapping[str, Callable[[], Tensors]], title: str | None = None) -> None:
-        """Makes pieces for `get` to find, each by one process; those that are there, or a whole of them is, are left.
+        """Compute the missing parts in parallel, one per process, so that later `get` calls find them.
+
+        Parts that exist on disk, on their own or inside a merged part, are skipped.
 
         Args:
-            work (`Mapping[str, Callable]`): What computes each, without the other processes.
-            title (`str`, *optional*): Of a progress bar.
+            work (`Mapping[str, Callable]`): What computes each part, without communication between processes.
+            title (`str`, *optional*): Title of the progress bar. None shows no bar.
         """
         missing = [name for name in work if not self.has(name)]
         rank, count = self.accelerator.process_index, self.accelerator.num_processes
         with tqdm(total=len(missing), desc=title, disable=title is None) as bar:
             for start in range(0, len(missing), count):
                 names = missing[start : start + count]
-                own = None
+                tensors = None
                 if rank < len(names):
-                    own = {key: values.cpu() for key, values in work[names[rank]]().items()}
+                    tensors = {key: values.cpu() for key, values in work[names[rank]]().items()}
                 for process, name in enumerate(names):
-                    self._add(name, broadcast_object_list([own], from_process=process)[0])
+                    self._add(name, broadcast_object_list([tensors], from_process=process)[0])
                     self._finished.add(name)
                 bar.update(len(names))
 
     def delete(self) -> None:
-        """Deletes all pieces: the work is done."""
+        """Delete all parts, once the work is done."""
         if self.accelerator.is_main_process:
             _delete_folder(self.folder)
 
     def _open(self) -> set[str]:
         try:
-            there = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
+            manifest = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return set()
         except ValueError:
-            there = {"manifest": "damaged"}
-        changed = differences(there, dict.fromkeys(there) | self.manifest)
+            manifest = {"manifest": "damaged"}
+        changed = differences(manifest, dict.fromkeys(manifest) | self.manifest)
         if changed:
-            logger.warning(f"Starting afresh in {self.folder}: since it was begun, {', '.join(changed)} changed.")
+            logger.warning(f"Starting over in {self.folder}: {', '.join(changed)} changed since its work was begun.")
             _delete_folder(self.folder)
             return set()
-        self.manifest = there  # which may differ in the last digits of a loss
-        found = {file.stem for file in self.folder.glob("*.safetensors")}
-        if found:
-            logger.warning(f"Going on with {self.folder}: {len(found)} pieces of the work are there already.")
-        return found
+        self.manifest = manifest  # which may differ in the last digits of a loss
+        finished = {file.stem for file in self.folder.glob("*.safetensors")}
+        if finished:
+            logger.warning(f"Resuming from {self.folder}: {len(finished)} parts of the work are finished.")
+        return finished
 
     def _read(self, name: str) -> Tensors | None:
         path = self._path(name)
@@ -114,9 +123,9 @@ class PartialResults:
                 written = file.metadata() or {}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
         except FileNotFoundError:
-            return None  # another run was done first
+            return None  # another run of the same work has finished and deleted it
         except SafetensorError as error:
-            logger.warning(f"{path} is damaged ({error}) and is computed again.")
+            logger.warning(f"{path} is damaged ({error}); computing it again.")
             return None
         return tensors if written == self._mark else None
 
@@ -134,7 +143,7 @@ class PartialResults:
         except (FileNotFoundError, SafetensorError):
             if self.folder.exists():
                 raise
-            self._write_into_folder(path, values)  # another run was done, and deleted the folder meanwhile
+            self._write_into_folder(path, values)  # another run of the same work deleted the folder meanwhile
         for part in self.folder.glob(f"{path.stem}.*.safetensors"):
             part.unlink(missing_ok=True)
 
@@ -147,13 +156,13 @@ class PartialResults:
 
     @property
     def _mark(self) -> dict[str, str]:
-        """What a piece says it depends on."""
+        """Return the metadata of a part, which identifies the work that it belongs to."""
         return {"work": hexdigest([json.dumps(self.manifest, sort_keys=True)])}
 
 
 def _delete_folder(folder: Path) -> None:
     """Delete a folder that another run may be writing to or deleting."""
-    (folder / MANIFEST).unlink(missing_ok=True)  # first: without it nothing that stays is taken up again
+    (folder / MANIFEST).unlink(missing_ok=True)  # first: parts that remain are not used without it
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -161,7 +170,15 @@ def _delete_folder(folder: Path) -> None:
 def open_partial_results(
     folder: Path, manifest: Mapping[str, str], accelerator: Accelerator
 ) -> Iterator[PartialResults]:
-    """[`PartialResults`] that are deleted when the work within the block is done, and left when it fails."""
+    """Open [`PartialResults`] for a block: they are deleted when it succeeds, and stay when it fails.
+
+    Example:
+
+    ```python
+    with open_partial_results(Path("out/unfinished"), {"model": digest}, accelerator) as partials:
+        scores = [partials.get(f"scores-{n}", lambda n=n: {"scores": score(n)})["scores"] for n in range(100)]
+    ```
+    """
     partials = PartialResults(folder, manifest, accelerator)
     yield partials
     partials.delete()

@@ -1,4 +1,4 @@
-"""Work that one of several processes does for all, or by itself."""
+"""Divide work among processes, or do it on one process for all."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class SingleProcess:
-    """Stands for an `Accelerator` where a process works by itself, whatever the others do meanwhile.
+    """A replacement for `Accelerator` in a process that works alone, independently of the others.
 
     Attributes:
-        device (`torch.device`): Of the process.
+        device (`torch.device`): The device of the process.
     """
 
     device: torch.device
@@ -37,33 +37,49 @@ class SingleProcess:
     is_main_process = True
 
     def reduce(self, tensor: torch.Tensor, _reduction: str = "sum") -> torch.Tensor:
-        """There is nothing to add."""
+        """Return the tensor unchanged: a single process has nothing to add."""
         return tensor
 
 
 def shard_for_rank(items: Sequence[T], accelerator: Accelerator | PartialState | SingleProcess) -> list[T]:
-    """The items that are this process's to work on.
+    """Return the items that are assigned to this process.
 
-    They are dealt to and fro: where they are sorted by how much work they are, no process always gets the most.
+    Items are assigned in snake order (0, 1, ..., n-1, n-1, ..., 0), so that no rank always receives the most expensive
+    item of a sorted list.
+
+    Example:
+
+    ```python
+    shard_for_rank(["a", "b", "c", "d", "e"], accelerator)  # of 2 processes: rank 0 gets a, d, e and rank 1 b, c
+    ```
     """
     count, rank = accelerator.num_processes, accelerator.process_index
     return [item for i, item in enumerate(items) if i % (2 * count) in (rank, 2 * count - 1 - rank)]
 
 
 def from_main(compute: Callable[[], T], accelerator: Accelerator | PartialState | SingleProcess) -> T:
-    """What the main process computes, on every process; an error of it is raised on every process."""
+    """Compute a value on the main process and return it on every process.
+
+    An exception on the main process is raised on every process.
+
+    Example:
+
+    ```python
+    config = from_main(lambda: json.loads(path.read_text()), accelerator)  # read once, even on several machines
+    ```
+    """
     if accelerator.num_processes == 1:
         return compute()
-    found, error = None, None
+    value, error = None, None
     if accelerator.is_main_process:
         try:
-            found = compute()
-        except Exception as raised:  # whatever it is, nobody may be left waiting for an answer
+            value = compute()
+        except Exception as raised:  # of any class: the other processes wait for an answer
             error = raised
-    found, error = broadcast_object_list([found, error])
+    value, error = broadcast_object_list([value, error])
     if error is not None:
         raise error
-    return found
+    return value
 
 
 @contextmanager
@@ -92,40 +108,49 @@ def single_process() -> Iterator[None]:
 
 @contextmanager
 def same_random_state() -> Iterator[None]:
-    """Give back the random states as they were: what is done within the block leaves no trace in training."""
-    before, of_numpy = random.getstate(), np.random.get_state()
+    """Restore all random states after the block, so that it does not change training.
+
+    Example:
+
+    ```python
+    with same_random_state():
+        torch.manual_seed(0)
+        order = torch.randperm(100)
+    ```
+    """
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         try:
             yield
         finally:
-            random.setstate(before)
-            np.random.set_state(of_numpy)
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
 
 
 def check_same_folder(folder: Path, accelerator: Accelerator) -> None:
-    """Check that all processes were given the same `output_dir`: the main process writes what the others read.
+    """Refuse processes with different `output_dir`s: the others read what the main process writes.
 
     Raises:
-        InfluenceError: On every process, if they were given different ones.
+        InfluenceError: On every process, naming two of the folders.
     """
     if accelerator.num_processes == 1:
         return
     folders = gather_object([str(folder)])
-    other = next((rank for rank, each in enumerate(folders) if each != folders[0]), None)
-    if other is not None:
+    differing = next((rank for rank, each in enumerate(folders) if each != folders[0]), None)
+    if differing is not None:
         raise InfluenceError(
-            f"output_dir: process 0 was given {folders[0]!r} and process {other} {folders[other]!r}, and what one "
-            "writes the others read. Give all processes the same folder: a name with the time in it is made once, "
-            "before the launch, and passed as a flag (--output_dir), or made by one process and sent to the others "
+            f"output_dir: process 0 was given {folders[0]!r} and process {differing} {folders[differing]!r}, but they "
+            "read each other's files. Give all processes the same folder. If its name contains the time, create the "
+            "name once: before the launch, as a flag (--output_dir), or on one process, which sends it to the others "
             "with accelerate.utils.broadcast_object_list."
         )
 
 
 def check_shared_folder(folder: Path, accelerator: Accelerator) -> None:
-    """Several machines must see the same files: the main process writes what the others read.
+    """Refuse a folder that machines do not share: the others read what the main process writes.
 
     Raises:
-        ValueError: If a process does not see what the main process writes into the folder.
+        InfluenceError: Naming the processes that do not see the files of the main process.
     """
     if int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)) == accelerator.num_processes:
         return

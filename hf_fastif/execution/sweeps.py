@@ -1,4 +1,4 @@
-"""Long work over the rows of a dataset, dealt to the processes batch by batch."""
+"""Sweep over the rows of a dataset in batches that are divided among the processes."""
 
 from __future__ import annotations
 
@@ -17,17 +17,24 @@ from hf_fastif.execution.processes import shard_for_rank
 from hf_fastif.model import Batch
 
 
-PIECE = 64  # batches between two writes
+PIECE = 64  # batches in a part: what a killed run repeats at most, against the cost of writing
 
 
 @dataclass(frozen=True)
 class DatasetSweep:
-    """How work over many examples is cut up.
+    """A pass over many examples, divided into batches and among processes.
 
     Attributes:
-        batch_size (`int`): Examples in one pass.
+        batch_size (`int`): Examples in a batch.
         accelerator (`Accelerator`): The processes.
-        show_progress (`bool`): Whether the main process shows a bar.
+        show_progress (`bool`): Whether to show a progress bar.
+
+    Example:
+
+    ```python
+    sweep = DatasetSweep(batch_size=32, accelerator=trainer.accelerator)
+    lengths = sweep.over(examples, np.arange(len(examples)), 1, count_tokens, "Counting")  # (n, 1)
+    ```
     """
 
     batch_size: int
@@ -44,33 +51,33 @@ class DatasetSweep:
         partials: PartialResults | None = None,
         name: str | None = None,
     ) -> np.ndarray:
-        """Some numbers for every row, from batches of similar length.
+        """Compute `width` numbers for every row, in batches of similar length.
 
         Args:
             examples (`ExampleBatches`): The dataset.
-            rows (`np.ndarray` of shape `(k,)`): Which of its rows.
-            width (`int`): How many numbers for each.
-            compute (`Callable`): From a batch of B rows to their numbers, (B, width).
-            title (`str`): Of the progress bar.
-            pieces (`PartialResults`, *optional*): Keeps what is finished.
-            name (`str`, *optional*): Of its pieces, if not the title.
+            rows (`np.ndarray` of shape `(k,)`): Numbers of its rows, which may repeat.
+            width (`int`): Numbers for each row.
+            compute (`Callable`): Takes a batch of B rows and returns a tensor of shape `(B, width)`.
+            title (`str`): Title of the progress bar.
+            partials (`PartialResults`, *optional*): Store for finished parts.
+            name (`str`, *optional*): Name of the parts. By default the title.
 
         Returns:
-            `np.ndarray` of shape `(k, width)`, float32, in the order of `rows`; the same on every process.
+            `np.ndarray` of shape `(k, width)`: float32, in the order of `rows`, equal on every process.
         """
         batches = examples.places_by_length(rows, self.batch_size)
-        found = np.empty((len(rows), width), dtype=np.float32)
+        results = np.empty((len(rows), width), dtype=np.float32)
         with tqdm(total=len(batches), desc=title, disable=not self.show_progress, leave=False) as bar:
             for start in range(0, len(batches), PIECE):
                 part = batches[start : start + PIECE]
-                work = partial(self._piece, examples, rows, part, width, compute, bar)
+                work = partial(self._compute_part, examples, rows, part, width, compute, bar)
                 values = work() if partials is None else partials.get(f"{name or title}-{start // PIECE}", work)
-                found[np.concatenate(part)] = values["values"].cpu().numpy()
+                results[np.concatenate(part)] = values["values"].cpu().numpy()
                 bar.n = start + len(part)
                 bar.refresh()
-        return found
+        return results
 
-    def _piece(
+    def _compute_part(
         self,
         examples: ExampleBatches,
         rows: np.ndarray,

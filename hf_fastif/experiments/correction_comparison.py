@@ -6,18 +6,21 @@ Section 6.3 and appendix C.3 of the paper, figures 6, 7, 12 and 13.
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from accelerate.utils import tqdm
 from datasets import Dataset
-from scipy.stats import sem, t
+from scipy.stats import ttest_1samp
 
 from hf_fastif.analysis import ANCHORS, GUARD, AnalysisResult, Correction, Corrector, Log, Plan, digests
+from hf_fastif.artifacts.plots import add_legend, colors_of, draw_curve, name_panel, new_figure
 from hf_fastif.data import hexdigest
 from hf_fastif.execution import Tensors
 from hf_fastif.trainer import InfluenceTrainer
@@ -136,33 +139,39 @@ class Corrections(AnalysisResult):
         return {name: self.figure(), f"{name}-validation": self.validation_figure()}
 
     def _draw(self, examples: str, with_guard: bool) -> Figure:
-        from matplotlib.figure import Figure
-
         panels = {name: (examples, [name]) for name in self.slices} | ({GUARD: (GUARD, None)} if with_guard else {})
-        figure = Figure(figsize=(1.5 + 3.2 * len(panels), 6), layout="constrained")
-        for line, measure in zip(figure.subplots(2, len(panels), squeeze=False), MEASURES, strict=True):
-            for axes, (title, (of, slices)) in zip(line, panels.items(), strict=True):
+        size = {"rows": len(MEASURES), "columns": len(panels), "sharex": True}
+        figure, lines = new_figure(1.5 + 3.2 * len(panels), 6, **size, title=self._conclusion())
+        colors = colors_of(self.systems)
+        for line, measure in zip(lines, MEASURES, strict=True):
+            for axes, (name, (measured, slices)) in zip(line, panels.items(), strict=True):
                 for system in self.systems:
-                    curves = self.curves(measure, of, system, slices)
-                    steps = np.arange(curves.shape[1])
-                    axes.plot(steps, curves.mean(axis=0), label=system)
-                    axes.fill_between(steps, curves.min(axis=0), curves.max(axis=0), alpha=0.2)
-                axes.set(title=title if measure == MEASURES[0] else None)
-                axes.grid(alpha=0.3)
+                    curves = self.curves(measure, measured, system, slices)
+                    band = curves.mean(axis=0), curves.min(axis=0), curves.max(axis=0)
+                    draw_curve(axes, np.arange(curves.shape[1]), *band, color=colors[system], label=system)
+                name_panel(axes, name if measure == MEASURES[0] else "")
             line[0].set_ylabel(f"{measure} ({examples})")
         for axes in line:
             axes.set_xlabel("steps")
-        figure.legend(*line[0].get_legend_handles_labels(), loc="outside right center")
+        add_legend(figure, axes)
         return figure
+
+    def _conclusion(self) -> str:
+        rows = pd.DataFrame(self.summary()).query("slice == 'mean' and examples == @TEST and measure == 'accuracy'")
+        best = rows.loc[rows["change"].idxmax()]
+        return (
+            f"After {self.settings['steps']} steps '{best['system']}' has changed accuracy on the test examples most "
+            f"for the better: {_said(best, 100)} points"
+        )
 
 
 def _interval(values: np.ndarray) -> dict[str, float]:
-    """The mean of repeats (R,), and its 95 % interval by Student's t; NaN for a single one."""
-    mean = float(values.mean())
-    if len(values) == 1:
-        return {"change": mean, "low": np.nan, "high": np.nan}
-    half = float(t.ppf(0.975, len(values) - 1) * sem(values))
-    return {"change": mean, "low": mean - half, "high": mean + half}
+    """Compute the mean of repeats (R,), and its 95 % interval by Student's t; NaN for a single one."""
+    low = high = np.nan
+    if len(values) > 1:
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # repeats that are all alike
+            low, high = ttest_1samp(values, 0).confidence_interval(0.95)
+    return {"change": float(values.mean()), "low": float(low), "high": float(high)}
 
 
 def _said(row: Mapping[str, float], factor: float = 1) -> str:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from datasets import Dataset
 from torch.nn.functional import cosine_similarity
 
-from hf_fastif.analysis import AnalysisResult, changed, influence_manifest, mark_sizes, open_analysis_results
+from hf_fastif.analysis import AnalysisResult, changed, influence_manifest, open_analysis_results
+from hf_fastif.artifacts.plots import add_legend, colors_of, draw_points, mark_sizes, name_panel, new_figure
 from hf_fastif.config import FASTIF
 from hf_fastif.execution import Tensors
 from hf_fastif.index import check_num_neighbors
@@ -49,8 +51,9 @@ class Correlation(AnalysisResult):
     def explain(self) -> list[str]:
         """What each lambda means for its part of the table, in words."""
         found = []
+        spearman = pd.DataFrame(self.table).set_index(["asked", "method", "k"])["spearman"]
         for row in self.dampings:
-            plain = self._row(row["asked"], PLAIN, self.num_candidates)["spearman"]
+            plain = spearman[row["asked"], PLAIN, self.num_candidates]
             meaning = (
                 "Here s_test is nearly the plain gradient: a high correlation says little about solver and lambda, "
                 "since leaving the curvature out reaches it too."
@@ -68,37 +71,40 @@ class Correlation(AnalysisResult):
 
     def __str__(self) -> str:
         lines = [f"{self.num_queries} queries, {self.num_candidates:,} candidates; means and deviations over queries"]
+        tables = pd.DataFrame(self.table).groupby("asked")
         for damping, meaning in zip(self.dampings, self.explain(), strict=True):
             lines += ["", f"fast: {damping['fast']}; full: {damping['full']}", meaning]
-            for row in self.table:
-                if row["asked"] == damping["asked"]:
-                    numbers = (f"{name} {row[name]:.4f} ± {row[f'{name}_std']:.4f}" for name in COEFFICIENTS)
-                    lines.append(f"  {row['method']:16} k = {row['k']:<8,} {'   '.join(numbers)}")
+            for row in tables.get_group(damping["asked"]).to_dict("records"):
+                numbers = (f"{name} {row[name]:.4f} ± {row[f'{name}_std']:.4f}" for name in COEFFICIENTS)
+                lines.append(f"  {row['method']:16} k = {row['k']:<8,} {'   '.join(numbers)}")
         return "\n".join(lines)
 
     def figure(self) -> Figure:
         """Draws the correlations against k, a panel for each lambda."""
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(4.2 * len(self.dampings) + 1.8, 3.8), layout="constrained")
-        panels = figure.subplots(1, len(self.dampings), sharey=True, squeeze=False)[0]
-        for axes, damping in zip(panels, self.dampings, strict=True):
-            for color, name in zip(("C0", "C1", "C2"), COEFFICIENTS, strict=True):
+        table = pd.DataFrame(self.table)
+        all_scored = table[(table["k"] == self.num_candidates) & (table["method"] == FAST)]
+        numbers = zip(all_scored["spearman"], self.dampings, strict=True)
+        agreement = ", ".join(f"{value:.3f} at lambda = {row['damping']:.3g}" for value, row in numbers)
+        title = f"Spearman correlation of fast and full scores over all candidates: {agreement}"
+        lambdas = len(self.dampings)
+        figure, panels = new_figure(4.2 * lambdas + 2.2, 4, columns=lambdas, title=title, sharey=True)
+        colors = colors_of(COEFFICIENTS)
+        for axes, damping in zip(panels[0], self.dampings, strict=True):
+            for name in COEFFICIENTS:
                 for method, style in ((FAST, "o-"), (PLAIN, "x:")):
-                    own = [r for r in self.table if (r["asked"], r["method"]) == (damping["asked"], method)]
-                    values = ([r[key] for r in own] for key in ("k", name, f"{name}_std"))
-                    axes.errorbar(*values, fmt=style, color=color, capsize=2, label=f"{name}, {method}")
+                    rows = table[(table["asked"] == damping["asked"]) & (table["method"] == method)]
+                    mean, std = rows[name], rows[f"{name}_std"]
+                    label = f"{name}, {method}"
+                    draw_points(
+                        axes, rows["k"], mean, mean - std, mean + std, fmt=style, color=colors[name], label=label
+                    )
             share = 100 * damping["damping"] / damping["largest"]
             axes.set(xscale="log", xlabel="k, candidates scored")
-            mark_sizes(axes, [row["k"] for row in self.table])
-            axes.set_title(f"lambda = {damping['damping']:.3g}, {share:.3g} % of the largest eigenvalue", fontsize=10)
-            axes.grid(alpha=0.3)
-        panels[0].set_ylabel("correlation with the full scores")
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+            mark_sizes(axes, table["k"])
+            name_panel(axes, f"lambda = {damping['damping']:.3g}, {share:.3g} % of the largest eigenvalue")
+        panels[0, 0].set_ylabel("correlation with the full scores")
+        add_legend(figure, axes)
         return figure
-
-    def _row(self, asked: str, method: str, k: int) -> dict[str, Any]:
-        return next(r for r in self.table if (r["asked"], r["method"], r["k"]) == (asked, method, k))
 
 
 def correlation(
@@ -208,9 +214,7 @@ def _rows(
     a, b = (np.take_along_axis(values.cpu().numpy(), candidates, axis=1) for values in (scores, truth))
     found = []
     for k in ks:
-        own = [correlations(one[:k], other[:k]) for one, other in zip(a, b, strict=True)]
-        columns = {name: np.array([row[name] for row in own]) for name in COEFFICIENTS}
-        numbers = {name: float(values.mean()) for name, values in columns.items()}
-        numbers |= {f"{name}_std": float(values.std()) for name, values in columns.items()}
+        of_queries = pd.DataFrame([correlations(one[:k], other[:k]) for one, other in zip(a, b, strict=True)])
+        numbers = of_queries.mean().to_dict() | of_queries.std(ddof=0).add_suffix("_std").to_dict()
         found.append({"asked": asked, "method": method, "k": k} | numbers)
     return found

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from datasets import Dataset
 from torch.linalg import vector_norm
 
 from hf_fastif.analysis import AnalysisResult, changed, influence_manifest, open_analysis_results
+from hf_fastif.artifacts.plots import NEUTRAL, add_legend, colors_of, draw_curve, new_figure
 from hf_fastif.data import hexdigest
 from hf_fastif.errors import InfluenceError
 from hf_fastif.execution import PartialResults, Tensors
@@ -69,29 +71,24 @@ class InverseHessian(AnalysisResult):
 
     def figure(self) -> Figure:
         """Draws LiSSA's time and error against J, a line for each B and T, and error against time for all solvers."""
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(14, 4), layout="constrained")
-        of_time, of_error, both = figure.subplots(1, 3)
-        settings = dict.fromkeys((row["B"], row["T"]) for row in self.table if row["solver"] == LISSA)
-        sizes = sorted({size for size, _ in settings})
-        for size, repeats in settings:
-            own = [row for row in self.table if (row["solver"], row["B"], row["T"]) == (LISSA, size, repeats)]
-            steps, seconds, errors = ([row[name] for row in own] for name in ("J", "seconds", "error"))
-            style = {"color": f"C{sizes.index(size)}", "linestyle": "-" if repeats == 1 else "--", "marker": "."}
-            of_time.plot(steps, seconds, **style, label=f"B = {size}, T = {repeats}")
-            of_error.plot(steps, errors, **style)
-            both.plot(seconds, errors, **style)
-        for number, name in enumerate(dict.fromkeys(row["solver"] for row in self.table if row["solver"] != LISSA)):
-            own = [row for row in self.table if row["solver"] == name]
-            seconds, errors = ([row[key] for row in own] for key in ("seconds", "error"))
-            both.plot(seconds, errors, "sD^vP*X"[number % 7], color="black", linestyle=":", markersize=5, label=name)
+        table = pd.DataFrame(self.table)
+        best = table.loc[table["error"][table["solver"] != PLAIN].idxmin()]
+        title = f"{best['solver']} comes nearest to x*: error {best['error']:.2g} in {best['seconds']:.3g} s"
+        figure, ((of_time, of_error, both),) = new_figure(14, 4.4, columns=3, title=title)
+        lissa, others = table[table["solver"] == LISSA].astype({"B": int, "T": int}), table[table["solver"] != LISSA]
+        sizes = colors_of([str(size) for size in sorted(lissa["B"].unique())])
+        for (size, repeats), rows in lissa.groupby(["B", "T"], sort=False):
+            style = {"color": sizes[str(size)], "linestyle": "-" if repeats == 1 else "--", "marker": "."}
+            draw_curve(of_time, rows["J"], rows["seconds"], **style)
+            draw_curve(of_error, rows["J"], rows["error"], **style)
+            draw_curve(both, rows["seconds"], rows["error"], **style, label=f"B = {size}, T = {repeats}")
+        for number, (name, rows) in enumerate(others.groupby("solver", sort=False)):
+            style = {"color": NEUTRAL, "linestyle": ":", "marker": "sD^vP*X"[number % 7], "markersize": 5}
+            draw_curve(both, rows["seconds"], rows["error"], **style, label=name)
         of_time.set(xlabel="J, steps of LiSSA", ylabel=f"seconds for {self.num_queries} queries at once", yscale="log")
         of_error.set(xlabel="J, steps of LiSSA", ylabel="error of s_test", yscale="log")
         both.set(xlabel="seconds", ylabel="error of s_test", xscale="symlog", yscale="log")
-        for axes in (of_time, of_error, both):
-            axes.grid(alpha=0.3)
-        figure.legend(loc="outside right center", fontsize=8)
+        add_legend(figure, both)
         return figure
 
 

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from datasets import Dataset
 
 from hf_fastif.analysis import (
@@ -18,8 +19,16 @@ from hf_fastif.analysis import (
     Retrained,
     digests,
     influence_manifest,
-    mark_sizes,
     open_analysis_results,
+)
+from hf_fastif.artifacts.plots import (
+    add_legend,
+    colors_of,
+    draw_level,
+    draw_points,
+    mark_sizes,
+    name_panel,
+    new_figure,
 )
 from hf_fastif.data import hexdigest, without_indexes
 from hf_fastif.experiments.sampling import GROUPS, mean_and_interval, random_rows, strongest_rows
@@ -68,19 +77,16 @@ class Retraining(AnalysisResult):
         The group is "all" queries, or those "predicted wrong" or "predicted right". From `low` to `high` is the 95 %
         interval from drawing queries and repeats anew: NaN for a single number, and too narrow where there are few.
         """
-        table = {}
-        for row in self.changes:
-            table.setdefault((row["system"], row["direction"], row["m"]), {})[row["query"], row["repeat"]] = row
-        groups = {"all": np.arange(len(self.right))}
-        groups |= {name: np.flatnonzero(np.array(self.right) == value) for name, value in GROUPS.items()}
-        found = []
-        for group, queries in groups.items():
-            for (system, direction, m), rows in table.items() if len(queries) else ():
-                repeats = 1 + max(repeat for _, repeat in rows)
-                values = np.array([[rows[q, r]["change"] for r in range(repeats)] for q in queries])
+        changes = pd.DataFrame(self.changes)
+        right = np.array(self.right)[changes["query"]]
+        groups = {"all": changes} | {name: changes[right == value] for name, value in GROUPS.items()}
+        summary = []
+        for group, rows in groups.items():
+            for (system, direction, m), changed in rows.groupby(["system", "direction", "m"], sort=False):
+                values = changed.pivot(index="query", columns="repeat", values="change").to_numpy()
                 numbers = dict(zip(("change", "low", "high"), mean_and_interval(values, seed), strict=True))
-                found.append({"group": group, "system": system, "direction": direction, "m": m} | numbers)
-        return found
+                summary.append({"group": group, "system": system, "direction": direction, "m": int(m)} | numbers)
+        return summary
 
     def __str__(self) -> str:
         lines = [
@@ -95,28 +101,33 @@ class Retraining(AnalysisResult):
 
     def figure(self) -> Figure:
         """Draws the change against m: a panel for the queries predicted wrong, one for those predicted right."""
-        from matplotlib.figure import Figure
-
-        summary = self.summary()
-        groups = [name for name in GROUPS if any(row["group"] == name for row in summary)]
-        figure = Figure(figsize=(4.2 * len(groups) + 2, 4), layout="constrained")
-        panels = figure.subplots(1, len(groups), squeeze=False)[0]
-        lines = list(dict.fromkeys((row["system"], row["direction"]) for row in summary))
-        for axes, group in zip(panels, groups, strict=True):
-            for number, (system, direction) in enumerate(lines):
-                own = [r for r in summary if (r["group"], r["system"], r["direction"]) == (group, system, direction)]
-                places, values = np.array([r["m"] for r in own]), np.array([r["change"] for r in own])
-                errors = np.abs(np.array([[r["low"], r["high"]] for r in own]).T - values)
-                style = ":" if system == RANDOM else "-"
-                moved = places * 1.03 ** (number - len(lines) / 2)  # else the bars would lie on each other
-                axes.errorbar(moved, values, errors, fmt=f"o{style}", capsize=2, label=f"{system}, {direction}")
-            axes.axhline(0, color="gray", linewidth=0.8)
-            axes.set(xscale="log", xlabel="examples removed", title=group)
-            mark_sizes(axes, [row["m"] for row in summary])
-            axes.grid(alpha=0.3)
-        panels[0].set_ylabel("change of the loss")
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+        summary = pd.DataFrame(self.summary())
+        groups = [name for name in GROUPS if name in {*summary["group"]}]
+        size = {"columns": len(groups), "sharey": True, "title": self._conclusion(summary)}
+        figure, panels = new_figure(4.2 * len(groups) + 2.4, 4.2, **size)
+        series = ["system", "direction"]
+        lines = summary.groupby(series, sort=False).ngroups
+        colors = colors_of(summary["direction"])
+        dashes = dict(zip(summary["system"].unique(), ("-", "--", "-.") * lines, strict=False)) | {RANDOM: ":"}
+        for axes, group in zip(panels[0], groups, strict=True):
+            of_group = summary[summary["group"] == group].groupby(series, sort=False)
+            for number, ((system, direction), rows) in enumerate(of_group):
+                style = {"marker": "o", "linestyle": dashes[system], "label": f"{system}, {direction}"}
+                moved = rows["m"] * 1.03 ** (number - lines / 2)  # else the bars would lie on each other
+                draw_points(axes, moved, rows["change"], rows["low"], rows["high"], color=colors[direction], **style)
+            draw_level(axes, 0)
+            axes.set(xscale="log", xlabel="examples removed")
+            name_panel(axes, group)
+            mark_sizes(axes, summary["m"])
+        panels[0, 0].set_ylabel("change of the loss")
+        add_legend(figure, axes)
         return figure
+
+    def _conclusion(self, summary: pd.DataFrame) -> str:
+        most = summary["m"].max()
+        rows = summary.query("group == 'all' and m == @most and system != @RANDOM")
+        changes = ", ".join(f"{row.direction} {row.change:+.3f} ({row.system})" for row in rows.itertuples())
+        return f"Change of the loss without the {most} most influential examples: {changes}"
 
 
 def retraining(

@@ -8,9 +8,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from datasets import Dataset
+from scipy.stats import sem
 
 from hf_fastif.analysis import METHODS, AnalysisResult, Method
+from hf_fastif.artifacts.plots import HELPFUL, NEUTRAL, TEXT, name_rows, new_figure
 from hf_fastif.errors import InfluenceError
 from hf_fastif.experiments.bm25 import text_overlap
 from hf_fastif.results import InfluenceResult
@@ -54,15 +57,17 @@ class Retrieval(AnalysisResult):
 
     def figure(self) -> Figure:
         """Draws a bar for each method."""
-        from matplotlib.figure import Figure
-
-        names, recalls, errors = ([row[key] for row in self.table] for key in ("method", "recall", "std_err"))
-        figure = Figure(figsize=(7, 0.9 + 0.45 * len(names)), layout="constrained")
-        axes = figure.subplots()
-        axes.barh(names, recalls, xerr=errors, color="C0", capsize=3)
-        axes.axvline(self.k / self.num_candidates, color="black", linestyle=":")
-        axes.invert_yaxis()
-        axes.set(xlim=(0, 1), xlabel=f"recall@{self.k}")
+        table = pd.DataFrame(self.table)
+        best = table.loc[table["recall"].idxmax()]
+        title = f"{best['method']} finds most of what states a fact: recall@{self.k} {best['recall']:.2f}"
+        figure, ((axes,),) = new_figure(7, 1.3 + 0.4 * len(table), title=title)
+        colors = [HELPFUL if name.startswith("influence") else NEUTRAL for name in table["method"]]
+        axes.barh(
+            table.index, table["recall"], height=0.6, xerr=table["std_err"], capsize=3, color=colors, ecolor=TEXT
+        )
+        axes.axvline(self.k / self.num_candidates, color=TEXT, linestyle=":")
+        name_rows(axes, table["method"])
+        axes.set(xlim=(0, 1), xlabel=f"recall@{self.k}, a mean over queries (dotted: by chance)")
         return figure
 
 
@@ -100,12 +105,12 @@ def retrieval(
     """
     relevant = _relevant(trainer.train_dataset, queries, column)
     asked = relevant.any(axis=1)
-    listed = None if result is None else result.summary["num_examples"]
+    listed = None if result is None else result.summary.num_examples
     if listed is not None and listed < k:
         raise InfluenceError(f"k={k}: the result lists {listed} examples in each direction; ask for num_examples={k}.")
     found = {}
-    if result is not None and result.summary["num_neighbors"] is not None:
-        found[f"influence, of {result.summary['num_neighbors']:,} neighbours"] = _listed(result, k)
+    if result is not None and result.summary.num_neighbors is not None:
+        found[f"influence, of {result.summary.num_neighbors:,} neighbours"] = _listed(result, k)
     ways: dict[str, Method] = {
         "influence": lambda trainer, queries: trainer.compute_influence(queries, s_test=s_test),
         **{name: METHODS[name] for name in BASELINES},
@@ -116,7 +121,7 @@ def retrieval(
     table = []
     for name, rows in found.items():
         shares = [own[chosen].sum() / own.sum() for own, chosen in zip(relevant, rows, strict=True) if own.any()]
-        error = np.std(shares, ddof=1) / np.sqrt(len(shares)) if len(shares) > 1 else 0.0
+        error = sem(shares) if len(shares) > 1 else 0.0
         table.append({"method": name, "recall": float(np.mean(shares)), "std_err": float(error)})
     number = float(relevant[asked].sum(axis=1).mean())
     return Retrieval(table, k, int(asked.sum()), len(trainer.train_dataset), number)
@@ -138,5 +143,5 @@ def _listed(result: InfluenceResult, k: int) -> list[np.ndarray]:
     """The k most helpful rows that a result lists for each query, fewer where fewer help."""
     return [
         np.array(result.helpful(query)["train_index"][:k], dtype=np.int64)
-        for query in range(result.summary["num_queries"])
+        for query in range(result.summary.num_queries)
     ]

@@ -8,11 +8,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 
 from hf_fastif.analysis import AnalysisResult, changed, influence_manifest, open_analysis_results
+from hf_fastif.artifacts.plots import TEXT, colors_of, draw_points, name_rows, new_figure
 from hf_fastif.config import FASTIF
 from hf_fastif.execution import Tensors, shard_for_rank
 from hf_fastif.experiments.stopwatch import Watch
@@ -96,28 +98,27 @@ class Runtime(AnalysisResult):
         return "\n".join(lines)
 
     def figure(self) -> Figure:
-        """Draws a bar for each row; what was extrapolated is hatched."""
-        from matplotlib.figure import Figure
-
-        costs = self.costs
-        figure = Figure(figsize=(9, 0.8 + 0.3 * len(costs)), layout="constrained")
-        axes = figure.subplots()
-        names = [f"{c.method}, {self._scored(c.k)}, {c.processes} x {c.threads}" for c in costs]
-        colors = {method: f"C{i}" for i, method in enumerate(dict.fromkeys(cost.method for cost in costs))}
-        bars = axes.barh(
-            range(len(costs)),
-            [cost.seconds for cost in costs],
-            xerr=[cost.std for cost in costs],
-            color=[colors[cost.method] for cost in costs],
+        """Draw a point for each row; what was extrapolated is hollow."""
+        table = pd.DataFrame(self.table).assign(seconds=[cost.seconds for cost in self.costs])
+        fastest, slowest = (self.costs[row] for row in (table["seconds"].idxmin(), table["seconds"].idxmax()))
+        title = (
+            f"A query takes {fastest.seconds:.3g} s ({fastest.method}, {self._scored(fastest.k)}), "
+            f"{slowest.seconds / fastest.seconds:,.0f} times less than {slowest.method}, {self._scored(slowest.k)}"
         )
-        for bar, cost in zip(bars, costs, strict=True):
-            bar.set_hatch("//" if cost.extrapolated else "")
-        axes.bar_label(bars, [f" {'~' if c.extrapolated else ''}{c.seconds:,.3g} s" for c in costs], fontsize=8)
-        axes.set_yticks(range(len(costs)), names, fontsize=8)
-        axes.invert_yaxis()
+        figure, ((axes,),) = new_figure(9, 1.4 + 0.3 * len(table), title=title)
+        colors = colors_of(table["method"])
+        for (method, extrapolated), rows in table.groupby(["method", "extrapolated"], sort=False):
+            seconds, std = rows["seconds"], rows["std"]
+            style = {"fmt": "o", "color": colors[method]} | ({"markerfacecolor": "none"} if extrapolated else {})
+            draw_points(axes, seconds, rows.index, seconds - std, seconds + std, sideways=True, **style)
+        for row, cost in enumerate(self.costs):
+            seconds = f"{cost.seconds:,.0f}" if cost.seconds > 100 else f"{cost.seconds:.3g}"
+            text = f"{'~' if cost.extrapolated else ''}{seconds} s"
+            place = {"xytext": (8, 0), "textcoords": "offset points", "va": "center"}
+            axes.annotate(text, (cost.seconds + cost.std, row), **place, fontsize=8, color=TEXT)
+        name_rows(axes, [f"{c.method}, {self._scored(c.k)}, {c.processes} x {c.threads}" for c in self.costs])
+        axes.set(xscale="log", xlabel="seconds a query (hollow: extrapolated from a part)")
         axes.margins(x=0.15)
-        axes.set(xscale="log", xlabel="seconds a query (hatched: extrapolated from a part)")
-        axes.grid(axis="x", alpha=0.3)
         return figure
 
     def _scored(self, k: int) -> str:

@@ -9,14 +9,12 @@ from datasets import Dataset
 from hf_fastif.data import label_name
 from hf_fastif.errors import InfluenceError
 from hf_fastif.execution import Tensors
+from hf_fastif.metrics import two_way_interval
 from hf_fastif.scoring import DIRECTIONS
 from hf_fastif.trainer import InfluenceTrainer
 
 
 GROUPS = {"predicted wrong": False, "predicted right": True}
-
-
-NUM_DRAWS = 1000  # for an interval
 
 
 def balanced_queries(
@@ -103,10 +101,8 @@ def random_rows(train: Dataset, count: int, seed: int | tuple[int, ...], name: s
 
 def mean_and_interval(values: np.ndarray, seed: int) -> tuple[float, float, float]:
     """The mean of a table (Q, R), and its 95 % interval from drawing rows and columns anew; NaN of one number."""
-    if values.size == 1:
-        return float(values.mean()), np.nan, np.nan
-    random = np.random.default_rng(seed)
-    queries, repeats = (random.integers(size, size=(NUM_DRAWS, size)) for size in values.shape)
-    means = values[queries[:, :, None], repeats[:, None, :]].mean(axis=(1, 2))
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(values.mean()), float(low), float(high)
+
+    def drawn_means(queries: np.ndarray, repeats: np.ndarray) -> np.ndarray:
+        return values[queries[:, :, None], repeats[:, None, :]].mean(axis=(1, 2))
+
+    return float(values.mean()), *two_way_interval(drawn_means, values.shape, seed=seed)

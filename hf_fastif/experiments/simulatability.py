@@ -11,14 +11,18 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from datasets import ClassLabel, Dataset
+from numpy.typing import ArrayLike
+from scipy.stats import bootstrap
 
 from hf_fastif.analysis import AnalysisResult, digests, influence_manifest, open_analysis_results
+from hf_fastif.artifacts.plots import TEXT, add_legend, colors_of, draw_curve, draw_level, name_panel, new_figure
 from hf_fastif.data import hexdigest, label_name, relabelled, without_indexes
 from hf_fastif.errors import InfluenceError
 from hf_fastif.execution import Tensors
-from hf_fastif.experiments.sampling import GROUPS, mean_and_interval, random_rows, strongest_rows
+from hf_fastif.experiments.sampling import GROUPS, random_rows, strongest_rows
 from hf_fastif.model import Batch, Objective, model_fingerprint
 from hf_fastif.scoring import DIRECTIONS
 from hf_fastif.trainer import InfluenceTrainer
@@ -67,19 +71,17 @@ class Simulatability(AnalysisResult):
         - "explaining": helpful examples where that prediction is right, harmful ones where it is wrong;
         - "explaining, over random" and "explaining, over random of the label predicted": the differences.
         """
-        before = np.array([query["before"] for query in self.queries])
-        found: dict[str, np.ndarray] = {}
-        for curve in self.curves:
-            own = found.setdefault(curve["kind"], np.zeros(len(before)))
-            own[curve["query"]] = before[curve["query"]] - np.mean(curve["mean"])
-        random = {kind: found.pop(kind) for kind in list(found) if kind not in DIRECTIONS}
-        of_label = [random[_random(query["predicted"])][query["query"]] for query in self.queries]
-        right = np.array([query["right"] for query in self.queries])
-        found |= {RANDOM: np.mean(list(random.values()), axis=0), SAME_LABEL: np.array(of_label)}
-        found[EXPLAINING] = np.where(right, found["helpful"], found["harmful"])
-        found[OVER_RANDOM] = found[EXPLAINING] - found[RANDOM]
-        found[OVER_SAME_LABEL] = found[EXPLAINING] - found[SAME_LABEL]
-        return found
+        queries, curves = pd.DataFrame(self.queries).set_index("query"), pd.DataFrame(self.curves)
+        after = curves.assign(mean=curves["mean"].map(np.mean)).pivot(index="query", columns="kind", values="mean")
+        gains = after.rsub(queries["before"], axis="index")
+        random = gains.drop(columns=[*DIRECTIONS])
+        gains = gains[[*DIRECTIONS]]
+        gains[RANDOM] = random.mean(axis="columns")
+        gains[SAME_LABEL] = [random.at[query, _random(label)] for query, label in queries["predicted"].items()]
+        gains[EXPLAINING] = gains["helpful"].where(queries["right"], gains["harmful"])
+        gains[OVER_RANDOM] = gains[EXPLAINING] - gains[RANDOM]
+        gains[OVER_SAME_LABEL] = gains[EXPLAINING] - gains[SAME_LABEL]
+        return {kind: values.to_numpy() for kind, values in gains.items()}
 
     def summary(self, seed: int = 0) -> list[dict[str, Any]]:
         """Means of `gains` over queries: `group`, `kind`, `gain`, `low` and `high`.
@@ -90,8 +92,9 @@ class Simulatability(AnalysisResult):
         gains, found = self.gains(), []
         for group, rows in self._groups().items():
             for kind, values in gains.items():
-                numbers = dict(zip(("gain", "low", "high"), mean_and_interval(values[rows, None], seed), strict=True))
-                found.append({"group": group, "kind": kind} | numbers)
+                numbers = map(float, _mean_and_interval(values[rows], seed))
+                row = dict(zip(("gain", "low", "high"), numbers, strict=True))
+                found.append({"group": group, "kind": kind} | row)
         return found
 
     def __str__(self) -> str:
@@ -117,63 +120,54 @@ class Simulatability(AnalysisResult):
 
         Lines are means over queries, and bands their 95 % intervals.
         """
-        from matplotlib.figure import Figure
-
         groups = {name: rows for name, rows in self._groups().items() if name in GROUPS}
-        figure = Figure(figsize=(4.2 * len(groups) + 2, 4), layout="constrained")
-        panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+        size = {"columns": len(groups), "sharey": True, "title": self._conclusion()}
+        figure, panels = new_figure(4.2 * len(groups) + 2.4, 4.2, **size)
         before = np.array([query["before"] for query in self.queries])
-        for axes, (group, rows) in zip(panels, groups.items(), strict=True):
-            for number, (kind, curves) in enumerate(self._by_kind().items()):
-                changes = np.array([curves[row]["mean"] for row in rows]) - before[rows, None]
-                bands = [mean_and_interval(values[:, None], seed=0) for values in changes.T]
-                self._draw(axes, kind, number, *zip(*bands, strict=True))
-            axes.axhline(0, color="gray", linewidth=0.8)
-            axes.set(title=f"{group} ({len(rows)})", xlabel="learning rate of the step")
-        panels[0].set_ylabel("change of the simulator's loss")
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+        for axes, (group, rows) in zip(panels[0], groups.items(), strict=True):
+            for kind, curves in pd.DataFrame(self.curves).groupby("kind", sort=False):
+                changes = np.stack(curves.set_index("query")["mean"].loc[rows]) - before[rows, None]
+                self._draw(axes, kind, *_mean_and_interval(changes, seed=0))
+            draw_level(axes, 0)
+            axes.set_xlabel("learning rate of the step")
+            name_panel(axes, f"{group} ({len(rows)})")
+        panels[0, 0].set_ylabel("change of the simulator's loss")
+        add_legend(figure, axes)
         return figure
+
+    def _conclusion(self) -> str:
+        row = next(row for row in self.summary() if row["kind"] == OVER_RANDOM)
+        return (
+            "A step on explaining examples lowers the simulator's loss by "
+            f"{row['gain']:.3g} ({row['low']:.3g} to {row['high']:.3g}) more than one on random examples"
+        )
 
     def figure_of_queries(self) -> Figure:
         """Draws the loss against the learning rate for each query, as the paper does.
 
         Lines are means over examples, and bands go from the smallest to the largest.
         """
-        from matplotlib.figure import Figure
-
         width = min(COLUMNS, len(self.queries))
         height = -(-len(self.queries) // width)
-        figure = Figure(figsize=(3 * width, 2.6 * height + 0.6), layout="constrained")
-        panels = figure.subplots(height, width, squeeze=False).ravel()
-        by_kind = self._by_kind()
-        for axes, query in zip(panels, self.queries, strict=False):
-            for number, (kind, curves) in enumerate(by_kind.items()):
-                curve = curves[query["query"]]
-                self._draw(axes, kind, number, curve["mean"], curve["low"], curve["high"])
-            axes.axhline(query["before"], color="gray", linewidth=0.8)
+        figure, panels = new_figure(3 * width, 2.6 * height + 1, height, width, self._conclusion())
+        for axes, query in zip(panels.ravel(), self.queries, strict=False):
+            for curve in (curve for curve in self.curves if curve["query"] == query["query"]):
+                self._draw(axes, curve["kind"], curve["mean"], curve["low"], curve["high"])
+            draw_level(axes, query["before"])
             verdict = "right" if query["right"] else "wrong"
-            axes.set_title(f"query {query['query']}, {verdict}: {query['predicted']}", fontsize=9)
-        for axes in panels[len(self.queries) :]:
+            name_panel(axes, f"query {query['query']}, {verdict}: {query['predicted']}")
+        for axes in panels.ravel()[len(self.queries) :]:
             axes.set_axis_off()
-        figure.supxlabel("learning rate of the step", fontsize=10)
-        figure.supylabel("loss of the simulator", fontsize=10)
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=width, fontsize=9)
+        figure.supxlabel("learning rate of the step", fontsize=9, color=TEXT)
+        figure.supylabel("loss of the simulator", fontsize=9, color=TEXT)
+        add_legend(figure, panels[0, 0])
         return figure
 
-    def _draw(
-        self, axes: Axes, kind: str, number: int, middle: Sequence[float], low: Sequence[float], high: Sequence[float]
-    ) -> None:
-        color, style = f"C{number}", "-" if kind in DIRECTIONS else "--"
-        axes.plot(self.learning_rates, middle, style, color=color, label=kind)
-        axes.fill_between(self.learning_rates, low, high, color=color, alpha=0.2, linewidth=0)
+    def _draw(self, axes: Axes, kind: str, middle: ArrayLike, low: ArrayLike, high: ArrayLike) -> None:
+        color = colors_of([curve["kind"] for curve in self.curves])[kind]
+        style = {"color": color, "linestyle": "-" if kind in DIRECTIONS else "--", "label": kind}
+        draw_curve(axes, self.learning_rates, middle, low, high, **style)
         axes.set_xscale("log")
-        axes.grid(alpha=0.3)
-
-    def _by_kind(self) -> dict[str, dict[int, dict[str, Any]]]:
-        found: dict[str, dict[int, dict[str, Any]]] = {}
-        for curve in self.curves:
-            found.setdefault(curve["kind"], {})[curve["query"]] = curve
-        return found
 
     def _groups(self) -> dict[str, np.ndarray]:
         """The rows of all queries, and of those predicted wrong and right, if there are such."""
@@ -281,6 +275,15 @@ def simulatability(
     about = [dict(zip(("right", "predicted", "before", "agrees"), row, strict=True)) for row in columns]
     asked = [{"query": number} | row for number, row in enumerate(about)]
     return Simulatability(curves, asked, [float(rate) for rate in learning_rates], num_examples)
+
+
+def _mean_and_interval(values: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Compute means over queries (Q, ...), and 95 % intervals from drawing queries anew; NaN for a single one."""
+    mean = values.mean(axis=0)
+    if len(values) == 1:
+        return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
+    drawn = bootstrap((values,), np.mean, n_resamples=1000, axis=0, method="percentile", rng=seed)
+    return mean, *drawn.confidence_interval
 
 
 def _random(label: str) -> str:

@@ -12,6 +12,7 @@ from huggingface_hub import CommitInfo, DatasetCard
 
 from hf_fastif.artifacts import NOT_MEASURED, CardSection, PushOptions, push
 from hf_fastif.artifacts.cards import about_recall, dataset_card, digest_cells
+from hf_fastif.artifacts.plots import try_to_draw
 from hf_fastif.artifacts.upload import files_in
 from hf_fastif.data import plain_columns, prefixed, set_apart, without_indexes
 from hf_fastif.errors import InfluenceError
@@ -54,12 +55,12 @@ def push_index(
             plain = plain_columns(without_indexes(dataset))
             rows = concatenate_datasets([rows, prefixed(set_apart(plain), "train_")], axis=1)
         rows.to_parquet(folder / "rows.parquet")
-        if recall is not None:
-            (folder / "figures").mkdir()
-            recall.plot(folder / "figures" / "recall.png")
+        (folder / "figures").mkdir()
+        figure = folder / "figures" / "recall.png"
+        has_figure = recall is not None and try_to_draw(lambda: recall.plot(figure))
         names = [MANIFEST, *index.manifest["files"]]
         files = files_in(folder) | {f"indexes/{name}": index.folder / name for name in names}
-        return index_card(index, repo_id, include_text, recall), files
+        return index_card(index, repo_id, include_text, recall, has_figure), files
 
     return push(repo_id, "dataset", stage, ["indexes/*", "rows.parquet", "figures/*"], **options)
 
@@ -73,7 +74,9 @@ FEATURES = {
 }
 
 
-def index_card(index: WrittenIndex, repo_id: str, include_text: bool, recall: CardSection | None) -> DatasetCard:
+def index_card(
+    index: WrittenIndex, repo_id: str, include_text: bool, recall: CardSection | None, has_figure: bool
+) -> DatasetCard:
     """Return the card of an index; see `InfluenceIndex.push_to_hub` for the arguments."""
     manifest = index.manifest
     return dataset_card(
@@ -93,6 +96,6 @@ def index_card(index: WrittenIndex, repo_id: str, include_text: bool, recall: Ca
         search=manifest["search"],
         parts=index.parts is not None,
         recall=about_recall(recall) if recall else NOT_MEASURED,
-        recall_figure=recall is not None,
+        recall_figure=has_figure,
         **digest_cells(manifest),
     )

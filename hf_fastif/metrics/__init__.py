@@ -2,6 +2,7 @@
 
 from hf_fastif.metrics.datamodeling import SubsetLosses, lds, rank_correlations
 from hf_fastif.metrics.influence_correlation import COEFFICIENTS, InfluenceCorrelation, correlations
+from hf_fastif.metrics.intervals import two_way_interval
 from hf_fastif.metrics.linear_datamodeling_score import LinearDatamodelingScore
 from hf_fastif.metrics.recall_at_m import RecallAtM
 
@@ -15,4 +16,5 @@ __all__ = [
     "correlations",
     "lds",
     "rank_correlations",
+    "two_way_interval",
 ]

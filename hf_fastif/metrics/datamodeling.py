@@ -11,6 +11,7 @@ from scipy.stats import rankdata
 
 from hf_fastif.artifacts import atomic_write
 from hf_fastif.errors import InfluenceError
+from hf_fastif.metrics.intervals import two_way_interval
 
 
 @dataclass(frozen=True)
@@ -88,14 +89,13 @@ def lds(influence: np.ndarray, truth: SubsetLosses, num_draws: int = 1000, seed:
             f"{truth.members.shape[1]} examples and asked for {truth.losses.shape[1]} queries."
         )
     predicted = truth.members.astype(np.float64) @ influence.T.astype(np.float64)
-    random = np.random.default_rng(seed)
-    means = []
-    for _ in range(num_draws):
-        models, queries = (random.integers(size, size=size) for size in truth.losses.shape)
-        means.append(rank_correlations(predicted[models][:, queries], truth.losses[models][:, queries]).mean())
+
+    def drawn_means(models: np.ndarray, queries: np.ndarray) -> list[float]:
+        pairs = zip(models, queries, strict=True)
+        return [rank_correlations(predicted[rows], truth.losses[rows])[columns].mean() for rows, columns in pairs]
+
     per_query = rank_correlations(predicted, truth.losses)
-    low, high = np.quantile(means, [0.025, 0.975]) if num_draws else (np.nan, np.nan)
-    return Lds(float(per_query.mean()), float(low), float(high), per_query)
+    return Lds(float(per_query.mean()), *two_way_interval(drawn_means, truth.losses.shape, num_draws, seed), per_query)
 
 
 def rank_correlations(one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -9,9 +9,8 @@ from hf_fastif.model.checks import (
     sharded_by,
     warn_of_half_precision,
 )
-from hf_fastif.model.compiled import uncompiled
 from hf_fastif.model.heads import IGNORED, Batch, TokenHead, without_targets_of_padding
-from hf_fastif.model.measures import Contrast, Logit, LogProbability, Margin, Measure
+from hf_fastif.model.measures import LOSS, Contrast, Logit, LogProbability, Margin, Measure
 from hf_fastif.model.objective import Objective, differentiable
 from hf_fastif.model.padding import settle_padding
 from hf_fastif.model.parameters import (
@@ -34,6 +33,7 @@ __all__ = [
     "Contrast",
     "FrozenStates",
     "IGNORED",
+    "LOSS",
     "LogProbability",
     "Logit",
     "LossFacts",
@@ -58,7 +58,6 @@ __all__ = [
     "sharded_by",
     "trained_part",
     "trained_state",
-    "uncompiled",
     "warn_of_half_precision",
     "weights_digest",
     "without_adapters",

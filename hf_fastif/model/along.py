@@ -14,30 +14,30 @@ from hf_fastif.model.objective import Objective
 logger = logging.get_logger(__name__)
 
 Function = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
-# What torch says of operations without a forward mode, and of those that no transform bears.
+# In torch's messages about operations without a forward mode, and about those that no transform supports.
 NO_FORWARD_MODE = ("forward AD", "functorch transform")
 
 
 def derivatives_along(
     objective: Objective, function: Function, vectors: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The values of a function of the parameters, and their derivatives (Q, ...) along vectors (Q, P).
+    """Return the values of a function of the parameters, and their derivatives (Q, ...) along vectors (Q, P).
 
-    Forward mode takes a tangent for each vector on one pass. Models with an operation that has no forward mode, such
-    as weight norm, take one backward pass, and one through it for each vector.
+    Forward mode evaluates one tangent per vector in a single pass. Models with an operation that has no forward mode,
+    such as weight norm, take one backward pass and a second derivative through it per vector.
 
     Args:
-        objective (`Objective`): The model, which learns whether it has a forward mode.
-        function (`Callable`): Of parameters by their names, such as the losses of a batch.
+        objective (`Objective`): The model; its `forward_mode` becomes False if the forward mode fails.
+        function (`Callable`): From parameters by name to values, such as the losses of a batch.
         vectors (`torch.Tensor` of shape `(Q, P)`): The directions.
     """
     vectors, factors = objective.space.in_range(vectors)
     tangents = objective.space.tangents(vectors)
-    values, derivatives = _by_the_mode_there_is(objective, function, tangents)
+    values, derivatives = _in_supported_mode(objective, function, tangents)
     return values, derivatives * factors.view(-1, *[1] * values.ndim)
 
 
-def _by_the_mode_there_is(
+def _in_supported_mode(
     objective: Objective, function: Function, tangents: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     if objective.forward_mode:
@@ -48,9 +48,7 @@ def _by_the_mode_there_is(
                 raise
             message = str(error).splitlines()[0]
         objective.forward_mode = False
-        logger.warning_once(
-            f"Backward passes stand in for forward mode, which is faster and which is missing: {message}"
-        )
+        logger.warning_once(f"Forward mode is not available, so slower backward passes replace it: {message}")
     return _reverse(objective, function, tangents)
 
 
@@ -66,7 +64,7 @@ def _forward(
 def _reverse(
     objective: Objective, function: Function, tangents: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """J^T u is linear in u, and its derivative along v is J v."""
+    """Differentiate J^T u, which is linear in u, along v, which yields J v."""
     parameters = list(objective.theta.values())
     with torch.enable_grad():
         values = function(objective.theta)

@@ -1,4 +1,4 @@
-"""Refuse models of which no exact derivatives can be taken."""
+"""Refuse models without exact derivatives."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ def check_model(model: Any) -> None:
 
 
 def check_whole(model: nn.Module) -> None:
-    """Every process must hold all parameters of the model: derivatives of single examples are taken by each alone."""
+    """Refuse a sharded model, since each process computes derivatives of single examples with all parameters."""
     sharded = sharded_by(model)
     if sharded is not None:
         raise InfluenceError(
-            f"model: its parameters are dealt to the processes by {sharded}, and influence needs all of them in each. "
+            f"model: its parameters are sharded over the processes by {sharded}, but each process needs all of them. "
             "Save the model in one piece (trainer.save_model(), with FULL_STATE_DICT for FSDP and "
             "stage3_gather_16bit_weights_on_model_save for DeepSpeed), and load it with from_pretrained in a run that "
-            "is launched without sharding. hf_fastif.freeze makes that run smaller: only parameters with "
-            "requires_grad have vectors."
+            "is launched without sharding. hf_fastif.freeze reduces the memory of that run, since influence is "
+            "computed over parameters with requires_grad only."
         )
 
 
 def sharded_by(model: nn.Module) -> str | None:
-    """What deals the parameters of a model to processes; None if each holds all of them."""
+    """Return the name of what shards the parameters of a model; None if each process holds all of them."""
     if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
         return "FSDP"
     for name, parameter in model.named_parameters():
@@ -53,31 +53,31 @@ def sharded_by(model: nn.Module) -> str | None:
 
 
 def check_adapters(model: nn.Module) -> None:
-    """Adapters of PEFT must not be merged into the weights: they are no longer used then, and have no gradient."""
+    """Refuse merged PEFT adapters, which the loss no longer depends on."""
     merged = [name for name, module in model.named_modules() if getattr(module, "merged", False)]
     if merged:
         raise InfluenceError(
-            f"model: its adapters are merged into the weights ({merged[0]} and {len(merged) - 1} more), so that they "
-            "take no part in the loss; call model.unmerge_adapter() first."
+            f"model: its adapters are merged into the weights ({merged[0]} and {len(merged) - 1} more), so that the "
+            "loss does not depend on them; call model.unmerge_adapter() first."
         )
 
 
 def check_no_inference_tensors(model: nn.Module) -> None:
-    """Refuse parameters that were made in `torch.inference_mode()`, which have no gradients anywhere."""
+    """Refuse parameters that were created in `torch.inference_mode()`, which have no gradients."""
     for name, parameter in model.named_parameters():
         if parameter.is_inference():
             raise InfluenceError(
-                f"model: {name} was made inside torch.inference_mode(), and such parameters have no gradients; load "
-                "the model outside of it."
+                f"model: {name} was created inside torch.inference_mode(), and such parameters have no gradients; "
+                "load the model outside it."
             )
 
 
 def warn_of_half_precision(objective: Objective) -> None:
-    """Gradients have the precision of the parameters they are of."""
+    """Warn that gradients of parameters in half precision have only its digits."""
     half = [name for name, p in objective.theta.items() if p.dtype in (torch.bfloat16, torch.float16)]
     if half:
         logger.warning_once(
-            f"{half[0]} and {len(half) - 1} more parameters are {objective.theta[half[0]].dtype}, and so are their "
-            "gradients and s_test, with two or three digits; load the model with dtype=torch.float32 for more "
-            "(influence_bf16=True runs it in bfloat16 nevertheless)."
+            f"{half[0]} and {len(half) - 1} more parameters are {objective.theta[half[0]].dtype}, so their gradients "
+            "and s_test have only two or three digits; load the model with dtype=torch.float32 for more "
+            "(influence_bf16=True still runs it in bfloat16)."
         )

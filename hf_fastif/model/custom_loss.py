@@ -1,4 +1,4 @@
-"""Losses that the user computes, for single examples: `compute_loss_func`, or a `compute_loss` that is overridden."""
+"""Custom losses of single examples: a `compute_loss_func`, or an overridden `compute_loss`."""
 
 from __future__ import annotations
 
@@ -21,36 +21,37 @@ PROBED_CLASSES = 1000
 
 @dataclass(frozen=True)
 class Items:
-    """What the loss of a batch is a mean over.
+    """The units that a batch loss is averaged over: examples or labelled tokens.
 
     Attributes:
-        shift (`bool`): Whether the first token of an example is no item, as in causal language models.
-        summed (`bool`): Whether the loss of an example is its mean over its items times their number.
+        shift (`bool`): Whether to skip the first token, which a causal LM does not predict.
+        summed (`bool`): Whether to multiply an example's mean by its number of units.
     """
 
     shift: bool
     summed: bool = False
 
     def count(self, labels: torch.Tensor) -> torch.Tensor:
-        """How many labelled places (B,) each example has."""
+        """Return the number (B,) of labelled places of each example."""
         labels = labels[:, 1:] if self.shift else labels
         return (labels != IGNORED).reshape(len(labels), -1).sum(dim=1)
 
     def scaled(self, means: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The losses (B,) of examples, given those that are means over their items."""
+        """Return the losses (B,) of examples, given their means over the items of each."""
         return means * self.count(labels) if self.summed else means
 
 
 @dataclass(frozen=True)
 class CustomLoss:
-    """`compute_loss_func`, for single examples, as a function of their outputs.
+    """A `compute_loss_func` as a function from the outputs of single examples to their losses.
 
-    The loss of an example is what the function gives for it alone, with `num_items_in_batch` its labelled places.
+    The loss of an example is the value of the function for that example alone, with `num_items_in_batch` set to its
+    number of labelled places.
 
     Attributes:
         function (`Callable`): `compute_loss_func(outputs, labels, num_items_in_batch=...)`.
-        items (`Items`): What it is a mean over.
-        probe (`tuple[float, ...]`): What `probed` gave.
+        items (`Items`): The units that the function averages over.
+        probe (`tuple[float, ...]`): The values that `probed` returned.
     """
 
     function: Callable[..., torch.Tensor]
@@ -59,18 +60,18 @@ class CustomLoss:
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """Return the name of the function, for manifests and messages."""
         return getattr(self.function, "__qualname__", type(self.function).__name__)
 
     def of_batch(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The loss of a batch, given its outputs (B, ..., C)."""
+        """Return the loss of a batch, given its outputs (B, ..., C)."""
         count = self.items.count(labels).sum()
         return self.function(ModelOutput(logits=logits), labels, num_items_in_batch=count)
 
     def probed(self, logits: torch.Tensor, labels: torch.Tensor) -> list[float]:
-        """What the function gives for made-up outputs of the same shape: it tells functions apart, and never models.
+        """Return the losses of random outputs of the same shape, which identify the function independently of a model.
 
-        Where labels are classes, each class is tried.
+        If the labels are classes, each class is tried.
         """
         if labels.ndim == 1 and not labels.is_floating_point():
             labels = torch.arange(min(logits.shape[-1], PROBED_CLASSES), device=labels.device)
@@ -80,22 +81,22 @@ class CustomLoss:
             return self(made_up, labels).tolist()
 
     def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The loss (B,) of each example, given its outputs (B, ..., C)."""
+        """Return the loss (B,) of each example, given its outputs (B, ..., C)."""
         singles = zip(logits.split(1), labels.split(1), strict=True)
         means = torch.stack([self.of_batch(z, label).reshape(()) for z, label in singles])
         return self.items.scaled(means, labels)
 
 
 class CustomComputeLoss(nn.Module):
-    """A `compute_loss` that is overridden, for single examples, as a function of the parameters alone.
+    """An overridden `compute_loss` as a function from the parameters alone to the losses of single examples.
 
-    What the loss makes of the model's outputs is not known, so there is no Gauss-Newton matrix.
+    How the loss depends on the model's outputs is unknown, so it has no Gauss-Newton matrix.
 
     Args:
         model (`torch.nn.Module`): The model.
-        compute_loss (`Callable`): The trainer's.
-        items (`Items`): What its loss is a mean over.
-        probe (`Sequence[float]`, *optional*): What it gives for a few examples, at the model as it is.
+        compute_loss (`Callable`): The trainer's method.
+        items (`Items`): The units that its loss is averaged over.
+        probe (`Sequence[float]`, *optional*): Its values for a few examples, at the current weights.
     """
 
     name = "compute_loss"
@@ -114,11 +115,11 @@ class CustomComputeLoss(nn.Module):
         self.probe = tuple(probe)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """The loss of a batch."""
+        """Return the loss of a batch."""
         return self.compute_loss(self.model, dict(batch))
 
     def losses(self, theta: Mapping[str, torch.Tensor], batch: Batch) -> torch.Tensor:
-        """The loss (B,) of each example of a batch, which is computed alone."""
+        """Return the loss (B,) of each example of a batch, computing each alone."""
         trained = {name: p for name, p in self.model.named_parameters() if name in theta}
         placed = {f"model.{place}": theta[name] for place, name in places_of(self.model, trained).items()}
         size = len(next(iter(batch.values())))
@@ -129,39 +130,39 @@ class CustomComputeLoss(nn.Module):
 
 
 def check_mean(name: str, items: Items, whole: torch.Tensor, singles: torch.Tensor, labels: torch.Tensor) -> Items:
-    """How the loss of a batch is a mean of those of its examples: over labelled tokens, or over examples.
+    """Return the units that the loss of a batch averages over: labelled tokens, or examples.
 
     Args:
-        name (`str`): Of the loss.
-        items (`Items`): Counts labelled tokens; `summed` says whether an example's loss may be their sum.
+        name (`str`): Name of the loss, for the message.
+        items (`Items`): Counts labelled tokens; `summed` says whether an example's loss may be a sum over them.
         whole (`torch.Tensor`): The loss of a batch.
         singles (`torch.Tensor` of shape `(B,)`): The loss of each of its examples alone.
         labels (`torch.Tensor`): Their labels.
 
     Raises:
-        ValueError: If it is neither.
+        InfluenceError: If the loss is neither mean.
     """
     if close(whole, weighted_mean(singles, items, labels)):
         return items
     if close(whole, singles.mean()):
         return replace(items, summed=False)
     raise InfluenceError(
-        f"{name}: the loss of a batch of {len(singles)} is {float(whole):.6g}, and those of its examples alone are "
-        f"{', '.join(f'{loss:.6g}' for loss in singles.tolist())}, whose mean is another. Influence needs the loss of "
-        "single examples: sum over examples (or labelled tokens) and divide by their number, as in compute_loss_func="
-        "lambda outputs, labels, num_items_in_batch: F.cross_entropy(outputs.logits, labels, weight=weights, "
-        "reduction='sum') / num_items_in_batch."
+        f"{name}: the loss of a batch of {len(singles)} is {float(whole):.6g}, which is not the mean of the losses of "
+        f"its examples alone, {', '.join(f'{loss:.6g}' for loss in singles.tolist())}. Influence functions need the "
+        "loss of single examples: sum over examples (or labelled tokens) and divide by their number, as in "
+        "compute_loss_func=lambda outputs, labels, num_items_in_batch: F.cross_entropy(outputs.logits, labels, "
+        "weight=weights, reduction='sum') / num_items_in_batch."
     )
 
 
 def weighted_mean(losses: torch.Tensor, items: Items, labels: torch.Tensor) -> torch.Tensor:
-    """The mean of the losses (B,) of examples, each as often as it has labelled places."""
+    """Return the mean of the losses (B,) of examples, weighted by their numbers of labelled places."""
     counts = items.count(labels).to(losses.dtype)
     return (losses * counts).sum() / counts.sum()
 
 
-def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether losses are the same."""
-    # Padding moves the last bits.
+def close(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Tell whether losses agree up to rounding."""
+    # Padding changes the last bits.
     rough = torch.finfo(expected.dtype).eps > 1e-3
-    return torch.allclose(found, expected, rtol=5e-2 if rough else 1e-3, atol=1e-5, equal_nan=True)
+    return torch.allclose(actual, expected, rtol=5e-2 if rough else 1e-3, atol=1e-5, equal_nan=True)

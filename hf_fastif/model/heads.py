@@ -1,4 +1,4 @@
-"""What a model's outputs are, and their labels: which numbers an example's loss is a function of, for each head."""
+"""Heads: the outputs of a model that an example's loss depends on, and the labels of these outputs."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from hf_fastif.model.parameters import without_adapters
 
 Batch = dict[str, torch.Tensor]
 IGNORED = -100  # the label of a place that is not predicted
-NEVER = -1e4  # an output that stands for a place outside of an example
+NEVER = -1e4  # the output at a place outside an example
 
 
 def with_positions(inputs: Batch) -> Batch:
-    """Adds position numbers that start at an example's first token, where padding on the left would shift them."""
+    """Add position numbers that start at an example's first token, since padding on the left would shift them."""
     mask = inputs.get("attention_mask")
     if mask is None or "position_ids" in inputs or mask[..., 0].all():
         return inputs
@@ -37,12 +37,12 @@ def with_positions(inputs: Batch) -> Batch:
 
 @dataclass(frozen=True)
 class ExampleHead:
-    """One prediction an example: classification of a text, an image or choices, regression, several labels at once.
+    """One prediction per example: classification of a text, an image or choices, regression, or multiple labels.
 
-    Outputs have the shape (B, C); labels (B,), or (B, C) where each output has its own.
+    Outputs have the shape (B, C). Labels have the shape (B,), or (B, C) if each output has a separate label.
 
     Attributes:
-        choices (`bool`): Whether the outputs are scores of several texts, `input_ids` being (B, choices, T).
+        choices (`bool`): Whether the outputs are scores of several texts, with `input_ids` of shape (B, choices, T).
         positions (`bool`): Whether position numbers are counted from the attention mask.
     """
 
@@ -53,24 +53,24 @@ class ExampleHead:
     has_token_outputs = False  # whether an example has several places, each with a prediction
 
     def inputs(self, inputs: Batch, _batch: Batch) -> Batch:
-        """What the model takes, of a batch without its labels."""
+        """Return the inputs of the model, given a batch without its labels."""
         return with_positions(inputs) if self.positions else inputs
 
     def outputs(self, output: Any, _batch: Batch) -> torch.Tensor:
-        """The outputs (B, C), of what the model returns."""
+        """Return the outputs (B, C), given the model's return value."""
         return output.logits
 
     def labels(self, batch: Batch) -> torch.Tensor:
-        """The labels of a batch."""
+        """Return the labels of a batch, (B,) or (B, C)."""
         return batch["labels"]
 
     def rows(self, batch: Batch) -> int:
-        """How many rows layers see of a batch: one for each choice of each example."""
+        """Return the number of rows that layers receive for a batch: one per choice of each example."""
         return len(batch["labels"]) * (batch["input_ids"].shape[1] if self.choices else 1)
 
 
 def without_targets_of_padding(batch: Batch) -> Batch:
-    """Hide the label of a token right behind padding: alone, an example's first token is predicted from nothing."""
+    """Hide the label of a token directly after padding: alone, an example's first token has no context either."""
     mask, labels = batch.get("attention_mask"), batch.get("labels")
     if mask is None or labels is None or mask.shape != labels.shape:
         return batch
@@ -82,17 +82,18 @@ def without_targets_of_padding(batch: Batch) -> Batch:
 
 @dataclass(frozen=True)
 class TokenHead:
-    """One prediction a token: language models, sequence to sequence, token classification.
+    """One prediction per token: language models, sequence to sequence, token classification.
 
-    Only places with a label other than -100 are kept, and put together at the front: outputs are (B, L, C) and labels
-    (B, L), L being the most that an example of the batch has.
+    Only places with a label other than -100 are included, moved to the front. Outputs are (B, L, C) and labels (B, L),
+    L being the largest number of labelled places of an example in the batch.
 
     Attributes:
         shift (`bool`): Whether a place predicts the next token, as in causal language models.
-        reduction (`"sum"` or `"mean"`): The loss of an example is the sum or the mean over its labelled tokens.
-        prepare (`Callable`, *optional*): Makes the inputs of a decoder from labels, where the collator does not.
+        reduction (`"sum"` or `"mean"`): Whether the loss of an example is the sum or the mean over its labelled
+            tokens.
+        prepare (`Callable`, *optional*): Makes the inputs of a decoder from labels, if the collator does not.
         positions (`bool`): Whether position numbers are counted from the attention mask.
-        whole (`bool`): Whether all places are kept, for a loss function of the user's that chooses among them.
+        whole (`bool`): Whether all places are included, for a custom loss that selects among them.
     """
 
     shift: bool
@@ -106,34 +107,34 @@ class TokenHead:
     choices = False
 
     def inputs(self, inputs: Batch, batch: Batch) -> Batch:
-        """What the model takes, of a batch without its labels, and what the decoder reads."""
+        """Return the inputs of the model and of its decoder, given a batch without its labels."""
         if self.prepare is not None and "decoder_input_ids" not in inputs:
             inputs = inputs | {"decoder_input_ids": self.prepare(labels=batch["labels"])}
         return with_positions(inputs) if self.positions else inputs
 
     def outputs(self, output: Any, batch: Batch) -> torch.Tensor:
-        """The outputs (B, L, C) at the labelled places."""
-        logits = output.logits[:, -batch["labels"].shape[1] :]  # prompts of adapters stand before the text
+        """Return the outputs (B, L, C) at the labelled places."""
+        logits = output.logits[:, -batch["labels"].shape[1] :]  # prompts of adapters precede the text
         if self.whole:
             return logits
         places = self._places(batch)
         return logits[torch.arange(len(logits), device=logits.device)[:, None], places]
 
     def labels(self, batch: Batch) -> torch.Tensor:
-        """The labels (B, L), -100 where an example has fewer than L."""
+        """Return the labels (B, L), which are -100 at the end of examples with fewer than L labels."""
         return batch["labels"] if self.whole else self._shifted(batch).gather(1, self._places(batch))
 
     def weights(self, labels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """What the loss of each place (B, L) counts."""
+        """Return the weight (B, L) of each place in the loss of its example."""
         labelled = (labels != IGNORED).to(dtype)
         return labelled if self.reduction == "sum" else labelled / labelled.sum(dim=1, keepdim=True).clamp_min(1)
 
     def rows(self, batch: Batch) -> int:
-        """How many rows layers see of a batch: one for each example."""
+        """Return the number of rows that layers receive for a batch: one per example."""
         return len(batch["labels"])
 
     def predicted(self, batch: Batch) -> torch.Tensor:
-        """Which token of its example each place (B, L) predicts; T where there is none."""
+        """Return the position (B, L) of the token that each place predicts; T at places without a label."""
         places = self._places(batch)
         labelled = self._shifted(batch).gather(1, places) != IGNORED
         return (places + self.shift).masked_fill(~labelled, batch["labels"].shape[1])
@@ -150,10 +151,10 @@ class TokenHead:
 
 @dataclass(frozen=True)
 class SpanHead:
-    """Question answering: where the answer starts and where it ends, the mean of two cross entropies over the tokens.
+    """Question answering: the mean of two cross entropies over the tokens, for the start and the end of the answer.
 
-    Outputs are (B, 2, T), labels (B, 2). Padding (`attention_mask` 0) is no place for an answer, as in a batch of the
-    example alone; a position outside of the text has no loss.
+    Outputs are (B, 2, T) and labels (B, 2). Padding (`attention_mask` 0) cannot contain an answer, so that an example
+    has the same loss alone as in a batch. A position outside the text has no loss.
 
     Attributes:
         positions (`bool`): Whether position numbers are counted from the attention mask.
@@ -166,26 +167,26 @@ class SpanHead:
     choices = False
 
     def inputs(self, inputs: Batch, _batch: Batch) -> Batch:
-        """What the model takes, of a batch without its labels."""
+        """Return the inputs of the model, given a batch without its labels."""
         return with_positions(inputs) if self.positions else inputs
 
     def outputs(self, output: Any, batch: Batch) -> torch.Tensor:
-        """The outputs (B, 2, T)."""
+        """Return the outputs (B, 2, T)."""
         logits, mask = torch.stack([output.start_logits, output.end_logits], dim=1), batch.get("attention_mask")
         return logits if mask is None else logits.masked_fill(mask[:, None] == 0, NEVER)
 
     def labels(self, batch: Batch) -> torch.Tensor:
-        """The first and the last token (B, 2) of the answer."""
+        """Return the first and the last token (B, 2) of the answer."""
         size = batch["input_ids"].shape[1]
         labels = torch.stack([batch[name].view(-1) for name in self.label_names], dim=1).clamp(0, size)
         return labels.masked_fill(labels == size, IGNORED)
 
     def rows(self, batch: Batch) -> int:
-        """How many rows layers see of a batch: one for each example."""
+        """Return the number of rows that layers receive for a batch: one per example."""
         return len(batch["input_ids"])
 
     def weights(self, labels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """What the loss of each place (B, 2) counts."""
+        """Return the weight (B, 2) of each place in the loss of its example."""
         return (labels != IGNORED).to(dtype) / 2
 
 
@@ -193,12 +194,12 @@ Head = ExampleHead | TokenHead | SpanHead
 
 
 def takes_positions(model: nn.Module) -> bool:
-    """Whether a model can be given position numbers."""
+    """Tell whether a model accepts position numbers."""
     return "position_ids" in inspect.signature(without_adapters(model).forward).parameters
 
 
 def head_of(model: nn.Module, reduction: Reduction) -> Head:
-    """The head of a model, by the class that transformers gives it."""
+    """Return the head of a model, determined by its class in transformers."""
     plain = without_adapters(model)
     name = type(plain).__name__
     if name in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values():

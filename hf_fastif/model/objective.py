@@ -35,7 +35,7 @@ from hf_fastif.model.parameters import (
 logger = logging.get_logger(__name__)
 
 GRADIENT_HOOK = "make_inputs_require_grad"
-STATES = "frozen_states"  # the entry of a batch (B, T, hidden) that a model goes on from
+STATES = "frozen_states"  # the entry of a batch (B, T, hidden) that a model resumes from
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class FrozenLayers:
 
     Attributes:
         layers (`Sequence[torch.nn.Module]`): The layers.
-        rest (`tuple`, *optional*): What they return behind the states; None if they return the states alone.
+        rest (`tuple`, *optional*): What they return after the states; None if they return only the states.
     """
 
     layers: Sequence[nn.Module]
@@ -52,7 +52,7 @@ class FrozenLayers:
 
     @contextmanager
     def skipped(self, states: torch.Tensor) -> Iterator[None]:
-        """Lets the model go on from the states (B, T, hidden) of a batch, as if its frozen layers had made them."""
+        """Let the model resume from the states (B, T, hidden) of a batch instead of running its frozen layers."""
         answer = states if self.rest is None else (states, *self.rest)
         before = [layer.__dict__.get("forward") for layer in self.layers]
         for layer in self.layers:
@@ -67,21 +67,22 @@ class FrozenLayers:
 
 
 class Objective:
-    """The loss L(z, theta) of single examples z, and the outputs it is a function of.
+    """The loss L(z, theta) of single examples z, and the outputs that it depends on.
 
     It is the loss that `Trainer` minimises: cross entropy (with the label smoothing of training), mean squared error
-    for regression, binary cross entropy for multi-label heads, or a loss function of the user's. `Trainer` gives every
-    labelled token of a batch the same weight, whichever example it is in; so the loss of an example with several is
-    their sum, unless their mean is asked for. Weight decay stays out of it unless asked for.
+    for regression, binary cross entropy for multi-label heads, or a custom loss. `Trainer` gives every labelled token
+    of a batch the same weight, regardless of its example. The loss of an example with several tokens is therefore
+    their sum, unless `reduction="mean"`. Weight decay is excluded by default.
 
     Args:
-        model (`PreTrainedModel` or `PeftModel`): The model, unwrapped.
+        model (`PreTrainedModel` or `PeftModel`): The unwrapped model.
         label_smoothing (`float`, *optional*, defaults to 0): `TrainingArguments.label_smoothing_factor`.
-        weight_decay (`float`, *optional*, defaults to 0): w of a term w ||theta||^2 in every loss, as the authors of
-            FastIF have it; it gives all influences one common offset.
+        weight_decay (`float`, *optional*, defaults to 0): w of a term w ||theta||^2 in every loss, as in the FastIF
+            authors' code; it shifts all influences by a common offset.
         decayed (`Sequence[str]`, *optional*): Names of the parameters in that term.
         bf16 (`bool`, *optional*, defaults to `False`): Runs the model in bfloat16 autocast.
-        reduction (`"sum"` or `"mean"`, *optional*, defaults to `"sum"`): Of the losses of an example's tokens.
+        reduction (`"sum"` or `"mean"`, *optional*, defaults to `"sum"`): How the losses of an example's tokens are
+            combined.
     """
 
     def __init__(
@@ -97,21 +98,21 @@ class Objective:
         self.space = ParameterSpace(model)
         self.theta = self.space.parameters
         self.head = head_of(model, reduction)
-        # Trainer smooths what it finds under "labels".
+        # Trainer smooths only losses whose labels are called "labels".
         self.label_smoothing = label_smoothing if self.head.label_names == ("labels",) else 0.0
         self.weight_decay = weight_decay
         self.decayed = [name for name in decayed if name in self.theta]
         self.bf16 = bf16
-        self.frozen: FrozenLayers | None = None  # what batches with states of their own skip
-        self.custom_loss: CustomLoss | None = None  # in place of the head's
-        self.custom_compute_loss: CustomComputeLoss | None = None  # in place of outputs and loss
-        self.measure: Measure | None = None  # in place of any loss
-        self.measured = LOSS  # what is differentiated, for people and manifests
-        self._fingerprint: str | None = None  # of an objective's lifetime, in which only `holding` changes weights
-        self.forward_mode = True  # until an operation turns out to have none
+        self.frozen: FrozenLayers | None = None  # skipped for batches with cached states
+        self.custom_loss: CustomLoss | None = None  # replaces the head's loss
+        self.custom_compute_loss: CustomComputeLoss | None = None  # replaces outputs and loss
+        self.measure: Measure | None = None  # replaces any loss
+        self.measured = LOSS  # name of the differentiated function, for messages and manifests
+        self._fingerprint: str | None = None  # cached, since only `holding` changes weights meanwhile
+        self.forward_mode = True  # until an operation proves to have none
 
     def use_loss(self, loss: CustomLoss | CustomComputeLoss | None) -> None:
-        """Takes a loss of the user's in place of the head's."""
+        """Replace the head's loss by a custom one."""
         if isinstance(loss, CustomComputeLoss):
             self.custom_compute_loss = loss
             return
@@ -131,19 +132,19 @@ class Objective:
 
     @property
     def loss_identity(self) -> str:
-        """What stands for the loss in manifests: its settings, and what the user's function gives, if there is one."""
+        """Return a digest of the loss for manifests: its settings, and the probe of a custom loss, if there is one."""
         settings = {
             "label_smoothing": self.label_smoothing,
             "weight_decay": self.weight_decay,
             "reduction": getattr(self.head, "reduction", None),
             "bf16": self.bf16,
         }
-        users = self.custom_compute_loss or self.custom_loss
-        return loss_identity(users.name if users else "", users.probe if users else (), **settings)
+        custom = self.custom_compute_loss or self.custom_loss
+        return loss_identity(custom.name if custom else "", custom.probe if custom else (), **settings)
 
     @property
     def training_loss_identity(self) -> str:
-        """What stands for the loss of training, in a checkpoint: what holds at any moment of it."""
+        """Return a digest of the training loss for checkpoints, made of what stays the same throughout training."""
         name = (
             self.custom_compute_loss.name
             if self.custom_compute_loss
@@ -158,14 +159,14 @@ class Objective:
 
     @property
     def fingerprint(self) -> str:
-        """What stands for the weights that are in the model, and for which of them are trained."""
+        """Return a digest of the model's current weights, and of which of them are trained."""
         if self._fingerprint is None:
             self._fingerprint = model_fingerprint(self.model)
         return self._fingerprint
 
     @contextmanager
     def holding(self, values: Mapping[str, torch.Tensor]) -> Iterator[None]:
-        """Put other parameters and buffers, by name, into the model, and put back its own."""
+        """Put other parameters and buffers, by name, into the model, and restore the original ones afterwards."""
         tensors = {name: tensor for name, tensor in trained_state(self.model).items() if name in values}
         before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         fingerprint, self._fingerprint = self._fingerprint, None
@@ -178,20 +179,24 @@ class Objective:
 
     @property
     def rounds(self) -> bool:
-        """Whether the model runs in half precision, so that outputs have two or three digits."""
+        """Tell whether the model runs in half precision, in which outputs have two or three digits."""
         return self.bf16 or any(p.dtype in (torch.bfloat16, torch.float16) for p in self.model.parameters())
 
     @property
     def takes_positions(self) -> bool:
-        """Whether the model can be given position numbers."""
+        """Tell whether the model accepts position numbers."""
         return takes_positions(self.model)
 
     def labels(self, batch: Batch) -> torch.Tensor:
-        """The labels (B, ...) of a batch, one for each place where its examples have outputs."""
+        """Return the labels (B, ...) of a batch, one for each place at which its examples have outputs."""
         return self.head.labels(batch)
 
     def logits(self, theta: Mapping[str, torch.Tensor], batch: Batch) -> torch.Tensor:
-        """The outputs (B, ..., C) of the model with the parameters `theta`, at the places that have labels."""
+        """Return the outputs (B, ..., C) of the model with the parameters `theta`, at the places with labels.
+
+        Raises:
+            InfluenceError: If the outputs do not have the shape of a known head.
+        """
         inputs = {name: value for name, value in batch.items() if name not in (*self.head.label_names, STATES)}
         inputs = self.head.inputs(inputs, batch)
         with ExitStack() as stack:
@@ -205,14 +210,14 @@ class Objective:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if logits.ndim != 2 + self.head.has_token_outputs:
             raise InfluenceError(
-                f"model: {type(self.model).__name__} returned logits of shape {tuple(logits.shape)}, and influence "
-                "does not know what they are; it knows the heads of transformers for classification (of sequences, "
-                "images, choices and tokens), language models, sequence to sequence and question answering."
+                f"model: {type(self.model).__name__} returned logits of shape {tuple(logits.shape)}, which match no "
+                "supported head; give a transformers model for classification (of sequences, images, choices or "
+                "tokens), language modelling, sequence to sequence or question answering."
             )
         return logits
 
     def losses_of_logits(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The loss (B,) of each example, given its outputs (B, ..., C)."""
+        """Return the loss (B,) of each example, given its outputs (B, ..., C)."""
         if self.measure is not None:
             return measured_loss(self.measure, logits, labels)
         if self.custom_loss is not None:
@@ -227,14 +232,14 @@ class Objective:
         return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1)
 
     def losses_of_places(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The cross entropy (B, ...) at each place, times what it counts in the loss of its example."""
+        """Return the cross entropy (B, ...) at each place, times its weight in the loss of its example."""
         outputs, targets = logits.flatten(0, -2), labels.flatten()
         losses = F.cross_entropy(outputs, targets, reduction="none", label_smoothing=self.label_smoothing)
         losses = losses.view(logits.shape[:-1])
         return losses * self.head.weights(labels, losses.dtype) if self.head.has_token_outputs else losses
 
     def losses(self, theta: Mapping[str, torch.Tensor], batch: Batch) -> torch.Tensor:
-        """The loss (B,) of each example of a batch."""
+        """Return the loss (B,) of each example of a batch."""
         if self.custom_compute_loss is not None:
             losses = self.custom_compute_loss.losses(theta, batch)
         else:
@@ -244,14 +249,14 @@ class Objective:
         return losses
 
     def gradient(self, batch: Batch) -> torch.Tensor:
-        """The gradient (P,) of the mean loss of a batch."""
+        """Return the gradient (P,) of the mean loss of a batch."""
         loss = self.losses(self.theta, batch).mean()
         return self.space.join(torch.autograd.grad(loss, list(self.theta.values()), allow_unused=True))
 
     def output_rank(self, batch: Batch) -> float:
-        """The rank of d2 L / d f^2 of one example, infinite where it is too large for rows of Jacobians.
+        """Return the rank of d2 L / d f^2 of one example; infinite if it is too large to form rows of Jacobians.
 
-        Of C outputs the cross entropy sees C - 1 differences. A loss of the user's may see all of them.
+        The cross entropy of C outputs depends on C - 1 differences. A custom loss may depend on all outputs.
         """
         if self.head.has_token_outputs:
             return math.inf
@@ -261,7 +266,7 @@ class Objective:
         return count - (self.custom_loss is None and self.problem_type(labels) == "single_label_classification")
 
     def problem_type(self, labels: torch.Tensor) -> str:
-        """Which loss it is, in the words of `config.problem_type`."""
+        """Return the kind of loss, in the terms of `config.problem_type`."""
         # The same inference as in transformers' own classification loss, without writing to the config.
         config = without_adapters(self.model).config
         if self.head.has_token_outputs or self.head.choices:
@@ -275,25 +280,25 @@ class Objective:
 
 @contextmanager
 def differentiable(model: nn.Module) -> Iterator[None]:
-    """Puts a model into the state that exact derivatives need, and gives it back as it was.
+    """Put a model into the state that exact derivatives require, and restore its previous state afterwards.
 
-    Dropout off; attention and experts eager, since fused kernels have neither a forward-mode nor a second derivative;
-    the autocast that Accelerate wraps around `forward` when it trains in bf16 or fp16 taken off; and so are compiled
-    calls, and the hooks that make embeddings require gradients, which checkpointed training of adapters sets and
-    forward mode does not bear.
+    Dropout is off. Attention and experts run eagerly, since fused kernels have neither a forward-mode nor a second
+    derivative. The autocast that Accelerate wraps around `forward` for training in bf16 or fp16 is removed. So are
+    compiled calls, and the hooks that make embeddings require gradients, which gradient checkpointing of adapters sets
+    and forward mode does not support.
 
     Raises:
-        ValueError: If the model's attention is fused and cannot be switched.
+        InfluenceError: If the model's attention is fused and cannot be switched.
     """
     training = [module for module in model.modules() if module.training]
     plain, patched_forward = without_adapters(model), model.__dict__.get("forward")
     attention, experts, hooks = _switch_to_eager(plain), _eager_experts(plain), _without_gradient_hooks(model)
     compiled = take_compiled_calls(model)
-    if "_original_forward" in model.__dict__:  # what Accelerate has wrapped
+    if "_original_forward" in model.__dict__:  # the method that Accelerate wrapped
         model.forward = model._original_forward
     model.eval()
     try:
-        with sdpa_kernel(SDPBackend.MATH):  # for modules that call torch's attention by themselves
+        with sdpa_kernel(SDPBackend.MATH):  # for modules that call torch's attention directly
             yield
     finally:
         for module in training:
@@ -306,47 +311,47 @@ def differentiable(model: nn.Module) -> Iterator[None]:
             model.forward = patched_forward
         for module, call in compiled:
             module._compiled_call_impl = call
-        for module, own in hooks:
-            module._forward_hooks.update(own)
+        for module, removed in hooks:
+            module._forward_hooks.update(removed)
 
 
 def _without_gradient_hooks(model: nn.Module) -> list[tuple[nn.Module, dict[int, Callable]]]:
-    """Takes off the hooks of transformers and PEFT that make what embeddings return require gradients."""
-    found = []
+    """Remove and return the hooks of transformers and PEFT that make the outputs of embeddings require gradients."""
+    removed = []
     for module in model.modules():
-        own = {
+        gradient_hooks = {
             i: hook
             for i, hook in module._forward_hooks.items()
             if getattr(hook, "__name__", "").startswith(GRADIENT_HOOK)
         }
-        for i in own:
+        for i in gradient_hooks:
             del module._forward_hooks[i]
-        if own:
-            found.append((module, own))
-    return found
+        if gradient_hooks:
+            removed.append((module, gradient_hooks))
+    return removed
 
 
 def _switch_to_eager(model: nn.Module) -> str | None:
-    """Sets eager attention; returns the name of the one that was set before, or None if there is nothing to undo."""
+    """Switch to eager attention and return the name of the previous one, or None if there is nothing to undo."""
     if not isinstance(model, PreTrainedModel) or model.config._attn_implementation in (None, "eager"):
         return None
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
-    # torch's own attention needs no switch: the math kernel stands in for it.
+    # torch's attention needs no switch, since `differentiable` selects its math kernel.
     if model.config._attn_implementation != "eager" and before != "sdpa":
         raise InfluenceError(
-            f"model: the attention of {type(model).__name__} is {before!r}, which has no second derivative, and it "
-            "cannot be switched; load the model with attn_implementation='eager'."
+            f"model: the attention of {type(model).__name__} is {before!r}, which has no second derivative and cannot "
+            "be switched; load the model with attn_implementation='eager'."
         )
     logger.warning_once(
-        f"Attention is switched from {before!r} to 'eager' while influence is computed, and back afterwards: fused "
-        "kernels have no forward-mode derivative."
+        f"Attention is switched from {before!r} to 'eager' while influence is computed, since fused kernels have no "
+        "forward-mode derivative."
     )
     return before
 
 
 def _eager_experts(model: nn.Module) -> dict[str, str | None] | None:
-    """Computes mixtures of experts one expert at a time; returns how it was before, or None if there are none."""
+    """Compute mixtures of experts one expert at a time; return the previous setting, or None without experts."""
     parts = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
     if not isinstance(model, PreTrainedModel) or not any(part._can_set_experts_implementation() for part in parts):
         return None

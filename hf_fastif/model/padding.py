@@ -1,4 +1,4 @@
-"""Outputs of an example must be its own, whatever its batch is padded to: found out on a few rows, or refused."""
+"""Ensure on a few rows that the outputs of an example do not depend on the padding of its batch."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from hf_fastif.model.parameters import without_adapters
 
 
 COMPARED = 4  # rows, from the shortest to the longest
-LOOKED_AT = 16  # rows from all over the dataset, if the first ones have all the same length
-TOLERANCE = {False: 1e-3, True: 0.1}  # relative, of full and of half precision
+MAX_SEARCHED = 16  # rows from all over the dataset to search if the first ones have the same length
+TOLERANCE = {False: 1e-3, True: 0.1}  # relative, in full and in half precision
 
 
 @dataclass(frozen=True)
 class Difference:
-    """By how much, relative to the largest, the outputs of a row alone differ from those in a batch."""
+    """The largest difference between a row's outputs alone and in a batch, relative to the largest output."""
 
     row: int
     size: float
@@ -34,15 +34,15 @@ Settled = dict[tuple[Hashable, ...], tuple[Any, bool]]
 
 
 def settle_padding(name: str, objective: Objective, examples: ExampleBatches, settled: Settled) -> None:
-    """Make outputs independent of padding, where position numbers counted from the attention mask are enough.
+    """Make outputs independent of padding by counting position numbers from the attention mask, if that is enough.
 
-    Rows of several lengths are compared alone and in one batch, once for a model, a dataset and a collator.
+    Rows of several lengths are compared alone and in one batch, once per model, dataset and collator.
 
     Args:
-        name (`str`): Of the dataset.
-        objective (`Objective`): The loss; its head learns whether to count positions.
+        name (`str`): Name of the dataset, for the message.
+        objective (`Objective`): The loss; its head is told whether to count positions.
         examples (`ExampleBatches`): The dataset.
-        settled (`dict`): What was found before: the collator, and whether positions are counted.
+        settled (`dict`): The results of earlier calls: the collator, and whether positions are counted.
 
     Raises:
         InfluenceError: If padding changes the outputs either way.
@@ -57,9 +57,9 @@ def settle_padding(name: str, objective: Objective, examples: ExampleBatches, se
     if difference is not None and not _other_positions_help(objective, examples, rows):
         raise InfluenceError(
             f"{name}: the outputs of row {difference.row} alone and in a batch of the rows {rows}, the last of "
-            f"which is the longest, differ by {difference.size:.2g} of their size. {_named(objective)} feels "
-            "padding, and influence needs outputs that are an example's own: pad on the right "
-            "(processing_class.padding_side='right') with an attention_mask, or pad all rows to one length."
+            f"which is the longest, differ by {difference.size:.2g} of their size. The outputs of {_named(objective)} "
+            "depend on padding, but influence functions need outputs that depend on the example only: pad on the "
+            "right (processing_class.padding_side='right') with an attention_mask, or pad all rows to one length."
         )
     settled[key] = (collate, objective.head.positions)
 
@@ -69,10 +69,10 @@ def _named(objective: Objective) -> str:
 
 
 def _rows_of_all_lengths(examples: ExampleBatches) -> list[int]:
-    """Some rows, the shortest first; one if all have the same length."""
+    """Return some rows, the shortest first; a single row if all have the same length."""
     by_size: dict[int, int] = {}
-    for looked_at in (np.arange(min(COMPARED, len(examples))), np.linspace(0, len(examples) - 1, LOOKED_AT)):
-        by_size |= {_size(examples.take([row])): row for row in np.unique(looked_at.astype(int)).tolist()}
+    for positions in (np.arange(min(COMPARED, len(examples))), np.linspace(0, len(examples) - 1, MAX_SEARCHED)):
+        by_size |= {_size(examples.take([row])): row for row in np.unique(positions.astype(int)).tolist()}
         if len(by_size) > 1:
             break
     ordered = [by_size[size] for size in sorted(by_size)]
@@ -85,7 +85,7 @@ def _size(one: Batch) -> int:
 
 
 def _other_positions_help(objective: Objective, examples: ExampleBatches, rows: list[int]) -> bool:
-    """Counts positions from the mask, or no longer does, if that makes outputs agree."""
+    """Switch whether positions are counted from the mask, if that makes outputs agree."""
     if not objective.takes_positions:
         return False
     before = objective.head
@@ -98,14 +98,14 @@ def _other_positions_help(objective: Objective, examples: ExampleBatches, rows: 
 
 @torch.no_grad()
 def _difference(objective: Objective, examples: ExampleBatches, rows: list[int]) -> Difference | None:
-    """The largest difference that padding makes, if it is more than rounding."""
+    """Return the largest difference that padding makes; None if it is only rounding."""
     tolerance = TOLERANCE[objective.rounds]
     together = _outputs(objective, examples.take(rows))
     alone = [values for row in rows for values in _outputs(objective, examples.take([row]))]
     worst = Difference(rows[0], 0.0)
     for kind in range(2):  # outputs, losses
         scale = max(_largest(values[kind]) for values in alone)
-        if scale == 0 or not math.isfinite(scale):  # the loss is found to be no number later
+        if scale == 0 or not math.isfinite(scale):  # a later check refuses losses that are not finite
             continue
         for row, padded, expected in zip(rows, together, alone, strict=True):
             difference = Difference(row, _largest(padded[kind] - expected[kind]) / scale)
@@ -118,7 +118,7 @@ def _largest(values: torch.Tensor) -> float:
 
 
 def _outputs(objective: Objective, batch: Batch) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The outputs of each example where it is no padding, and its loss."""
+    """Return the outputs of each example outside padding, and its loss."""
     logits, labels = objective.logits(objective.theta, batch).double(), objective.labels(batch)
     losses, head = objective.losses_of_logits(logits, labels), objective.head
     if isinstance(head, SpanHead):

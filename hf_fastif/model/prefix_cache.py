@@ -1,4 +1,4 @@
-"""What the frozen first layers of a model make of batches of a dataset: computed once, as far as memory goes."""
+"""Cache of the states that a model's frozen first layers compute for batches of a dataset, within a memory limit."""
 
 from __future__ import annotations
 
@@ -15,48 +15,46 @@ from hf_fastif.model.objective import STATES, FrozenLayers, Objective
 from hf_fastif.model.parameters import layer_stack
 
 
-TOLERANCE = {
-    False: 1e-3,
-    True: 3e-2,
-}  # of the outputs, relative, of full and of half precision: padding moves the last bits
+# Relative error of the losses in full and in half precision; padding changes their last bits.
+TOLERANCE = {False: 1e-3, True: 3e-2}
 
 
 class _Done(Exception):
-    """The last frozen layer has answered, and the rest of the model is not wanted."""
+    """The last frozen layer has returned; the rest of the model need not run."""
 
 
 @dataclass
 class FrozenStates:
-    """The hidden states of batches behind the frozen layers, without padding, on the CPU, until memory is full.
+    """The hidden states of batches after the frozen layers, without padding, on the CPU, until memory is full.
 
-    Batches that found no room are computed each time. Either way the model goes on from the states
-    (`Objective.logits`), so that no frozen layer runs twice on a batch that is kept. What is kept belongs to the batch
-    and not to its examples: the padding and the company of an example move the last bits of its states, and a result
-    must not depend on what was asked before.
+    States of batches that do not fit are recomputed each time. In both cases the model resumes from the states
+    (`Objective.logits`), so that no frozen layer runs twice on a cached batch. States are cached per batch and not per
+    example: padding and the other examples of a batch change the last bits of an example's states, and a result must
+    not depend on earlier calls.
 
     Attributes:
         objective (`Objective`): The model.
         frozen ([`FrozenLayers`]): Its frozen layers.
-        memory (`int`): Bytes for states.
-        used (`int`): Bytes of those that are kept.
+        memory (`int`): Bytes available for states.
+        used (`int`): Bytes that cached states take.
     """
 
     objective: Objective
     frozen: FrozenLayers
     memory: int
     used: int = 0
-    _kept: dict[bytes, torch.Tensor] = field(default_factory=dict)
+    _cached: dict[bytes, torch.Tensor] = field(default_factory=dict)
 
     def add_to(self, batch: Batch, rows: Sequence[int] | np.ndarray) -> Batch:
-        """The batch of some rows of the dataset, with their states, which are 0 at padding."""
+        """Return the batch of some rows of the dataset together with their states, which are 0 at padding."""
         key, inside = np.asarray(rows, dtype=np.int64).tobytes(), batch["attention_mask"].bool()
-        tokens = self._kept.get(key)
+        tokens = self._cached.get(key)
         if tokens is None:
             computed = self._compute(batch)
-            if computed.shape[:2] != inside.shape:  # the model pads this batch on its own
+            if computed.shape[:2] != inside.shape:  # the model pads this batch itself
                 return batch
             tokens = computed[inside]
-            self._keep(key, tokens)
+            self._cache(key, tokens)
         states = tokens.new_zeros(*inside.shape, tokens.shape[-1], device=inside.device)
         states[inside] = tokens.to(inside.device)
         return batch | {STATES: states}
@@ -66,17 +64,18 @@ class FrozenStates:
             output = output_of_last(self.objective, self.frozen.layers, batch)
         return output if self.frozen.rest is None else output[0]
 
-    def _keep(self, key: bytes, tokens: torch.Tensor) -> None:
+    def _cache(self, key: bytes, tokens: torch.Tensor) -> None:
         if self.used + tokens.nbytes <= self.memory:
-            self._kept[key] = tokens.cpu()
+            self._cached[key] = tokens.cpu()
             self.used += tokens.nbytes
 
 
 def find_frozen_states(objective: Objective, examples: ExampleBatches, memory: int) -> FrozenStates | None:
-    """An empty store for the states of a dataset; None where the model cannot go on from states.
+    """Return an empty cache for the states of a dataset; None if the model cannot resume from states.
 
-    That is so if no first layer is frozen or called, if something that is trained stands before them (or is read by
-    them, as relative position embeddings are), or if the outputs differ when some examples go on from their states.
+    It cannot if no first layer is frozen or called. Nor can it if a trained part precedes these layers or is read by
+    them, as relative position embeddings are, or if the losses of some examples change when the model resumes from
+    their states.
     """
     layers = _first_layers(objective.model)
     rows = range(min(4, len(examples)))
@@ -90,15 +89,15 @@ def find_frozen_states(objective: Objective, examples: ExampleBatches, memory: i
         output = output_of_last(objective, layers, batch)
     if output is None:
         return None
-    states, *rest = output if isinstance(output, tuple) else (output,)
-    if states.requires_grad or states.shape[:2] != mask.shape or any(part is not None for part in rest):
+    hidden, *rest = output if isinstance(output, tuple) else (output,)
+    if hidden.requires_grad or hidden.shape[:2] != mask.shape or any(part is not None for part in rest):
         return None
-    found = FrozenStates(objective, FrozenLayers(layers, tuple(rest) if isinstance(output, tuple) else None), memory)
-    return found if _agree(found, rows, batch) else None
+    states = FrozenStates(objective, FrozenLayers(layers, tuple(rest) if isinstance(output, tuple) else None), memory)
+    return states if _agree(states, rows, batch) else None
 
 
 def output_of_last(objective: Objective, layers: Sequence[nn.Module], batch: Batch) -> torch.Tensor | tuple | None:
-    """What the last of some first layers returns, None if it is never called; the layers behind it do not run."""
+    """Return the output of the last of some first layers without running later layers; None if it is never called."""
     outputs = []
 
     def stop(_module, _args, output):
@@ -116,17 +115,17 @@ def output_of_last(objective: Objective, layers: Sequence[nn.Module], batch: Bat
 
 
 def _first_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers of the stack before the first one with a trained parameter."""
+    """Return the layers of the stack before the first one with a trained parameter."""
     _, stack = layer_stack(model)
     trained = [any(p.requires_grad for p in layer.parameters()) for layer in stack]
     return list(stack[: trained.index(True) if True in trained else len(stack)])
 
 
-def _agree(found: FrozenStates, rows: range, batch: Batch) -> bool:
-    """Whether going on from the states changes nothing but rounding."""
-    objective, trial = found.objective, replace(found, memory=0)
+def _agree(states: FrozenStates, rows: range, batch: Batch) -> bool:
+    """Tell whether resuming from the states changes the losses by rounding only."""
+    objective, trial = states.objective, replace(states, memory=0)
     with torch.no_grad():
         expected = objective.losses(objective.theta, batch)
-        objective.frozen = found.frozen
+        objective.frozen = states.frozen
         resumed = objective.losses(objective.theta, trial.add_to(batch, rows))
     return bool((resumed - expected).abs().max() <= TOLERANCE[objective.rounds] * expected.abs().max())

@@ -1,4 +1,4 @@
-"""From scores to the tables of an `InfluenceResult`: the strongest of each direction, with texts and predictions."""
+"""Build the tables of an `InfluenceResult` from scores: the strongest examples, with texts and predictions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from datasets import ClassLabel, Dataset, Features, Value
 from hf_fastif.artifacts import versions
 from hf_fastif.data import label_column, plain_columns, prefixed, set_apart, text_columns
 from hf_fastif.influence import Predictions
+from hf_fastif.model import LOSS
 from hf_fastif.results.result import InfluenceResult
+from hf_fastif.results.summary import ResultSummary
 from hf_fastif.results.tables import TOKEN_COLUMNS
 from hf_fastif.scoring import QueryScores, sign_of, strongest
 
@@ -33,34 +35,43 @@ def build_result(
     queries: Dataset,
     candidates: Dataset,
     predictions: Predictions,
-    outcomes: Sequence[QueryScores],
+    scores: Sequence[QueryScores],
     num_examples: int | None,
     label_names: dict[int, str],
     settings: dict[str, Any],
     token_texts: Mapping[int, list[str]] | None = None,
 ) -> InfluenceResult:
-    """Joins scores, texts and predictions; keeps the `num_examples` strongest of each direction (None: all).
+    """Join scores, texts and predictions, keeping the strongest examples of each direction.
 
-    There is one outcome for each query, or a single one for all of them together, which are anchors then.
-    `token_texts` are what the tokens of candidates read, where outcomes know the influence of tokens.
+    Args:
+        queries (`datasets.Dataset`): The queries.
+        candidates (`datasets.Dataset`): The training examples that were scored.
+        predictions (`Predictions`): The model's predictions for the queries.
+        scores (`Sequence[QueryScores]`): The scores, one for each query; or a single one if the queries are anchors,
+            whose mean loss is one query.
+        num_examples (`int`, *optional*): How many examples of each direction to keep; None keeps all.
+        label_names (`dict[int, str]`): The names of the model's labels.
+        settings (`dict`): The settings for the summary.
+        token_texts (`Mapping[int, list[str]]`, *optional*): The texts of the tokens of each candidate, if the scores
+            contain the influence of tokens.
     """
     queries, candidates = set_apart(queries), set_apart(candidates)
     label = label_column(candidates)
     names = _label_names(candidates.features[label] if label else None, label_names)
-    summary = {
+    summary = ResultSummary(
         **settings,
-        "damping": outcomes[0].quality["damping"],
-        "scale": outcomes[0].quality["scale"],
-        "num_queries": len(outcomes),
-        "num_candidates": len(candidates),
-        "text_columns": text_columns(candidates),
-        "label_column": label,
-        "sign": sign_of(settings.get("measure", "loss")),
-        "versions": versions(),
-    }
+        damping=scores[0].quality["damping"],
+        scale=scores[0].quality["scale"],
+        num_queries=len(scores),
+        num_candidates=len(candidates),
+        text_columns=text_columns(candidates),
+        label_column=label,
+        sign=sign_of(settings.get("measure", LOSS)),
+        versions=versions(),
+    )
     return InfluenceResult(
-        influences=_influence_table(queries, candidates, outcomes, num_examples, label, names, token_texts),
-        queries=_query_table(queries, predictions, outcomes, label, names),
+        influences=_influence_table(queries, candidates, scores, num_examples, label, names, token_texts),
+        queries=_query_table(queries, predictions, scores, label, names),
         summary=summary,
     )
 
@@ -68,14 +79,14 @@ def build_result(
 def _influence_table(
     queries: Dataset,
     candidates: Dataset,
-    outcomes: Sequence[QueryScores],
+    scores: Sequence[QueryScores],
     num_examples: int | None,
     label: str | None,
     names: list[str],
     token_texts: Mapping[int, list[str]] | None,
 ) -> Dataset:
     columns: dict[str, list[np.ndarray]] = {name: [] for name in INFLUENCE_COLUMNS}
-    for query, outcome in enumerate(outcomes):
+    for query, outcome in enumerate(scores):
         for direction, order in strongest(outcome.rows, outcome.scores, num_examples).items():
             columns["query_index"].append(np.full(len(order), query))
             columns["train_index"].append(outcome.rows[order])
@@ -85,20 +96,20 @@ def _influence_table(
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}
     tables = [prefixed(_readable_rows(candidates, joined["train_index"], label, names), "train_")]
     if token_texts is not None:
-        tables.insert(0, _token_table(joined["query_index"], joined["train_index"], outcomes, token_texts))
-    if len(outcomes) == len(queries):
+        tables.insert(0, _token_table(joined["query_index"], joined["train_index"], scores, token_texts))
+    if len(scores) == len(queries):
         tables.insert(0, prefixed(_readable_rows(queries, joined["query_index"], label, names), "query_"))
     return _side_by_side(Dataset.from_dict(joined, features=INFLUENCE_COLUMNS), *tables)
 
 
 def _token_table(
-    queries: np.ndarray, rows: np.ndarray, outcomes: Sequence[QueryScores], texts: Mapping[int, list[str]]
+    queries: np.ndarray, rows: np.ndarray, scores: Sequence[QueryScores], texts: Mapping[int, list[str]]
 ) -> Dataset:
-    """What the tokens of each listed candidate read, and their influence."""
+    """Return the texts of the tokens of each listed candidate, and their influence."""
     pairs = list(zip(queries.tolist(), rows.tolist(), strict=True))
     values = {
         "tokens": [texts[row] for _, row in pairs],
-        "token_influence": [outcomes[query].tokens[row] for query, row in pairs],
+        "token_influence": [scores[query].tokens[row] for query, row in pairs],
     }
     return Dataset.from_dict(values, features=Features(TOKEN_COLUMNS))
 
@@ -106,25 +117,25 @@ def _token_table(
 def _query_table(
     queries: Dataset,
     predictions: Predictions,
-    outcomes: Sequence[QueryScores],
+    scores: Sequence[QueryScores],
     label: str | None,
     names: list[str],
 ) -> Dataset:
-    numbers = np.arange(len(queries)) if len(outcomes) == len(queries) else np.zeros(len(queries), dtype=np.int64)
-    own = {
+    numbers = np.arange(len(queries)) if len(scores) == len(queries) else np.zeros(len(queries), dtype=np.int64)
+    computed = {
         "query_index": numbers,
         "prediction": predictions.names(names),
         "probability": predictions.probabilities(),
         "loss": predictions.losses,
-        "residual": [outcomes[number].quality["residual"] for number in numbers],
-        "std_err": [outcomes[number].quality["std_err"] for number in numbers],
+        "residual": [scores[number].quality["residual"] for number in numbers],
+        "std_err": [scores[number].quality["std_err"] for number in numbers],
     }
     plain = _readable_rows(queries, range(len(queries)), label, names)
-    return _side_by_side(Dataset.from_dict(own), plain)
+    return _side_by_side(Dataset.from_dict(computed), plain)
 
 
 def _label_names(feature: Any, model_names: dict[int, str]) -> list[str]:
-    """The model's names of the labels, or the dataset's where the model was given none."""
+    """Return the model's names of the labels, or the dataset's if the model has none."""
     names = [model_names[label] for label in sorted(model_names)]
     unnamed = names == [f"LABEL_{label}" for label in range(len(names))]
     return (
@@ -133,7 +144,7 @@ def _label_names(feature: Any, model_names: dict[int, str]) -> list[str]:
 
 
 def _readable_rows(dataset: Dataset, rows: Sequence[int] | np.ndarray, label: str | None, names: list[str]) -> Dataset:
-    """The plain columns of some rows; class numbers get the names that predictions have."""
+    """Return the plain columns of some rows, with class numbers replaced by the names that predictions have."""
     chosen = plain_columns(dataset).select(rows)
     features = chosen.features.copy()
     if label in features and _are_classes(dataset, label, len(names)):
@@ -142,7 +153,7 @@ def _readable_rows(dataset: Dataset, rows: Sequence[int] | np.ndarray, label: st
 
 
 def _are_classes(dataset: Dataset, column: str, count: int) -> bool:
-    """Tell whether a column holds the numbers of that many classes; -1 stands for none."""
+    """Tell whether a column contains the numbers of that many classes; -1 stands for no label."""
     values = dataset.select_columns(column).with_format("arrow")[:][column]
     if not pa.types.is_integer(values.type):
         return False

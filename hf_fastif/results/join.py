@@ -1,8 +1,9 @@
-"""Several results as one, whose slices they are."""
+"""Merge several results into one, in which each is a slice."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pyarrow as pa
 from datasets import Dataset, Features
@@ -17,24 +18,24 @@ SAME = (
 
 
 def join_results(results: Mapping[str, ResultTables]) -> ResultTables:
-    """Puts the queries of several results behind each other; see `InfluenceResult.join`."""
+    """Concatenate the queries of several results; see `InfluenceResult.join`."""
     if not results:
         raise InfluenceError("results is empty; give at least one result.")
     summaries = {name: result.summary for name, result in results.items()}
     first_name, first = next(iter(summaries.items()))
     for name, summary in summaries.items():
-        if other := [key for key in SAME if summary.get(key) != first.get(key)]:
-            key = other[0]
+        if different := [key for key in SAME if getattr(summary, key) != getattr(first, key)]:
+            key = different[0]
+            one, other = getattr(first, key), getattr(summary, key)
             raise InfluenceError(
-                f"results: {first_name!r} and {name!r} differ in {key} ({first.get(key)!r} and {summary.get(key)!r}); "
-                "join results of one model, one set of candidates and the same settings."
+                f"results: {first_name!r} and {name!r} differ in {key} ({one!r} and {other!r}); "
+                "join only results of one model and one set of candidates with the same settings."
             )
-    sizes = {name: summary["num_queries"] for name, summary in summaries.items()}
+    sizes = {name: summary.num_queries for name, summary in summaries.items()}
     starts = dict(zip(sizes, [sum(list(sizes.values())[:i]) for i in range(len(sizes))], strict=True))
-    joined = first | {"num_queries": sum(sizes.values()), "slices": sizes}
-    joined.pop("query_rows", None)
-    if all("query_rows" in summary for summary in summaries.values()):
-        joined["query_rows"] = [row for summary in summaries.values() for row in summary["query_rows"]]
+    rows = [summary.query_rows for summary in summaries.values()]
+    query_rows = None if None in rows else [row for part in rows for row in part]
+    joined = replace(first, num_queries=sum(sizes.values()), slices=sizes, query_rows=query_rows)
     return ResultTables(
         _stacked({name: result.influences for name, result in results.items()}, starts),
         _stacked({name: result.queries for name, result in results.items()}, starts),
@@ -43,7 +44,7 @@ def join_results(results: Mapping[str, ResultTables]) -> ResultTables:
 
 
 def _stacked(tables: Mapping[str, Dataset], starts: Mapping[str, int]) -> Dataset:
-    """Tables with the numbers of their queries moved on; columns that only some have are empty in the others."""
+    """Concatenate tables, renumbering their queries; a column that a table lacks is empty in its rows."""
     features: dict = {}
     parts = []
     for name, table in tables.items():

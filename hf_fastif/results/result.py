@@ -1,4 +1,4 @@
-"""`InfluenceResult`: which training examples influenced which predictions, to read, save and show."""
+"""`InfluenceResult`: the training examples that influenced predictions, to read, save and display."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from hf_fastif.results.join import join_results
 from hf_fastif.results.publish import push_report, push_result
 from hf_fastif.results.report.page import write_report
 from hf_fastif.results.tables import SUMMARY, ResultTables
-from hf_fastif.scoring import SIGN
 
 
 if TYPE_CHECKING:
@@ -32,28 +31,77 @@ class InfluenceResult(ResultTables):
 
     Attributes:
         influences (`datasets.Dataset`): One row for each (query, candidate): `query_index` (position among the
-            queries), `train_index` (position among the candidates, which are `trainer.train_dataset` unless others
-            were given), `influence`, `direction` ("helpful" or "harmful"), `rank` (1 is the strongest of its
-            direction), and the plain columns (texts, labels, numbers) of both, named `query_*` and `train_*`; one that
-            is called like a column of the result gets an underscore behind its name. Where an example has a label for
-            each token (language models), `tokens` are what the candidate's tokens read, and `token_influence` is the
-            influence of predicting each: they add up to `influence`.
+            queries), `train_index` (position among the candidates, by default `trainer.train_dataset`), `influence`,
+            `direction` ("helpful" or "harmful"), `rank` (1 is the strongest of its direction), and the plain columns
+            (texts, labels, numbers) of both, named `query_*` and `train_*`. A plain column with the name of a column
+            of the result gets a trailing underscore. If examples have a label for each token (language models),
+            `tokens` are the texts of the candidate's tokens, and `token_influence` is the influence of predicting each
+            of them; these add up to `influence`.
         queries (`datasets.Dataset`): One row for each query: its plain columns, `prediction`, `probability` of the
-            prediction (NaN unless one label is predicted), `loss`, and `residual` and `std_err` of its s_test. Of
-            anchors, which are asked about as one, all rows have the `query_index` 0.
-        summary (`dict`): Settings and sizes: model, damping, largest eigenvalue, solver, number of candidates.
+            prediction (NaN unless exactly one label is predicted), `loss`, and `residual` and `std_err` of its s_test.
+            Anchors form a single query, so their rows all have the `query_index` 0.
+        summary ([`ResultSummary`]): Settings and sizes: model, damping, solver, number of candidates and more.
+
+    Example:
+
+    ```python
+    result = trainer.find_influential(queries, num_examples=10)
+    print(result)
+    print(result.harmful(0)["text"])
+    ```
     """
 
     def helpful(self, query: int) -> Dataset:
-        """The helpful training examples of a query, strongest first: plain columns, `influence` and `rank`."""
+        """Return the helpful training examples of a query, strongest first.
+
+        Args:
+            query (`int`): Position of the query.
+
+        Returns:
+            `datasets.Dataset`: `train_index`, `influence`, `rank` and the plain columns of the training examples.
+
+        Raises:
+            NoSuchQueryError: If there is no such query.
+
+        Example:
+
+        ```python
+        for row in result.helpful(0):
+            print(row["rank"], row["train_index"], row["influence"])
+        ```
+        """
         return self._training_examples(query, "helpful")
 
     def harmful(self, query: int) -> Dataset:
-        """The harmful training examples of a query, strongest first: plain columns, `influence` and `rank`."""
+        """Return the harmful training examples of a query, strongest first.
+
+        Args:
+            query (`int`): Position of the query.
+
+        Returns:
+            `datasets.Dataset`: `train_index`, `influence`, `rank` and the plain columns of the training examples.
+
+        Raises:
+            NoSuchQueryError: If there is no such query.
+
+        Example:
+
+        ```python
+        suspects = result.harmful(0)["train_index"][:5]
+        ```
+        """
         return self._training_examples(query, "harmful")
 
     def to_pandas(self) -> pd.DataFrame:
-        """`influences` as a data frame, with the names of labels in place of their numbers."""
+        """Return `influences` as a data frame, with label names instead of numbers.
+
+        Example:
+
+        ```python
+        frame = result.to_pandas()
+        print(frame.groupby("direction")["influence"].describe())
+        ```
+        """
         return with_label_names(self.influences).to_pandas()
 
     def to_html(
@@ -64,37 +112,50 @@ class InfluenceResult(ResultTables):
         subset_column: str | None = None,
         diagnosis: CardSection | None = None,
     ) -> Path:
-        """Writes a self-contained page to explore the result.
+        """Write a self-contained HTML page to explore the result, and return its path.
 
-        It holds each query beside its most helpful and most harmful examples, the training examples that influence
+        It shows each query beside its most helpful and most harmful examples, the training examples that influence
         many queries, and the graph of both (figure 5 of the paper).
 
         Args:
-            path (`str` or `Path`): The file.
+            path (`str` or `Path`): The file to write.
             title (`str`, *optional*): The heading of the page.
-            slice_column (`str`, *optional*): The column of the queries that names their slice in the graph; unless
-                given, the results that `join` made one are the slices.
-            subset_column (`str`, *optional*): The column of the training examples that names their subset; each
-                subset gets a circle of its own in the graph.
-            diagnosis ([`Diagnosis`], *optional*): What `trainer.diagnose()` returned, for a section of its own.
+            slice_column (`str`, *optional*): The column of the queries that names their slice in the graph. By
+                default, the results that `join` merged are the slices.
+            subset_column (`str`, *optional*): The column of the training examples that names their subset; each subset
+                gets a separate circle in the graph.
+            diagnosis ([`Diagnosis`], *optional*): The return value of `trainer.diagnose()`, for a separate section.
 
         Raises:
-            ValueError: If there is no such column.
+            InfluenceError: If there is no such column.
+
+        Example:
+
+        ```python
+        result.to_html("report.html", title="Errors on HANS", diagnosis=trainer.diagnose())
+        ```
         """
         return write_report(self, Path(path), title, slice_column, subset_column, diagnosis)
 
     @classmethod
     def join(cls, results: Mapping[str, InfluenceResult]) -> InfluenceResult:
-        """Makes one result of several that were computed for the same model and candidates, such as one a slice.
+        """Merge results that were computed for the same model and candidates; each becomes a slice of the graph.
 
-        The queries keep their order, one result behind the other. `summary["slices"]` tells the names and sizes of
-        the parts, which are the slices of the graph.
+        The queries keep their order, one result after the other. `summary.slices` maps the names of the slices to
+        their numbers of queries.
 
         Args:
             results (`Mapping[str, InfluenceResult]`): The results by the names of their slices.
 
         Raises:
-            ValueError: If they are of different models, candidates or settings.
+            InfluenceError: If there are no results, or if models, candidates or settings differ.
+
+        Example:
+
+        ```python
+        joined = InfluenceResult.join({"MNLI": mnli_result, "HANS": hans_result})
+        joined.to_html("report.html")
+        ```
         """
         joined = join_results(results)
         return cls(joined.influences, joined.queries, joined.summary)
@@ -107,17 +168,17 @@ class InfluenceResult(ResultTables):
         recall: CardSection | None = None,
         **options: Unpack[PushOptions],
     ) -> CommitInfo:
-        """Publishes the result as a dataset repository: its tables, `report.html`, figures and a card.
+        """Publish the result as a dataset repository: its tables, `report.html`, figures and a card.
 
-        What is uploaded already is not sent again, so a push that was interrupted goes on when it is repeated.
+        Files that are already uploaded are not sent again, so repeating an interrupted push resumes it.
 
         Args:
-            repo_id (`str`): Where to, as in `"me/mnli-influences"`. The repository is created if it is not there.
-            include_text (`bool`, *optional*, defaults to `False`): Whether the texts, labels and other columns of the
-                queries and training examples are published too, in every row. Otherwise indices, scores and
-                predictions are, and the report shows no texts either.
-            diagnosis ([`Diagnosis`], *optional*): What `trainer.diagnose()` returned, for the card.
-            recall ([`Recall`], *optional*): What `hf_fastif.analysis.recall` returned, for the card.
+            repo_id (`str`): The repository, such as `"me/mnli-influences"`. It is created if it does not exist.
+            include_text (`bool`, *optional*, defaults to `False`): Whether to publish the texts, labels and other
+                columns of the queries and training examples, in all rows and in the report. By default, only indices,
+                scores and predictions are published.
+            diagnosis ([`Diagnosis`], *optional*): The return value of `trainer.diagnose()`, for the card.
+            recall ([`Recall`], *optional*): The return value of `hf_fastif.analysis.recall`, for the card.
             **options: `private`, `revision` (a branch, created if needed), `create_pr`, `token` and `commit_message`,
                 as in `huggingface_hub`.
 
@@ -125,7 +186,13 @@ class InfluenceResult(ResultTables):
             `huggingface_hub.CommitInfo`: The commit, or the pull request.
 
         Raises:
-            PermissionError: If the token may not write there.
+            NotAllowedError: If the token does not permit writing to the repository.
+
+        Example:
+
+        ```python
+        result.push_to_hub("me/mnli-influences", include_text=True, private=True)
+        ```
         """
         return push_result(self, repo_id, include_text, diagnosis, recall, **options)
 
@@ -136,12 +203,32 @@ class InfluenceResult(ResultTables):
         title: str = "Influential training examples",
         **options: Unpack[PushOptions],
     ) -> CommitInfo:
-        """Publishes the page of `to_html` as a static Space. The arguments are those of `push_to_hub`."""
+        """Publish the page of `to_html` as a static Space. The arguments are those of `push_to_hub`.
+
+        Args:
+            repo_id (`str`): The Space. It is created if it does not exist.
+            include_text (`bool`, *optional*, defaults to `False`): Whether the page shows texts, labels and other
+                columns.
+            title (`str`, *optional*): The title of the Space and heading of the page.
+            **options: As in `push_to_hub`.
+
+        Returns:
+            `huggingface_hub.CommitInfo`: The commit, or the pull request.
+
+        Raises:
+            NotAllowedError: If the token does not permit writing to the repository.
+
+        Example:
+
+        ```python
+        result.push_report_to_hub("me/mnli-report", include_text=True)
+        ```
+        """
         return push_report(self, repo_id, include_text, title, **options)
 
     @classmethod
     def from_hub(cls, repo_id: str, revision: str | None = None, token: str | bool | None = None) -> InfluenceResult:
-        """Downloads a result that `push_to_hub` published. Nothing in it is executed.
+        """Download a result that `push_to_hub` published. Nothing in it is executed.
 
         Args:
             repo_id (`str`): The dataset repository.
@@ -149,18 +236,26 @@ class InfluenceResult(ResultTables):
             token (`str` or `bool`, *optional*): As in `huggingface_hub`.
 
         Raises:
-            FileNotFoundError: If there is no such repository, or no result in it.
-            ValueError: If a file is not what the result's summary says.
+            NotFoundError: If there is no such repository, or no result in it.
+            InfluenceError: If a file does not match the result's summary.
+
+        Example:
+
+        ```python
+        from hf_fastif import InfluenceResult
+
+        result = InfluenceResult.from_hub("me/mnli-influences", revision="main")
+        ```
         """
         return cls.load_from_disk(fetch(repo_id, "", SUMMARY, revision, token))
 
     def __repr__(self) -> str:
         lines = [
-            f"InfluenceResult: {self.summary['num_queries']} queries, {len(self.influences)} rows out of "
-            f"{self.summary['num_candidates']:,} candidates, damping {self.summary['damping']:.4g}",
-            f"  {SIGN}",
+            f"InfluenceResult: {self.summary.num_queries} queries, {len(self.influences)} rows out of "
+            f"{self.summary.num_candidates:,} candidates, damping {self.summary.damping:.4g}",
+            f"  {self.summary.sign}",
         ]
-        first = np.unique(self.queries["query_index"], return_index=True)[1]  # of anchors one row
+        first = np.unique(self.queries["query_index"], return_index=True)[1]  # anchors share an index
         for row in with_label_names(self.queries.select(first[:3])):
             query = row["query_index"]
             lines.append(
@@ -179,16 +274,16 @@ class InfluenceResult(ResultTables):
         return "\n".join(lines)
 
     def _describe(self, row: dict[str, Any]) -> str:
-        if not self.summary["text_columns"] and self.summary["label_column"] is None:
+        if not self.summary.text_columns and self.summary.label_column is None:
             return "(no text)"
-        text = " | ".join(str(row[name]).strip() for name in self.summary["text_columns"] if name in row)
-        label = self.summary["label_column"]
+        text = " | ".join(str(row[name]).strip() for name in self.summary.text_columns if name in row)
+        label = self.summary.label_column
         return f"{text[:100]!r}" if label is None else f"{text[:100]!r} [{row.get(label)}]"
 
     def _training_examples(self, query: int, direction: str) -> Dataset:
-        count = self.summary["num_queries"]
+        count = self.summary.num_queries
         if not 0 <= query < count:
-            raise NoSuchQueryError(f"query={query}: the result holds the queries 0 to {count - 1}.")
+            raise NoSuchQueryError(f"query={query}: must be between 0 and {count - 1}, the last query of the result.")
         table = self.influences
         chosen = (np.asarray(table["query_index"]) == query) & (np.asarray(table["direction"]) == direction)
         rows = np.flatnonzero(chosen)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from hf_fastif.model import LOSS
 from hf_fastif.solvers import Solution
 
 
@@ -20,7 +21,7 @@ DIRECTIONS = ("helpful", "harmful")
 
 def sign_of(measured: str) -> str:
     """Return a sentence that explains the sign of an influence; `measured` names what is attributed."""
-    if measured == "loss":
+    if measured == LOSS:
         return SIGN
     return (
         f"A positive influence is harmful: giving the training example more weight lowers {measured} of the query. "

@@ -19,10 +19,11 @@ from hf_fastif.diagnosis import Diagnosis, diagnose
 from hf_fastif.errors import InfluenceError
 from hf_fastif.index import check_num_neighbors
 from hf_fastif.influence import InfluenceSession, QuerySet, SessionCache, open_session
-from hf_fastif.model import Measure, check_model, uncompiled
+from hf_fastif.model import Measure, check_model
 from hf_fastif.results import InfluenceResult, build_result
 from hf_fastif.scoring import has_token_losses, influence_of_tokens, texts_of_tokens
 from hf_fastif.solvers import Solution
+from hf_fastif.trainer.compiled import uncompiled
 from hf_fastif.trainer.hub_mixin import HubMixin
 from hf_fastif.trainer.index_mixin import IndexMixin
 from hf_fastif.trainer.run_mixin import RunMixin

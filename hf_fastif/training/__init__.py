@@ -10,7 +10,7 @@ from hf_fastif.training.classifier import (
     trained,
     training_settings,
 )
-from hf_fastif.training.cli import check_processes, parse_arguments, run_recipe
+from hf_fastif.training.cli import parse_arguments, run_recipe
 from hf_fastif.training.corpora.encoder import default_encoder
 from hf_fastif.training.corpora.facts import generate_facts
 from hf_fastif.training.corpora.nli import WRONG_LABEL_CONSTRUCTIONS, generate_nli
@@ -28,7 +28,6 @@ __all__ = [
     "ResultArguments",
     "SlicedArguments",
     "WRONG_LABEL_CONSTRUCTIONS",
-    "check_processes",
     "check_training",
     "default_encoder",
     "fine_tune",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel
+from figures import curves
 from tiny import tiny_data, tiny_model, tiny_trainer
 
 from hf_fastif import QuerySet
@@ -184,7 +185,10 @@ def test_rolled_back_bit_for_bit_and_saved_without_parameters(trainer, tmp_path)
     found.roll_back(trainer)
     assert same(before, parameters(trainer))
     found.plot(tmp_path / "correction.png")
-    assert (tmp_path / "correction.png").stat().st_size > 10_000
+    for panel in found.figure().axes:
+        for name, points in curves(panel).items():
+            assert points.tolist() == [[row["step"], row[panel.get_ylabel()][name]] for row in found.log]
+        assert list(curves(panel)) == ["anchors", "guard"]
 
 
 def test_an_interrupted_correction_leaves_the_model_and_goes_on(trainer, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from figures import curves
 from scipy.stats import spearmanr
 from tiny import tiny_data, tiny_model, tiny_trainer
 
@@ -152,5 +153,6 @@ def test_methods_at_moments_are_scored_and_kept(tmp_path, monkeypatch):
         lds_of_methods(*asked[:3], ["exact", "guessing"], {"end": ["final"]})
 
     assert LdsOfMethods.load(found.write(tmp_path, "lds")) == found
-    assert (tmp_path / "lds.png").stat().st_size > 10_000
+    drawn = curves(found.figure().axes[0])
+    assert {name: points[:, 1].tolist() for name, points in drawn.items()} == {n: [rows[n]["lds"]] for n in rows}
     assert "gradient product" in str(found)

@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from datasets import ClassLabel
+from figures import curves
 from tiny import tiny_data, tiny_model, tiny_trainer
 
 from hf_fastif.analysis import Mislabels, mislabels, query_losses
-from hf_fastif.analysis.mislabels import average_precision, precision_recall, suspicion
+from hf_fastif.analysis.mislabels import precision_recall, suspicion
 from hf_fastif.analysis.session_tools import changed
 from hf_fastif.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from hf_fastif.training import plant_wrong_labels
@@ -71,11 +72,11 @@ def test_precision_and_recall_by_brute_force():
     for threshold in sorted(set(scores), reverse=True):
         looked_at = [bool(w) for s, w in zip(scores, wrong, strict=True) if s >= threshold]
         expected.append((sum(looked_at) / len(looked_at), sum(looked_at) / wrong.sum()))
-    precision, recall = precision_recall(scores, wrong)
-    np.testing.assert_allclose(np.stack([precision, recall], axis=1), expected)
-    steps = zip([0.0, *recall], recall, precision, strict=False)
-    assert average_precision(precision, recall) == pytest.approx(sum((b - a) * p for a, b, p in steps))
-    assert average_precision(*precision_recall(wrong + random.random(50) / 2, wrong)) == 1.0
+    curve = precision_recall(scores, wrong)
+    np.testing.assert_allclose(np.stack([curve["precision"], curve["recall"]], axis=1), expected)
+    steps = zip([0.0, *curve["recall"]], curve["recall"], curve["precision"], strict=False)
+    assert curve["average_precision"] == pytest.approx(sum((b - a) * p for a, b, p in steps))
+    assert precision_recall(wrong + random.random(50) / 2, wrong)["average_precision"] == 1.0
 
 
 def test_scores_are_those_of_the_trainer(trainer, found):
@@ -88,7 +89,7 @@ def test_scores_are_those_of_the_trainer(trainer, found):
     np.testing.assert_allclose(scores["loss"], query_losses(trainer, TRAIN), rtol=1e-5)
     for name, values in scores.items():
         curve = next(one for one in found.curves if one["method"] == name)
-        assert curve["average_precision"] == pytest.approx(average_precision(*precision_recall(values, WRONG)))
+        assert curve["average_precision"] == pytest.approx(precision_recall(values, WRONG)["average_precision"])
         assert curve["recall"][-1] == 1 and curve["precision"][-1] == pytest.approx(0.2)
         share = next(row["found"] for row in found.found if (row["method"], row["share"]) == (name, 0.2))
         assert share == WRONG[np.argsort(-values)[:8]].sum() / 8
@@ -134,7 +135,10 @@ def test_finished_models_are_not_trained_again(trainer, found, train_on, trained
 def test_saved_read_and_drawn(found, tmp_path):
     path = found.write(tmp_path, "mislabels")
     assert Mislabels.load(path) == found
-    assert (tmp_path / "mislabels.png").stat().st_size > 10_000
+    drawn = curves(found.figure().axes[0])
+    for curve in found.curves:
+        points = drawn[f"{curve['method']} ({curve['average_precision']:.2f})"]
+        np.testing.assert_allclose(points, np.transpose([curve["recall"], curve["precision"]]))
     assert "8 of 40 labels are wrong (20.0%)" in str(found)
     assert "worst 25% by loss dropped" in str(found) and "all wrong labels fixed" in str(found)
     assert "± 0.0050" in str(found)

@@ -6,9 +6,11 @@ import json
 
 import numpy as np
 import pytest
+from figures import curves
 from tiny import tiny_data, tiny_trainer
 
-from hf_fastif.analysis import recall
+from hf_fastif.analysis import Recall, recall
+from hf_fastif.errors import InfluenceError
 
 
 QUERIES = tiny_data(4, seed=1)
@@ -55,8 +57,17 @@ def test_everything_holds_everything_and_the_smallest_k_is_suggested(found):
 def test_saved_and_drawn(found, tmp_path):
     found.save(tmp_path / "recall.json")
     assert json.loads((tmp_path / "recall.json").read_text())["table"] == found.table
-    found.plot(tmp_path / "recall.png")
-    assert (tmp_path / "recall.png").read_bytes().startswith(b"\x89PNG")
+    for panel in found.figure().axes:
+        for m, points in curves(panel).items():
+            rows = [r for r in found.table if (r["direction"], f"top {r['m']}") == (panel.get_title(), m)]
+            assert points.tolist() == [[row["k"], row["recall"]] for row in rows] and rows
+
+
+def test_without_matplotlib_the_numbers_are_written(found, tmp_path, without_matplotlib):
+    assert Recall.load(found.write(tmp_path, "recall")) == found
+    assert [path.name for path in tmp_path.iterdir()] == ["recall.json"]
+    with pytest.raises(InfluenceError, match=r"pip install 'hf_fastif\[plots\]'"):
+        found.plot(tmp_path / "recall.png")
 
 
 def test_more_than_there_are(trainer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from io import BytesIO
 
 import pyarrow.parquet as pq
@@ -56,12 +57,12 @@ def test_the_card_of_a_result(hub, capsys):
         "configs": configs("influences", "queries"),
     }
     for part in (
-        "For 2 predictions of `me/tiny`: which of 6 candidate training examples",
+        "that most helped or hurt 2 predictions of `me/tiny`, out of 6\ncandidates.",
         "`rank` (1 is the strongest of its direction), `query_text`, `query_label`, `train_text`, `train_label` |",
         "| `queries.parquet` | 2, one for each prediction |",
         "**Texts.** The texts, labels and other columns of queries and training examples are published here",
         "| Damping λ | 0.2, 2.00% of the largest eigenvalue 10 |",
-        "λ = 0.2 is 2.00% of the largest eigenvalue of C, where 0.3 % to 3 % is sound.",
+        "λ = 0.2 is 2.00% of the largest eigenvalue of C; 0.3 % to 3 % is recommended.",
         "on a sample of the training set: 0.1 (0 is exact",
         "Only the 5 nearest neighbors of each query were scored. Recall, the share",
         "k = 4 holds 95 % of the top 10\n  k = 1: 0.50, k = 4: 0.97\n```",
@@ -84,17 +85,17 @@ def test_the_card_of_a_result(hub, capsys):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"damping": 5.0}, "λ = 5 is 50.00% of the largest eigenvalue of C: so much that"),
-        ({"damping": 0.001}, "λ = 0.001 is 0.01% of the largest eigenvalue of C: so little that"),
+        ({"damping": 5.0}, "λ = 5 is 50.00% of the largest eigenvalue of C. This is large: most"),
+        ({"damping": 0.001}, "λ = 0.001 is 0.01% of the largest eigenvalue of C. This is small: directions"),
         ({"largest_eigenvalue": None}, "No curvature was used"),
-        ({"largest_eigenvalue": None, "damping_by_layer": True}, "Each layer has a λ of its own"),
+        ({"largest_eigenvalue": None, "damping_by_layer": True}, "Each layer has a separate λ"),
         ({"num_neighbors": None}, "Every candidate was scored, so nothing was missed (recall 1)."),
         ({"model": "a|b"}, "| Model | a\\|b |"),
     ],
 )
 def test_what_the_card_makes_of_the_settings(hub, changes, sentence):
     result = make_result()
-    result.summary |= changes
+    result.summary = replace(result.summary, **changes)
     result.push_to_hub("me/influences")
     _, body = split(hub, "me/influences")
     assert sentence in body
@@ -106,7 +107,7 @@ def test_anchors_are_asked_about_as_one(hub):
     anchors = make_result(as_one=True)
     anchors.push_to_hub("me/anchors")
     _, body = split(hub, "me/anchors")
-    assert "For the mean loss of 2 predictions (anchors) of `me/tiny`: which of 6" in body
+    assert "hurt the mean loss of 2 predictions (anchors) of `me/tiny`, out of 6" in body
     assert "| `queries.parquet` | 2, one for each prediction |" in body
     loaded = InfluenceResult.from_hub("me/anchors")
     assert loaded.queries["query_index"] == [0, 0] and loaded.queries["loss"] == anchors.queries["loss"]
@@ -117,7 +118,7 @@ def test_the_card_of_a_report(hub):
     data, body = split(hub, "me/report", "space")
     known = {"title": "What helped", "sdk": "static", "app_file": "index.html", "models": ["me/tiny"], "tags": TAGS}
     assert data == known | {"datasets": ["you/sentences"]}
-    assert "out of\n6." in body and "no texts" in body
+    assert "out of 6\ncandidates" in body and "no texts" in body
 
 
 def test_the_card_of_an_analysis_that_a_recipe_publishes(hub, tmp_path, capsys):
@@ -194,7 +195,7 @@ def test_the_cards_of_an_index_factors_and_a_model(hub, tmp_path, capsys):
     assert "Recall was not measured" in body
     names, count = run_snippets(body, trainer=trainer, queries=queries)
     assert count == 2 and len(names["index"]) == 40
-    assert names["result"].summary["num_neighbors"] == 1
+    assert names["result"].summary.num_neighbors == 1
 
     data, body = split(hub, "me/factors")
     assert data["configs"] == configs("layers")

@@ -61,7 +61,7 @@ def test_an_index_that_does_not_fit_is_built_when_there_is_space(tmp_path, monke
         full.setattr(
             influence_index, "write_shards", lambda folder, *_: load_parameters_(folder / "shard-00000.faiss")
         )
-        with pytest.raises(InfluenceError, match=r"no space is left on its disk.*do the same again"):
+        with pytest.raises(InfluenceError, match=r"no space is left on its disk.*repeat the same call"):
             trainer.build_index()
     assert not list((tmp_path / "influence" / "indexes").iterdir())
     assert len(trainer.build_index()) == 20

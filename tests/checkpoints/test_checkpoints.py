@@ -105,7 +105,7 @@ def test_candidates_of_all_checkpoints(trainer, kind):
         np.testing.assert_allclose(result["influence"], expected, rtol=1e-3, atol=1e-5)
     assert trainer.load_index(index.folder).faiss_index.d == index.faiss_index.d
     trainer.args.checkpoints = ["final"]
-    with pytest.raises(ValueError, match="made with the model"):
+    with pytest.raises(ValueError, match="built with the model"):
         trainer.load_index(index.folder)
     with pytest.raises(ValueError, match="the model was changed after its index was built"):
         trainer.find_influential(QUERIES, num_neighbors=5)
@@ -113,8 +113,8 @@ def test_candidates_of_all_checkpoints(trainer, kind):
 
 def test_result_names_the_checkpoints(trainer):
     summary = trainer.find_influential(QUERIES).summary
-    assert [round(entry["epoch"]) for entry in summary["checkpoints"]] == [1, 2, 3]
-    assert [entry["weight"] for entry in summary["checkpoints"]] == pytest.approx([1 / 3] * 3)
+    assert [round(entry["epoch"]) for entry in summary.checkpoints] == [1, 2, 3]
+    assert [entry["weight"] for entry in summary.checkpoints] == pytest.approx([1 / 3] * 3)
 
 
 def test_checkpoints_of_trainer_serve_too(tmp_path, trainer):
@@ -140,7 +140,7 @@ def test_numbers_of_checkpoints(tmp_path):
     assert [member.step for member in find_checkpoints(["2"], str(tmp_path), tiny_model())[0]] == [4, 9]
     trained(tmp_path, tiny_model(), checkpoints="early-3")  # the earlier run's are forgotten
     assert [member.step for member in find_checkpoints(["early-3"], str(tmp_path), tiny_model())[0]] == [2, 4, 9]
-    with pytest.raises(ValueError, match="checkpoints='5': training left 3 checkpoints, 3 of them where"):
+    with pytest.raises(ValueError, match="checkpoints='5': training left 3 checkpoints, of which 3 are near"):
         find_checkpoints(["5"], str(tmp_path), tiny_model())
     with pytest.raises(ValueError, match="checkpoints='epochs': .* holds no checkpoint from the end of an epoch"):
         find_checkpoints(["epochs"], str(tmp_path / "nowhere"), tiny_model())
@@ -197,14 +197,14 @@ def test_checkpoints_of_something_else_are_refused(tmp_path, trainer, change):
         )
     elif change == "frozen":
         model.save_pretrained(tmp_path / "whole")
-        path, match = tmp_path / "whole", "has another bert.embeddings.*frozen"
+        path, match = tmp_path / "whole", "has other values of bert.embeddings.*frozen"
         model = copy.deepcopy(trainer.model)
         with torch.no_grad():
             model.get_input_embeddings().weight.add_(1)
     elif change == "dataset":
         train, match = (
             tiny_data(24).select([1, 0, *range(2, 24)]),
-            "was trained on the rows [0-9a-f]+, and train_dataset is",
+            "was trained on rows with the digest [0-9a-f]+, but train_dataset has",
         )
     else:
         path, match = tmp_path, "holds no model.safetensors"
@@ -214,7 +214,7 @@ def test_checkpoints_of_something_else_are_refused(tmp_path, trainer, change):
 
 
 @pytest.mark.parametrize(
-    ("weights", "match"), [([1, 2], "there are 3 checkpoints"), (["learning_rate"], "it is not known, or 0, for")]
+    ("weights", "match"), [([1, 2], "there are 3 checkpoints"), (["learning_rate"], "it is unknown or 0 for")]
 )
 def test_weights_that_do_not_fit(trainer, weights, match):
     trainer.args.checkpoint_weights = weights

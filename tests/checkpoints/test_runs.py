@@ -60,7 +60,7 @@ def moment(folder, model, caplog):
     caplog.clear()
     with trainer.session() as session:
         (member,) = session.checkpoints.members
-    (line,) = [record.message for record in caplog.records if record.message.startswith("Influence is taken")]
+    (line,) = [record.message for record in caplog.records if "final weights" in record.message]
     return member, line
 
 
@@ -88,7 +88,9 @@ def test_our_trainer_keeps_the_end_of_the_first_epoch_alone(tmp_path, caplog, pa
     trainer = ours(tmp_path, callbacks=[snapshot], **PATTERNS[pattern])
     trainer.train()
     assert [member.step for member in light_checkpoints(str(tmp_path))] == [3]
-    assert "the end of the first epoch are kept in" in caplog.text and "MB each); checkpoints='final'" in caplog.text
+    assert (
+        "parameters at the end of the first epoch to" in caplog.text and "MB each); checkpoints='final'" in caplog.text
+    )
     snapshot.first_epoch = {name.removeprefix("_orig_mod."): p for name, p in snapshot.first_epoch.items()}
     check_first_epoch(tmp_path, trainer.model, snapshot, caplog)
 
@@ -152,7 +154,7 @@ def test_folders_of_trainer_without_that_moment(tmp_path, caplog, settings, epoc
     for _ in range(2):  # it is said each time
         member, line = moment(tmp_path, trainer.model, caplog)
         assert member.path is None
-        assert f"left no checkpoint at the end of the first epoch (those in {tmp_path} are of epoch {epochs})" in line
+        assert f"No training checkpoint at the end of the first epoch in {tmp_path} (only at epoch {epochs})" in line
         assert f"checkpoints=['{tmp_path}/checkpoint-" in line
 
 
@@ -170,7 +172,7 @@ def test_several_runs_in_one_folder(tmp_path, caplog):
     assert member.path == tmp_path / "checkpoint-3"
     shutil.rmtree(tmp_path / "checkpoint-3")
     member, line = moment(tmp_path, leftover, caplog)
-    assert member.path is None and "are of epoch 3)" in line
+    assert member.path is None and "only at epoch 3)" in line
 
 
 def test_another_trainer_in_the_folder_of_ours(tmp_path, caplog):
@@ -186,7 +188,7 @@ def test_a_shorter_run_resumed_in_a_folder(tmp_path):
     ours(tmp_path, checkpoints="epochs", save_strategy="epoch").train()
     again = ours(tmp_path, checkpoints="epochs", num_train_epochs=2, learning_rate=1e-3)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
-    checkpoints = again.find_influential(QUERIES).summary["checkpoints"]
+    checkpoints = again.find_influential(QUERIES).summary.checkpoints
     assert [(one["step"], one["epoch"]) for one in checkpoints] == [(3, 1.0), (6, 2.0)]
 
 
@@ -196,25 +198,25 @@ def test_edited_weights_are_of_no_run(tmp_path, caplog):
     trainer.model.classifier.bias.data += 0.1
     for _ in range(2):
         caplog.clear()
-        assert trainer.find_influential(QUERIES).summary["checkpoints"][0]["name"] == "final"
-        assert "its weights are not those that a run there left" in caplog.text
+        assert trainer.find_influential(QUERIES).summary.checkpoints[0]["name"] == "final"
+        assert "The model's weights match no training run" in caplog.text
 
 
 def test_one_epoch_is_the_model_itself(tmp_path, caplog):
     trainer = ours(tmp_path, num_train_epochs=1)
     trainer.train()
     member, line = moment(tmp_path, trainer.model, caplog)
-    assert member.path is None and "which is the end of the first epoch of its run" in line
+    assert member.path is None and "which are those at the end of the first epoch" in line
 
 
 def test_never_more_than_save_total_limit(tmp_path, caplog):
     trainer = ours(tmp_path, checkpoints="epochs", save_total_limit=2)
     trainer.train()
     assert [member.step for member in light_checkpoints(str(tmp_path))] == [6, 9]
-    assert "every epoch, 2 at most, are kept" in caplog.text
+    assert "at the end of every epoch (at most 2) to" in caplog.text
     caplog.clear()
-    assert [one["epoch"] for one in trainer.find_influential(QUERIES).summary["checkpoints"]] == [2.0, 3.0]
-    assert "summed over the ends of the epochs 2, 3: no others were kept" in caplog.text
+    assert [one["epoch"] for one in trainer.find_influential(QUERIES).summary.checkpoints] == [2.0, 3.0]
+    assert "over the ends of epochs 2, 3: no others were saved" in caplog.text
 
 
 def test_final_keeps_nothing(tmp_path):
@@ -227,18 +229,20 @@ def test_frozen_or_cut_down_after_training_names_the_way_out(tmp_path):
     trainer.train()
     model = copy.deepcopy(trainer.model)
     model.bert.encoder.layer[0].requires_grad_(False)
-    with pytest.raises(ValueError, match="which is frozen; only trained.*requires_grad_.*checkpoints='final'"):
+    with pytest.raises(ValueError, match="where it is frozen; only trained.*requires_grad_.*checkpoints='final'"):
         ours(tmp_path, model).compute_influence(QUERIES)
     part = tiny_trainer(tmp_path, trainer.model, TRAIN.select(range(9)), solver="identity", **TRAINING)
-    with pytest.raises(ValueError, match="was trained on the rows.*candidates=.*checkpoints='final'"):
+    with pytest.raises(ValueError, match="was trained on rows with.*candidates=.*checkpoints='final'"):
         part.compute_influence(QUERIES)
     unfrozen = copy.deepcopy(trainer.model).requires_grad_(True)
-    with pytest.raises(ValueError, match="which was frozen then and is trained now"):
+    with pytest.raises(ValueError, match="which was frozen in its run and is trained now"):
         ours(tmp_path, unfrozen).compute_influence(QUERIES)
     other_base = copy.deepcopy(trainer.model)
     path = light_checkpoints(str(tmp_path))[0].path
     other_base.bert.embeddings.word_embeddings.weight.data[5] += 1
-    with pytest.raises(ValueError, match="was trained beside the frozen parameters [0-9a-f]+, and the model's are"):
+    with pytest.raises(
+        ValueError, match="was trained with frozen parameters of the digest [0-9a-f]+, but the model's have"
+    ):
         ours(tmp_path, other_base, checkpoints=[str(path)]).compute_influence(QUERIES)
 
 
@@ -250,7 +254,7 @@ def test_a_checkpoint_of_another_loss_or_preprocessing_is_refused(tmp_path):
     other = ours(tmp_path, trainer.model)
     collate = other.data_collator
     other.data_collator = lambda rows: {**(batch := collate(rows)), "input_ids": batch["input_ids"].clamp_max(40)}
-    with pytest.raises(ValueError, match="was trained on the rows .*other preprocessing"):
+    with pytest.raises(ValueError, match="was trained on rows with .*their preprocessing differ"):
         other.compute_influence(QUERIES)
 
 
@@ -274,7 +278,7 @@ def test_the_short_last_step_of_an_epoch_under_accumulation(tmp_path, caplog, ki
     for light in light_checkpoints(str(tmp_path)):
         light.path.unlink()
     member, line = moment(tmp_path, trainer.model, caplog)
-    assert member.path is None and "are of epoch 0.8, 1.8, 2" in line
+    assert member.path is None and "only at epoch 0.8, 1.8, 2" in line
 
 
 @pytest.mark.parametrize("change", [{"max_grad_norm": 0.01}, {"label_smoothing_factor": 0.4}])
@@ -283,7 +287,7 @@ def test_another_trainer_goes_on_from_within_the_first_epoch(tmp_path, caplog, c
     other = plain(tmp_path, save_strategy="steps", save_steps=100, **change)
     other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     member, line = moment(tmp_path, other.model, caplog)
-    assert member.path is None and "left no checkpoint at the end of the first epoch" in line
+    assert member.path is None and "No training checkpoint at the end of the first epoch" in line
 
 
 @pytest.mark.parametrize("change", [{"learning_rate": 5e-2}, {"save_strategy": "steps", "save_steps": 9}])
@@ -301,9 +305,9 @@ def test_two_runs_without_names_are_told_apart_by_their_settings(tmp_path, caplo
 def test_folders_that_do_not_name_their_run_are_said_to(tmp_path, caplog):
     trainer = plain(tmp_path, save_strategy="epoch")
     trainer.train()
-    assert "as far as its folder tells" in moment(tmp_path, trainer.model, caplog)[1]
+    assert "Its folder does not name the run" in moment(tmp_path, trainer.model, caplog)[1]
 
 
 def test_a_word_that_was_mistyped(tmp_path):
-    with pytest.raises(ValueError, match="checkpoints='finla' is no path.*did you mean 'final'"):
+    with pytest.raises(ValueError, match="checkpoints='finla' is neither a path.*did you mean 'final'"):
         ours(tmp_path, checkpoints="finla").compute_influence(QUERIES)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 
+pytestmark = pytest.mark.slow  # eight processes that are killed
 HERE = Path(__file__).parents[1]
 KILLED = ["index", "solving", "scan", "candidates", "self-influence", "checkpoints"]
 

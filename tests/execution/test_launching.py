@@ -1,16 +1,14 @@
-"""Launching by Accelerate itself: its configs that we ship, and what it does not say."""
+"""Launching by Accelerate itself: its configs that we ship, and folders that processes share."""
 
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.commands.config.config_args import load_config_from_file
 from tiny import tiny_data, tiny_trainer
 
 from hf_fastif.errors.classes import InfluenceError
@@ -23,44 +21,13 @@ ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 
 
 @pytest.mark.parametrize(
-    ("name", "processes", "machines", "flags"),
-    [
-        ("one_gpu", 1, 1, []),
-        ("eight_gpus", 8, 1, []),
-        ("two_cpu_processes", 2, 1, []),
-        ("two_machines", 16, 2, ["--machine_rank", "1", "--main_process_ip", "10.0.0.1"]),
-    ],
+    ("name", "processes", "machines"),
+    [("one_gpu", 1, 1), ("eight_gpus", 8, 1), ("two_cpu_processes", 2, 1), ("two_machines", 16, 2)],
 )
-def test_accelerate_reads_the_configs(name, processes, machines, flags):
-    words = ["--config_file", str(CONFIGS / f"{name}.yaml"), *flags, "recipe.py"]
-    asked, *_ = _validate_launch_command(launch_command_parser().parse_args(words))
-    assert (asked.num_processes, asked.num_machines, asked.multi_gpu) == (processes, machines, processes > 1)
-
-
-def test_two_machines_find_each_other(tmp_path):
-    """Both on this one, with a process each."""
-    script = tmp_path / "hello.py"
-    script.write_text("import os; print(*(os.environ[name] for name in ('RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE')))")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    where = ["--num_processes", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", port]
-    command = [*ACCELERATE, "--config_file", str(CONFIGS / "two_machines.yaml"), *where]
-    machines = [
-        subprocess.Popen([*command, "--machine_rank", str(rank), script], stdout=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    said = [machine.communicate(timeout=120)[0].split() for machine in machines]
-    assert said == [["0", "2", "1"], ["1", "2", "1"]]
-
-
-def test_the_cpu_flag_of_accelerate_is_noticed(tmp_path):
-    script = tmp_path / "recipe.py"
-    script.write_text("from hf_fastif.training.cli import check_processes\ncheck_processes(1)\n")
-    command = [*ACCELERATE, "--cpu", "--num_processes", "2", str(script)]
-    failed = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert failed.returncode != 0
-    assert f"type: accelerate launch --multi_gpu --num_processes 2 {script} --use_cpu" in failed.stderr
+def test_accelerate_reads_the_configs(name, processes, machines):
+    config = load_config_from_file(str(CONFIGS / f"{name}.yaml"))
+    assert (config.num_processes, config.num_machines) == (processes, machines)
+    assert config.distributed_type == ("MULTI_GPU" if processes > 1 else "NO")  # MULTI_CPU starts a single process
 
 
 def one_of_two(main: bool) -> SimpleNamespace:

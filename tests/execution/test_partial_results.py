@@ -39,7 +39,7 @@ def test_another_model_starts_afresh_and_says_why(tmp_path, monkeypatch):
     PartialResults(tmp_path / "work", {"model": "one", "seed": "1"}, accelerator()).get("piece", lambda: number(1))
     partials = PartialResults(tmp_path / "work", {"model": "two", "seed": "1"}, accelerator())
     assert partials.get("piece", lambda: number(2))["number"] == 2
-    assert "begun, model changed" in said[0]
+    assert "work: model changed" in said[0]
     assert (
         PartialResults(tmp_path / "work", {"model": "two", "seed": "1"}, accelerator()).get("piece", dict)["number"]
         == 2
@@ -210,7 +210,7 @@ def test_damaged_files_are_made_again(tmp_path, monkeypatch):
     assert "piece.safetensors is damaged" in said[-1]
     (folder / "manifest.json").write_text('{"model"')
     assert PartialResults(folder, {"model": "one"}, accelerator()).get("piece", lambda: number(3))["number"] == 3
-    assert "begun, manifest, model changed" in said[-1]
+    assert "work: manifest, model changed" in said[-1]
 
     settings = {"solver": "ekfac", "damping": 1.0, "ekfac_samples": 8}
     expected = tiny_trainer(tmp_path, **settings).compute_influence(QUERIES)

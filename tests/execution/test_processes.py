@@ -12,6 +12,7 @@ import pytest
 from hub_server import WRITER
 
 
+pytestmark = pytest.mark.slow  # ten interpreters
 HERE = Path(__file__).parents[1]
 
 
@@ -41,7 +42,7 @@ def found(folder, failed, serving):
     """What each process of one, two and three got."""
     serving.reset()
     answers = {}
-    with pytest.MonkeyPatch.session() as environment:
+    with pytest.MonkeyPatch.context() as environment:
         environment.setenv("HF_HUB_OFFLINE", "0")
         environment.setenv("HF_TOKEN", WRITER)
         for processes in (1, 2, 3):  # 23 examples in 6 batches, 3 queries and 3 repeats; 2 subsets: one may stay idle

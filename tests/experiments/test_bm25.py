@@ -13,6 +13,8 @@ from hf_fastif.experiments import bm25_scores
 from hf_fastif.experiments.bm25 import text_overlap
 
 
+pytest.importorskip("bm25s", reason="BM25 takes bm25s, of the extra 'experiments'")
+
 TEXTS = ["the cat", "The cat, the dog!", "a bird and a dog and a fish"]  # 2, 4 and 8 words
 # "cat" is in two texts of three: log(1 + 1.5 / 2.5); "bird" in one: log(1 + 2.5 / 1.5).
 CAT, BIRD = log(1.6), log(8 / 3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from figures import curves
 from scipy.stats import ttest_1samp
 from tiny import tiny_data, tiny_trainer
 
@@ -52,10 +53,17 @@ def test_runs_are_those_of_correct(trainer, found, monkeypatch):
 
 
 def test_finished_runs_are_not_done_again(trainer, found, monkeypatch):
-    monkeypatch.setattr(Corrector, "correct", None)
+    correct_once, runs = Corrector.correct, []
+
+    def counted(self, *args, **kwargs):
+        runs.append(args)
+        return correct_once(self, *args, **kwargs)
+
+    monkeypatch.setattr(Corrector, "correct", counted)
     assert corrections(trainer, SLICES, GUARD, POOL, SYSTEMS, num_repeats=2, **SETTINGS) == found
-    with pytest.raises(TypeError):  # other test examples
-        corrections(trainer, SLICES, GUARD.select(range(5)), POOL, SYSTEMS, num_repeats=2, **SETTINGS)
+    assert not runs
+    other = corrections(trainer, SLICES, GUARD.select(range(5)), POOL, SYSTEMS[:1], num_repeats=1, **SETTINGS)
+    assert len(runs) == len(other.runs) == 2  # a slice each: another guard is another experiment
 
 
 def test_a_run_that_its_guard_ends_stays_where_it_is(trainer):
@@ -100,6 +108,10 @@ def test_means_intervals_and_differences_by_hand():
 def test_saved_read_and_drawn(found, tmp_path):
     path = found.write(tmp_path, "correction")
     assert Corrections.load(path) == found
-    for name in ("correction", "correction-validation"):
-        assert (tmp_path / f"{name}.png").stat().st_size > 10_000 and (tmp_path / f"{name}.svg").is_file()
+    for figure, examples in ((found.figure(), "test"), (found.validation_figure(), "anchors")):
+        (panel,) = (axes for axes in figure.axes if axes.get_ylabel() == f"loss ({examples})")  # of the first slice
+        for system, points in curves(panel).items():
+            runs = [run for run in found.runs if (run["slice"], run["system"]) == ("one", system)]
+            assert points[:, 1] == pytest.approx(np.mean([run["loss"][examples] for run in runs], axis=0))
+        assert list(curves(panel)) == SYSTEMS
     assert "Change after 2 steps on 3 of 25 candidates" in str(found) and "helpful - anchors: loss" in str(found)

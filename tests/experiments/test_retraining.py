@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from figures import curves
 from tiny import tiny_data, tiny_trainer
 
 from hf_fastif.experiments import Retraining, retraining
@@ -112,7 +113,11 @@ def test_means_and_intervals(found):
 def test_saved_read_and_drawn(found, tmp_path):
     path = found.write(tmp_path, "retraining")
     assert Retraining.load(path) == found
-    assert (tmp_path / "retraining.png").stat().st_size > 10_000
+    for panel in found.figure().axes:
+        rows = [row for row in found.summary() if row["group"] == panel.get_title()]
+        for label, points in curves(panel).items():
+            expected = [row["change"] for row in rows if f"{row['system']}, {row['direction']}" == label]
+            assert points[:, 1] == pytest.approx(expected) and expected
     assert "predicted wrong" in str(found) and "m = 3" in str(found)
 
 

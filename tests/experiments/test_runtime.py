@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from figures import bars
 from tiny import tiny_data, tiny_trainer
 
 from hf_fastif.analysis.session_tools import changed
@@ -62,7 +63,9 @@ def test_what_was_timed_is_kept_and_runs_are_joined(trainer, found, tmp_path):
     path = found.joined(found).write(tmp_path, "runtime")
     both = Runtime.load(path)
     assert both.table == found.table * 2
-    assert (tmp_path / "runtime.png").stat().st_size > 10_000
+    panel = found.figure().axes[0]
+    assert bars(panel) == pytest.approx([cost.seconds for cost in found.costs])
+    assert [bar.get_hatch() == "//" for bar in panel.patches] == [cost.extrapolated for cost in found.costs]
     assert "no neighbours" in str(both) and "k = 6 " in str(both) and "~" in str(both)
 
 

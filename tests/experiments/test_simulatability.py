@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel
+from figures import curves
 from tiny import batches, tiny_data, tiny_model, tiny_trainer
 
 from hf_fastif.experiments import Simulatability, as_predicted, simulatability
@@ -172,8 +173,13 @@ def test_gains_and_their_means():
 def test_saved_read_and_drawn(found, tmp_path):
     path = found.write(tmp_path, "simulatability")
     assert Simulatability.load(path) == found
-    for name in ("simulatability", "simulatability-queries"):
-        assert (tmp_path / f"{name}.png").stat().st_size > 20_000 and (tmp_path / f"{name}.svg").is_file()
+    panels = found.figures("simulatability")["simulatability-queries"].axes
+    for query, panel in zip(found.queries, panels, strict=False):
+        drawn = curves(panel)
+        for curve in (one for one in found.curves if one["query"] == query["query"]):
+            expected = np.transpose([found.learning_rates, curve["mean"]])
+            np.testing.assert_allclose(drawn.pop(curve["kind"]), expected)
+        assert not drawn and panel.get_title().startswith(f"query {query['query']}, ")
     assert "explaining, over random" in str(found)
 
 

@@ -70,7 +70,7 @@ def test_vectors_are_added_without_building_anew(tmp_path):
         ("SQfp16", None, 0.99),
         ("IVF16,Flat", "nprobe=12", 0.9),
         ("HNSW32", "efSearch=256", 0.95),
-        ("IVF8,PQ8", "nprobe=8", 0.5),
+        ("IVF8,PQ8np", "nprobe=8", 0.5),
         ("PCA12,SQ8", None, 0.3),
     ],
 )
@@ -124,6 +124,7 @@ print(found[0, 0], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start)
 """
 
 
+@pytest.mark.slow
 def test_a_million_vectors_are_written_and_searched_within_a_part_of_their_size(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", MILLION, str(tmp_path)], check=True, capture_output=True, text=True, timeout=300

@@ -45,7 +45,7 @@ def test_candidates_of_anchors_are_found_and_scored(trainer, kind):
 def test_result_holds_one_query_and_all_anchors(trainer, tmp_path):
     result = trainer.find_influential(QuerySet(ANCHORS, reduce="mean"), num_examples=2)
     result = InfluenceResult.load_from_disk(result.save_to_disk(tmp_path / "result"))
-    assert result.summary["num_queries"] == 1
+    assert result.summary.num_queries == 1
     assert result.queries["text"] == ANCHORS["text"] and set(result.queries["query_index"]) == {0}
     assert len(result.helpful(0)) == len(result.harmful(0)) == 2
     assert not any(name.startswith("query_") and name != "query_index" for name in result.influences.column_names)

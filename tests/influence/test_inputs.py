@@ -42,10 +42,7 @@ def test_the_name_of_a_model(tmp_path):
     [
         (DatasetDict(train=TRAIN, test=QUERIES), r"is a DatasetDict.*dataset\['train'\] \(there are train, test\)"),
         (IterableDatasetDict(train=TRAIN.to_iterable_dataset()), "without streaming=True, and give one of its splits"),
-        (
-            TRAIN.to_iterable_dataset(),
-            "without streaming=True, or make one of it with .*from_generator",
-        ),
+        (TRAIN.to_iterable_dataset(), "without streaming=True, or convert it with .*from_generator"),
         (TRAIN[0], r"is a dict.*dataset.select\(\[0\]\)"),
         ("a sentence", r"is a str.*datasets.Dataset.from_list\(\[\{'text': \.\.\.,"),
     ],
@@ -61,7 +58,7 @@ def test_what_is_no_dataset(tmp_path, given, fix):
 
 @pytest.mark.parametrize("given", [None, torch.ones(2, 3), QUERIES.to_pandas()])
 def test_other_things_that_are_no_dataset(tmp_path, given):
-    said = f"examples is a {type(given).__name__}; .*: datasets.Dataset.from_list, from_pandas and from_generator make"
+    said = f"examples is a {type(given).__name__}; .*: create one with datasets.Dataset.from_list, from_pandas or"
     with pytest.raises(InfluenceError, match=said):
         made(tmp_path, model=tiny_model(), train_dataset=TRAIN).find_influential(given)
 
@@ -94,5 +91,5 @@ def test_a_model_that_was_made_inside_inference_mode(tmp_path):
     with torch.inference_mode():
         model = tiny_model()
     trainer = tiny_trainer(tmp_path, model, TRAIN, **SETTINGS)
-    with pytest.raises(InfluenceError, match=r"weight was made inside torch.inference_mode\(\).*outside"):
+    with pytest.raises(InfluenceError, match=r"weight was created inside torch.inference_mode\(\).*outside"):
         trainer.compute_influence(QUERIES)

@@ -90,12 +90,12 @@ def test_results_say_what_is_measured(trainer, tmp_path):
     contrast = Contrast("entailment", "neutral")
     query_set = QuerySet(QUERIES, reduce="mean")
     result = trainer.find_influential(query_set, num_examples=2, measure=contrast)
-    assert result.summary["measure"] == "Contrast(label='entailment', rather_than='neutral')"
-    assert "lowers Contrast(label='entailment', rather_than='neutral')" in result.summary["sign"]
+    assert result.summary.measure == "Contrast(label='entailment', rather_than='neutral')"
+    assert "lowers Contrast(label='entailment', rather_than='neutral')" in result.summary.sign
     scores = trainer.compute_influence(query_set, measure=contrast)[0]
     assert result.helpful(0)["train_index"][0] == scores.argmin()
     assert result.harmful(0)["train_index"][0] == scores.argmax()
-    assert trainer.find_influential(QUERIES, num_examples=2).summary["measure"] == "loss"
+    assert trainer.find_influential(QUERIES, num_examples=2).summary.measure == "loss"
 
 
 def test_s_test_belongs_to_its_measure(trainer):

@@ -76,7 +76,7 @@ def test_other_heads_are_refused():
         """Of no class that transformers has a head for."""
 
     objective = Objective(Tagger(tiny_config("bert")))
-    with pytest.raises(ValueError, match="Tagger returned logits of shape.*language models"):
+    with pytest.raises(ValueError, match="Tagger returned logits of shape.*language modelling"):
         objective.losses(objective.theta, batches(DATA).take([0, 1]))
 
 

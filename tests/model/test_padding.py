@@ -72,24 +72,24 @@ def test_heads_that_padding_on_the_left_shifts_are_refused(name, tmp_path):
     trainer = case.trainer(tmp_path, train, padding_side="left", solver="identity")
     with pytest.raises(ValueError, match=r"train_dataset: the outputs of row \d alone and in a batch") as error:
         trainer.compute_influence(case.data(1))
-    assert f"{type(case.model).__name__} feels padding" in str(error.value)
+    assert f"outputs of {type(case.model).__name__} depend on padding" in str(error.value)
     assert "padding_side='right'" in str(error.value)
 
 
 @pytest.mark.parametrize("architecture", ["roberta", "mpnet", "distilbert"])
 def test_positions_do_not_help_a_classifier_that_reads_the_first_place(architecture, tmp_path):
-    with pytest.raises(ValueError, match="feels padding"):
+    with pytest.raises(ValueError, match="depend on padding"):
         left_trainer(tmp_path, tiny_model(architecture)).compute_influence(QUERIES)
     with left_trainer(tmp_path, tiny_model(architecture)).session() as session:
-        with pytest.raises(ValueError, match="feels padding"):
+        with pytest.raises(ValueError, match="depend on padding"):
             session.examples("train_dataset", DATA)
         assert not session.objective.head.positions
 
 
-def test_a_model_that_feels_padding_on_either_side_takes_rows_of_one_length(tmp_path):
+def test_a_model_that_depends_on_padding_on_either_side_takes_rows_of_one_length(tmp_path):
     torch.manual_seed(1)
     model = funnel()
-    with pytest.raises(ValueError, match="FunnelForSequenceClassification feels padding.*one length"):
+    with pytest.raises(ValueError, match="FunnelForSequenceClassification depend on padding.*one length"):
         tiny_trainer(tmp_path, model, DATA, solver="identity").compute_influence(QUERIES)
     trainer = tiny_trainer(tmp_path, model, DATA, solver="identity")
     trainer.data_collator = DataCollatorWithPadding(tiny_tokenizer(), padding="max_length", max_length=12)
@@ -109,7 +109,7 @@ def test_inputs_without_a_mask_are_compared_too(tmp_path):
     shorter = sounds.map(lambda row, i: {"input_values": row["input_values"][: 400 - 40 * i]}, with_indices=True)
     trainer = tiny_trainer(tmp_path, wav2vec2(), shorter, solver="identity")
     trainer.data_collator = padded
-    with pytest.raises(ValueError, match="Wav2Vec2ForSequenceClassification feels padding"):
+    with pytest.raises(ValueError, match="Wav2Vec2ForSequenceClassification depend on padding"):
         trainer.compute_influence(sounds.select([0]))
 
 

@@ -67,7 +67,7 @@ def test_states_do_not_depend_on_what_was_asked_before():
     _, second = with_states(model)
     second.take([long, short])
     torch.testing.assert_close(second.take([short])[STATES], expected, rtol=0, atol=0)
-    assert len(second.states._kept) == 2
+    assert len(second.states._cached) == 2
 
 
 def test_memory_is_kept_to():
@@ -79,7 +79,7 @@ def test_memory_is_kept_to():
             torch.testing.assert_close(
                 logits(objective, examples, rows), logits(Objective(model), batches(DATA), rows)
             )
-    kept = examples.states._kept.values()
+    kept = examples.states._cached.values()
     assert 0 < sum(states.nbytes for states in kept) == examples.states.used <= memory
     assert 0 < len(kept) < 6
 

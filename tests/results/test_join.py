@@ -20,7 +20,7 @@ def parts():
 def test_queries_come_behind_each_other(parts):
     joined = InfluenceResult.join(parts)
     one, two = parts.values()
-    assert joined.summary["num_queries"] == 5 and joined.summary["slices"] == {"one": 2, "two": 3}
+    assert joined.summary.num_queries == 5 and joined.summary.slices == {"one": 2, "two": 3}
     assert joined.queries["query_index"] == [0, 1, 2, 3, 4]
     assert joined.queries["premise"] == [*one.queries["premise"], *two.queries["premise"]]
     for query in range(3):
@@ -44,15 +44,15 @@ def test_columns_that_only_one_has_are_empty_in_the_other(parts):
 
 
 def test_rows_of_the_source_are_kept_where_all_know_them(parts):
-    parts["one"].summary["query_rows"] = [7, 9]
-    assert "query_rows" not in InfluenceResult.join(parts).summary
-    parts["two"].summary["query_rows"] = [1, 2, 3]
-    assert InfluenceResult.join(parts).summary["query_rows"] == [7, 9, 1, 2, 3]
+    parts["one"].summary.query_rows = [7, 9]
+    assert InfluenceResult.join(parts).summary.query_rows is None
+    parts["two"].summary.query_rows = [1, 2, 3]
+    assert InfluenceResult.join(parts).summary.query_rows == [7, 9, 1, 2, 3]
 
 
 @pytest.mark.parametrize("name, value", [("model", "another"), ("damping", 0.5), ("num_candidates", 31)])
 def test_results_of_different_settings_are_refused(parts, name, value):
-    parts["two"].summary[name] = value
+    setattr(parts["two"].summary, name, value)
     with pytest.raises(ValueError, match=f"results: 'one' and 'two' differ in {name}"):
         InfluenceResult.join(parts)
 
@@ -64,6 +64,6 @@ def test_nothing_to_join():
 
 def test_slices_that_do_not_add_up_are_refused(parts):
     joined = InfluenceResult.join(parts)
-    joined.summary["slices"] = {"one": 2}
-    with pytest.raises(ValueError, match=r"summary\['slices'\] is {'one': 2}, which is not 5 queries in all"):
+    joined.summary.slices = {"one": 2}
+    with pytest.raises(ValueError, match=r"summary.slices is {'one': 2}, which is not 5 queries in all"):
         influence_graph(joined)

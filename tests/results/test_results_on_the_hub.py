@@ -86,6 +86,15 @@ def test_the_files_of_a_push_and_what_a_smaller_one_takes_away(hub, result):
     assert b"license: mit" in hub.files("me/influences")["README.md"]
 
 
+def test_without_matplotlib_there_are_no_figures(hub, result, without_matplotlib):
+    recall, diagnosis = FULL
+    result.push_to_hub("me/influences", recall=recall, diagnosis=diagnosis)
+    files = hub.files("me/influences")
+    assert not [name for name in files if name.startswith("figures/")] and b"![" not in files["README.md"]
+    assert str(diagnosis).splitlines()[0].encode() in files["README.md"]
+    assert b"<img" not in files["report.html"] and b'id="diagnosis"' in files["report.html"]
+
+
 def test_private_branch_and_pull_request(hub, result):
     result.push_to_hub("me/influences", private=True, revision="more", commit_message="Two queries")
     repository = hub.repositories["dataset", "me/influences"]
@@ -94,8 +103,8 @@ def test_private_branch_and_pull_request(hub, result):
     assert repository.titles[repository.branches["more"]] == "Two queries"
     with pytest.raises(FileNotFoundError, match="no such dataset repository, or it is private"):
         InfluenceResult.from_hub("me/influences", revision="more", token=READER)
-    assert InfluenceResult.from_hub("me/influences", revision="more").summary["num_queries"] == 2
-    with pytest.raises(FileNotFoundError, match="repo_id='me/influences': .* does not hold what is looked for"):
+    assert InfluenceResult.from_hub("me/influences", revision="more").summary.num_queries == 2
+    with pytest.raises(FileNotFoundError, match="repo_id='me/influences': .* does not have this file"):
         InfluenceResult.from_hub("me/influences")
     with pytest.raises(FileNotFoundError, match="revision='less': me/influences has no such branch, tag or commit"):
         InfluenceResult.from_hub("me/influences", revision="less")
@@ -115,7 +124,7 @@ def test_wrong_repository_and_no_permission(hub, result, caplog):
     result.push_to_hub("me/influences")
     before = hub.files("me/influences")
     for repo_id, token in (("me/influences", READER), ("me/influences", False), ("you/influences", WRITER)):
-        with pytest.raises(PermissionError, match=f"repo_id='{repo_id}': your token may not") as refused:
+        with pytest.raises(PermissionError, match=f"repo_id='{repo_id}': your token has no permission") as refused:
             result.push_to_hub(repo_id, include_text=True, token=token)
         assert str(token) not in str(refused.value)
     assert hub.files("me/influences") == before
@@ -130,6 +139,7 @@ make_result().push_to_hub("me/influences", include_text=True)
 """
 
 
+@pytest.mark.slow
 def test_an_upload_that_was_killed_goes_on(hub, result):
     command = [sys.executable, "-c", KILLED, str(Path(__file__).parents[1] / "helpers")]
     running = subprocess.Popen(command, stderr=subprocess.DEVNULL)

@@ -166,6 +166,6 @@ def test_texts_that_the_tokens_repeat_are_not_shown_twice(trainer):
     trainer.train_dataset = TRAIN.add_column("text", texts).add_column("note", ["some other words here"] * len(TRAIN))
     trainer.args.remove_unused_columns = True
     result = trainer.find_influential(QUERIES, num_examples=1)
-    assert result.summary["text_columns"] == ["text", "note"]
+    assert result.summary.text_columns == ["text", "note"]
     examples = re.findall(r'<ol class="examples".*?</ol>', render_report(result, "Title"), re.DOTALL)
     assert examples and all("<dt>note</dt>" in own and "<dt>text</dt>" not in own for own in examples)

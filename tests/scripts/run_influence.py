@@ -191,7 +191,7 @@ def only_of_two(folder: Path) -> Found:
     yield "training went on as if nobody had looked", np.array([torch.equal(*pair) for pair in same])
     sharded = tiny_trainer(folder / "sharded", train=TRAIN)
     fully_shard(sharded.model, mesh=init_device_mesh("cpu", (2,)))
-    with pytest.raises(ValueError, match="model: its parameters are dealt to the processes by FSDP2"):
+    with pytest.raises(ValueError, match="model: its parameters are sharded over the processes by FSDP2"):
         sharded.compute_influence(QUERIES)
 
     from run_killed import compare  # makes pieces smaller, so it comes last

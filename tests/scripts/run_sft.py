@@ -76,7 +76,7 @@ def main(folder: str) -> None:
             "hidden": labels.count(-100),
             "losses": losses,
             "alone": (np.array(alone) * counts).tolist(),
-            "parameters": result.summary["num_parameters"],
+            "parameters": result.summary.num_parameters,
             "adapters": sum(p.numel() for n, p in trainer.model.named_parameters() if "lora" in n),
             "helpful": result.helpful(0)["completion"][:],
             "loss_after": trainer.evaluate()["eval_loss"],

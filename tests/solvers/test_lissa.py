@@ -196,13 +196,21 @@ def test_curvature_that_is_not_a_number_ends(problem, monkeypatch):
         solver.solve(vectors)
 
 
-def test_indefinite_system_raises_and_names_a_damping(problem):
+def test_indefinite_system_raises_and_names_a_damping_that_converges(problem):
     model, examples, _, vectors = problem
-    smallest = float(torch.linalg.eigvalsh(oracles.hessian(model, examples))[0])
+    matrix = oracles.hessian(model, examples)
+    smallest, largest = (float(end) for end in torch.linalg.eigvalsh(matrix)[[0, -1]])
     assert smallest < -1e-3
+    solver = lissa(problem, Hessian, damping=0.2 * -smallest, scale=1.2 * largest, depth=5000)
 
-    with pytest.raises(DivergenceError, match="damping|lissa_scale"):
-        lissa(problem, Hessian, damping=0.2 * -smallest, depth=5000).solve(vectors)
+    with pytest.raises(DivergenceError, match=r"damping=.*C \+ damping I is not positive definite") as caught:
+        solver.solve(vectors)
+
+    named = float(re.search(r"give damping above (\S+),", str(caught.value))[1])
+    assert named == pytest.approx(-smallest, rel=0.1)
+    enough = 1.2 * named
+    solution = replace(solver, damping=enough, scale=1.2 * (largest + enough), depth=400).solve(vectors)
+    torch.testing.assert_close(solution.vectors, exact(matrix, enough, vectors), rtol=1e-4, atol=1e-5)
 
 
 def test_auto_scale_bounds_the_batches_and_converges(problem):

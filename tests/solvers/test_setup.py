@@ -135,8 +135,8 @@ def test_ekfac_damps_each_layer_by_a_tenth_of_its_mean_eigenvalue(tmp_path, deca
     assert found.damping == pytest.approx(expected + decay, rel=1e-2)
     assert torch.isfinite(found.residual).all()
     summary = trainer.find_influential(QUERIES, num_neighbors=None).summary
-    assert summary["solver"] == "EK-FAC fitted to 40 examples, each layer damped by a tenth of its mean eigenvalue"
-    assert summary["damping_by_layer"] and summary["damping"] == pytest.approx(found.damping)
+    assert summary.solver == "EK-FAC fitted to 40 examples, each layer damped by a tenth of its mean eigenvalue"
+    assert summary.damping_by_layer and summary.damping == pytest.approx(found.damping)
 
 
 def test_spectrum_is_computed_once_for_a_model(tmp_path, monkeypatch):

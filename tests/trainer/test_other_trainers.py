@@ -88,6 +88,7 @@ def test_arguments_of_another_trainer_need_the_settings_of_influence(tmp_path):
         Both(tiny_model(), arguments(OwnConfig, tmp_path), train_dataset=tiny_data(4))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     find_spec("trl") is None or find_spec("peft") is None, reason="trl and peft are not installed (pip install .[sft])"
 )

@@ -59,8 +59,8 @@ def test_result_ranks_directions_and_texts(trainer):
         assert max(result.helpful(query)["influence"]) < 0 < min(result.harmful(query)["influence"])
         assert result.harmful(query)["text"] == [TRAIN[int(row)]["text"] for row in order[::-1][:3]]
     assert result.queries["text"] == QUERIES["text"]
-    assert result.summary["num_parameters"] == sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    assert result.summary["damping"] == 0.5
+    assert result.summary.num_parameters == sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    assert result.summary.damping == 0.5
 
 
 def test_queries_batched_or_not_with_batches_large_or_small(tmp_path):
@@ -334,5 +334,5 @@ def test_the_summary_says_how_candidates_were_scored(tmp_path, monkeypatch, num_
     used, choose = set(), scan.choose_scoring
     monkeypatch.setattr(scan, "choose_scoring", lambda *args: used.add((way := choose(*args)).why) or way)
     summary = trainer.find_influential(QUERIES, num_neighbors=num_neighbors).summary
-    assert re.fullmatch(expected + ".*", summary["scoring"])
-    assert all(why in summary["scoring"] for why in used) and used
+    assert re.fullmatch(expected + ".*", summary.scoring)
+    assert all(why in summary.scoring for why in used) and used

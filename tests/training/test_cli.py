@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass
-from types import SimpleNamespace
 
-import psutil
 import pytest
 from recipe_modules import RECIPES
 
 from hf_fastif.errors.classes import InfluenceError
 from hf_fastif.training import DataArguments
-from hf_fastif.training.cli import SIZES, _asked_of_accelerate, check_processes, parse_arguments, run_recipe
+from hf_fastif.training.cli import parse_arguments, run_recipe
 
 
 @dataclass
@@ -82,6 +80,8 @@ def test_a_file_that_is_empty_or_not_there(tmp_path, file):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        ("--rat 3", "this recipe does not know '--rat'; did you mean '--rate'?"),
+        ("--conf x.yaml", "this recipe does not know '--conf'; did you mean '--config'?"),
         ("--rat_e 3", "this recipe does not know '--rat_e'; did you mean '--rate'?"),
         ("--coutn=3", "this recipe does not know '--coutn'; did you mean '--count'?"),
         ("--zzz", "this recipe does not know '--zzz'; --help lists the flags"),
@@ -95,6 +95,14 @@ def test_flags_with_a_typing_error_end_a_recipe_with_one_line(monkeypatch, capsy
     with pytest.raises(SystemExit, match="2"):
         run_recipe(lambda _steps: None, Steps)
     assert capsys.readouterr() == ("", f"error: {said}\n")
+
+
+def test_help_lists_flags_and_the_file(monkeypatch, capsys, file):
+    monkeypatch.setattr("sys.argv", ["recipe.py", "--config", file, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        run_recipe(lambda _steps, _data: None, Steps, DataArguments)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--config CONFIG" in text and "--rate RATE" in text and "(default: ['premise', 'hypothesis'])" in text
 
 
 @pytest.mark.parametrize(
@@ -127,39 +135,3 @@ def test_other_errors_keep_their_traceback(monkeypatch, error):
 def test_every_recipe_ends_that_way():
     for path in RECIPES.glob("*.py"):
         assert "    run_recipe(main, RecipeArguments, DataArguments, InfluenceConfig)\n" in path.read_text("utf-8")
-
-
-def test_one_of_two_that_runs_alone_is_refused(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    check_processes(2)
-    with pytest.raises(RuntimeError, match="2 processes were asked for, but this is one of 1"):
-        check_processes(1)
-
-
-@pytest.mark.parametrize(
-    ("started_by", "wanted"),
-    [
-        ("/bin/python /bin/accelerate launch --cpu --num_processes 3 recipe.py --num_processes 5", 3),
-        ("python -m accelerate.commands.launch --num-processes=2 --cpu recipe.py", 2),
-        ("accelerate-launch --config_file {folder}/multi_cpu.yaml recipe.py", 4),
-        ("accelerate launch --cpu recipe.py", 1),
-        ("python -m accelerate.commands.accelerate_cli launch --num_processes 1 recipe.py", 1),
-        ("bash -c accelerate", 1),
-        ("make", 1),
-    ],
-)
-def test_what_accelerate_was_asked_for_is_found(tmp_path, monkeypatch, started_by, wanted):
-    (tmp_path / "multi_cpu.yaml").write_text("distributed_type: MULTI_CPU\nnum_processes: 4\nuse_cpu: true\n")
-    words = started_by.format(folder=tmp_path).split()
-    monkeypatch.setattr(psutil.Process, "parent", lambda _self: SimpleNamespace(cmdline=lambda: words))
-    for name in SIZES:
-        monkeypatch.delenv(name, raising=False)
-    check_processes(wanted)
-    if wanted > 1:
-        with pytest.raises(RuntimeError, match=f"accelerate launch --multi_gpu --num_processes {wanted} .*--use_cpu"):
-            check_processes(1)
-
-
-def test_a_launcher_that_cannot_be_looked_at_is_none(monkeypatch):
-    monkeypatch.setattr(psutil.Process, "parent", lambda _self: (_ for _ in ()).throw(psutil.AccessDenied()))
-    assert _asked_of_accelerate() == 1

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_fastif.artifacts import atomic_write
+from hf_fastif.artifacts.plots import (
+    COLORS,
+    NEUTRAL,
+    OTHERS,
+    TEXT,
+    add_legend,
+    new_figure,
+    save_figure,
+)
 from hf_fastif.errors import InfluenceError
 from hf_fastif.results.report.graph import InfluenceGraph
 from hf_fastif.results.report.layout import Layout, lay_out, on_circle
@@ -17,48 +25,49 @@ from hf_fastif.results.report.layout import Layout, lay_out, on_circle
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLORS = {"helpful": "#0060a0", "harmful": "#ad4a00"}  # as in the report
-SUBSET_COLORS = ("#4d4d4d", "#8e3a8e", "#1f7a4d", "#a8324a", "#5b55b8", "#6d6a1c")  # taken in turn
+SUBSET_COLORS = (NEUTRAL, *OTHERS)  # taken in turn
 FORMATS = ("png", "svg", "pdf")
 
 
 def plot_graph(graph: InfluenceGraph, *paths: str | os.PathLike[str], title: str | None = None) -> list[Path]:
-    """Draws a graph: queries on the outer circle, training examples inside, edges by sign and strength.
+    """Draw a graph into files and return their paths: queries on a circle, training examples inside, edges between.
 
-    In SVG and PDF files the edges are a picture of 300 dots an inch, and the rest are lines and text.
+    The color of an edge shows its sign, its opacity the strength. In SVG and PDF files the edges are a bitmap of 300
+    dots per inch; everything else is lines and text.
 
     Args:
-        graph ([`InfluenceGraph`]): What to draw.
+        graph ([`InfluenceGraph`]): The graph to draw.
         *paths (`str` or `Path`): Files to write, `.png`, `.svg` or `.pdf`.
-        title (`str`, *optional*): Above it.
+        title (`str`, *optional*): The title above the graph.
 
     Raises:
-        ValueError: If a name ends otherwise.
+        InfluenceError: If a file name has another suffix.
+
+    Example:
+
+    ```python
+    from hf_fastif.results import influence_graph, plot_graph
+
+    plot_graph(influence_graph(result), "graph.pdf", "graph.png", title="Errors on HANS")
+    ```
     """
     for path in map(Path, paths):
         if path.suffix[1:] not in FORMATS:
             raise InfluenceError(f"path={str(path)!r}: give a name that ends in .{', .'.join(FORMATS)}.")
-    from matplotlib.figure import Figure  # slow to import
-
     layout = lay_out(graph)
-    figure = Figure(figsize=(6.2, 6.7), layout="constrained")
-    axes = figure.subplots()
+    figure, ((axes,),) = new_figure(6.2, 6.9, title=title)
     axes.set(xlim=(-1.16, 1.16), ylim=(-1.16, 1.16), aspect="equal")
     axes.set_axis_off()
     _draw_edges(axes, graph, layout)
     _draw_nodes(axes, graph, layout)
     _draw_names(axes, graph, layout)
-    if title:
-        axes.set_title(title)
-    figure.legend(handles=_legend(graph), loc="outside lower center", ncols=2, frameon=False)
-    return [
-        atomic_write(Path(path), lambda file, path=path: figure.savefig(file, format=Path(path).suffix[1:], dpi=300))
-        for path in paths
-    ]
+    _add_names(axes, graph)
+    add_legend(figure, axes, "lower center", ncols=2)
+    return save_figure(figure, *paths, dpi=300)
 
 
 def subset_color(number: int) -> str:
-    """The color of the training examples of a subset."""
+    """Return the color of the training examples of a subset."""
     return SUBSET_COLORS[number % len(SUBSET_COLORS)]
 
 
@@ -86,8 +95,8 @@ def _draw_nodes(axes: Axes, graph: InfluenceGraph, layout: Layout) -> None:
         color = subset_color(subset)
         axes.scatter(*own.T, s=size, color=color, linewidths=0, rasterized=True, zorder=2)
     for begin, end in layout.arcs:
-        axes.plot(*on_circle(np.linspace(begin, end, 200), 1.03).T, color="#222222", linewidth=1.2)
-    axes.scatter(*layout.queries.T, s=float(np.clip(1500 / len(layout.queries), 3, 30)), color="#222222", zorder=3)
+        axes.plot(*on_circle(np.linspace(begin, end, 200), 1.03).T, color=TEXT, linewidth=1.2)
+    axes.scatter(*layout.queries.T, s=float(np.clip(1500 / len(layout.queries), 3, 30)), color=TEXT, zorder=3)
 
 
 def _draw_names(axes: Axes, graph: InfluenceGraph, layout: Layout) -> None:
@@ -101,17 +110,14 @@ def _draw_names(axes: Axes, graph: InfluenceGraph, layout: Layout) -> None:
             rotation=turn + 180 * upside_down,
             ha="center",
             va="center",
+            color=TEXT,
         )
 
 
-def _legend(graph: InfluenceGraph) -> list:
-    from matplotlib.lines import Line2D
-
-    signs = {"helpful": "helpful (lowers the loss)", "harmful": "harmful (raises the loss)"}
-    lines = [Line2D([], [], color=COLORS[sign], label=text) for sign, text in signs.items()]
-    dot = {"marker": "o", "linestyle": "", "markersize": 4}
+def _add_names(axes: Axes, graph: InfluenceGraph) -> None:
+    """Add what the legend shows: lines for signs, and dots for subsets."""
+    for sign, text in (("helpful", "helpful (lowers the loss)"), ("harmful", "harmful (raises the loss)")):
+        axes.plot([], [], color=COLORS[sign], label=text)
     counts = np.bincount(graph.train_subsets, minlength=len(graph.subsets))
-    return lines + [
-        Line2D([], [], color=subset_color(i), label=f"{name} ({count:,})", **dot)
-        for i, (name, count) in enumerate(zip(graph.subsets, counts, strict=True))
-    ]
+    for number, (name, count) in enumerate(zip(graph.subsets, counts, strict=True)):
+        axes.plot([], [], "o", markersize=4, color=subset_color(number), label=f"{name} ({count:,})")

@@ -1,12 +1,13 @@
-"""Where the nodes of an influence graph are drawn (appendix C.2 of the paper).
+"""Positions of the nodes of an influence graph (appendix C.2 of the paper).
 
-Queries stand on the circle of radius 1, slice by slice. A training example i stands where
+Queries lie on the circle of radius 1, slice by slice. Training examples lie inside, each placed near the queries it
+influences most. The position of training example i is
 
     x_i = argmin over x of  sum over queries q of  |I_iq| * ||x - p_q||,    ||x|| <= R
 
-so near the queries on which its influence is largest, and the nearer to the centre the more it is shared. With several
-subsets each has a circle of its own, and the constraint is ||x|| = R_k. (The authors' code takes two such optima, one
-over the helpful and one over the harmful edges, and draws their mean.)
+so an example that several queries share is closer to the centre. With several subsets, each has a separate circle, and
+the constraint is ||x|| = R_k. (The authors' code computes two such optima, over the helpful and over the harmful
+edges, and draws their mean.)
 """
 
 from __future__ import annotations
@@ -19,23 +20,23 @@ from scipy.sparse import csr_array
 from hf_fastif.results.report.graph import InfluenceGraph
 
 
-TRAIN_RADIUS = 0.72  # of the disk of training examples, or of the largest of several circles
+TRAIN_RADIUS = 0.72  # radius of the disk of training examples, or of the largest of several circles
 GAP = 0.012  # between slices, as a share of the circle
-DOT = 0.008  # room for a training example
+DOT = 0.008  # diameter of a training example
 NUM_STEPS = 2000
-TOLERANCE = 1e-6  # a step this small ends the search
-NUM_ANGLES = 180  # that are tried on a circle, where there can be several local optima
+TOLERANCE = 1e-6  # a smaller step ends the search
+NUM_ANGLES = 180  # starting points tried on a circle, which can have several local optima
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Coordinates within the circle of radius 1, y pointing up.
+    """Coordinates within the circle of radius 1, with y pointing up.
 
     Attributes:
-        queries (`np.ndarray` of shape `(Q, 2)`): Of the queries.
-        trains (`np.ndarray` of shape `(M, 2)`): Of the training examples.
-        arcs (`np.ndarray` of shape `(S, 2)`): Where the arc of each slice begins and ends: radians, clockwise from
-            the top.
+        queries (`np.ndarray` of shape `(Q, 2)`): Positions of the queries.
+        trains (`np.ndarray` of shape `(M, 2)`): Positions of the training examples.
+        arcs (`np.ndarray` of shape `(S, 2)`): Begin and end of the arc of each slice, in radians, clockwise from the
+            top.
         radii (`np.ndarray`): R of each subset.
     """
 
@@ -46,49 +47,49 @@ class Layout:
 
 
 def lay_out(graph: InfluenceGraph) -> Layout:
-    """Places the nodes; equal graphs get equal layouts.
+    """Place the nodes of a graph; equal graphs get equal layouts.
 
-    Training examples that would lie on each other at the rim of their circle are stacked inwards, the most influential
-    one outermost.
+    Training examples that would overlap at the rim of their circle are stacked inwards, the most influential one
+    outermost.
     """
     arcs, angles = _arcs(np.bincount(graph.query_slices, minlength=len(graph.slices)))
     queries = on_circle(angles, 1.0)
     count, several = len(graph.subsets), len(graph.subsets) > 1
     radii = TRAIN_RADIUS * np.arange(1, count + 1) / count
-    own = radii[graph.train_subsets]
+    train_radii = radii[graph.train_subsets]
     size = np.abs(graph.influences)
-    weights = csr_array((size, (graph.edge_trains, graph.edge_queries)), shape=(len(own), len(queries)))
-    optima = optimal_positions(weights, queries, own, several)
+    weights = csr_array((size, (graph.edge_trains, graph.edge_queries)), shape=(len(train_radii), len(queries)))
+    optima = optimal_positions(weights, queries, train_radii, several)
     depth = 0.6 * TRAIN_RADIUS / count if several else 0.3 * TRAIN_RADIUS
-    trains = _stack(optima, own, np.asarray(weights.sum(axis=1)), depth)
+    trains = _stack(optima, train_radii, np.asarray(weights.sum(axis=1)), depth)
     return Layout(queries, trains, arcs, radii)
 
 
 def on_circle(angles: np.ndarray, radius: float | np.ndarray) -> np.ndarray:
-    """Points (n, 2) at some angles: radians, clockwise from the top."""
+    """Return points (n, 2) at some angles, in radians, clockwise from the top."""
     return np.stack([radius * np.sin(angles), radius * np.cos(angles)], axis=1)
 
 
 def optimal_positions(weights: csr_array, anchors: np.ndarray, radii: np.ndarray, exactly: bool) -> np.ndarray:
-    """Minimises sum_q w_iq ||x_i - p_q|| for each i, over the disk of radius R_i or over the circle that bounds it.
+    """Minimise sum_q w_iq ||x_i - p_q|| for each i, over the disk of radius R_i or over its boundary.
 
-    Each step minimises sum_q w_iq ||x - p_q||^2 / (2 ||x_i - p_q||), which touches the objective at x_i and lies above
-    it (Weiszfeld's algorithm); its curves are circles, so that the constrained minimum is a projection.
+    Each step minimises sum_q w_iq ||x - p_q||^2 / (2 ||x_i - p_q||), which touches the objective at x_i and bounds it
+    from above (Weiszfeld's algorithm). Its level sets are circles, so the constrained minimum is a projection.
 
     Args:
-        weights (`csr_array` of shape `(M, Q)`): Not negative, with at least one entry a row.
+        weights (`csr_array` of shape `(M, Q)`): Not negative, with at least one entry per row.
         anchors (`np.ndarray` of shape `(Q, 2)`): p_q, all of them outside the disks.
         radii (`np.ndarray` of shape `(M,)`): R_i.
-        exactly (`bool`): Whether ||x_i|| = R_i; otherwise ||x_i|| <= R_i, where there is one optimum.
+        exactly (`bool`): Whether ||x_i|| = R_i; otherwise ||x_i|| <= R_i, in which case the optimum is unique.
 
     Returns:
         `np.ndarray` of shape `(M, 2)`: x_i.
     """
     edges = weights.tocoo()
     rows, columns, size = *edges.coords, edges.data / weights.max(axis=1).toarray()[edges.coords[0]]
-    found = _best_angles(weights, anchors, radii) if exactly else np.zeros((len(radii), 2))
+    positions = _best_angles(weights, anchors, radii) if exactly else np.zeros((len(radii), 2))
     for _ in range(NUM_STEPS):
-        pull = size / np.linalg.norm(found[rows] - anchors[columns], axis=1)
+        pull = size / np.linalg.norm(positions[rows] - anchors[columns], axis=1)
         total = np.bincount(rows, pull, len(radii))
         moving = np.flatnonzero(total)
         sums = [np.bincount(rows, pull * anchors[columns, axis], len(radii))[moving] for axis in (0, 1)]
@@ -96,31 +97,31 @@ def optimal_positions(weights: csr_array, anchors: np.ndarray, radii: np.ndarray
         length = np.maximum(np.linalg.norm(target, axis=1), np.finfo(float).tiny)
         limit = radii[moving] / length
         target *= (limit if exactly else np.minimum(limit, 1))[:, None]
-        moved = np.linalg.norm(target - found[moving], axis=1)
-        found[moving] = target
+        moved = np.linalg.norm(target - positions[moving], axis=1)
+        positions[moving] = target
         going = np.zeros(len(radii), dtype=bool)
         going[moving[moved > TOLERANCE]] = True
-        kept = going[rows]
-        rows, columns, size = rows[kept], columns[kept], size[kept]
+        remaining = going[rows]
+        rows, columns, size = rows[remaining], columns[remaining], size[remaining]
         if not len(rows):
             break
-    return found
+    return positions
 
 
 def _best_angles(weights: csr_array, anchors: np.ndarray, radii: np.ndarray) -> np.ndarray:
-    """The best of some points on the circle of each row, to start from."""
+    """Return the best of some points on the circle of each row, as starting points."""
     angles = np.arange(NUM_ANGLES) * 2 * np.pi / NUM_ANGLES
-    found = np.empty(len(radii))
+    best = np.empty(len(radii))
     for radius in np.unique(radii):
-        own = np.flatnonzero(radii == radius)
+        on_radius = np.flatnonzero(radii == radius)
         points = on_circle(angles, radius)
         distances = np.linalg.norm(anchors[:, None] - points[None], axis=2)
-        found[own] = angles[(weights[own] @ distances).argmin(axis=1)]
-    return on_circle(found, radii)
+        best[on_radius] = angles[(weights[on_radius] @ distances).argmin(axis=1)]
+    return on_circle(best, radii)
 
 
 def _arcs(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Begin and end of the arc of each slice (S, 2), in proportion to its queries, and the angle of each query."""
+    """Return begin and end of each slice's arc (S, 2), in proportion to its queries, and the angle of each query."""
     gap = GAP if len(sizes) > 1 else 0.0
     step = (1 - gap * len(sizes)) / sizes.sum()
     ends = np.cumsum(sizes * step + gap) - gap / 2
@@ -132,7 +133,7 @@ def _arcs(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _stack(positions: np.ndarray, radii: np.ndarray, strengths: np.ndarray, depth: float) -> np.ndarray:
-    """Moves points at the rim that have (nearly) the same angle inwards, each by one place more, `depth` at most."""
+    """Move points at the rim with (nearly) equal angles inwards, each by one more step, by at most `depth`."""
     lengths = np.linalg.norm(positions, axis=1)
     rim = np.flatnonzero(lengths > radii - DOT / 2)
     angles = np.arctan2(positions[rim, 0], positions[rim, 1]) % (2 * np.pi)

@@ -1,4 +1,4 @@
-"""The page of a result: its queries, the training examples that many of them share, and the graph of both."""
+"""The report of a result: its queries, the training examples that several of them share, and the graph of both."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hf_fastif.artifacts import CardSection, atomic_write
+from hf_fastif.artifacts.plots import try_to_draw
+from hf_fastif.model import LOSS
 from hf_fastif.results.report.graph import InfluenceGraph, influence_graph
 from hf_fastif.results.report.page_data import graph_section
 from hf_fastif.results.report.rows import plain_row, query_rows, signed, span, token_row, training_rows
+from hf_fastif.results.summary import ResultSummary
 from hf_fastif.results.tables import ResultTables
 from hf_fastif.scoring import DIRECTIONS
 
 
-NUM_LISTED = 50  # examples of each direction in the page; a result may hold every candidate
-NUM_LISTED_IN_ALL = 4000  # examples, where there are many queries
+NUM_LISTED = 50  # examples of each direction on the page; a result may contain all candidates
+NUM_LISTED_IN_ALL = 4000  # examples on the page if there are many queries
 NUM_SHARED = 30  # training examples that influence several queries
 ENVIRONMENT = Environment(
     loader=PackageLoader("hf_fastif.results.report"),
@@ -38,7 +41,7 @@ def write_report(
     subset_column: str | None = None,
     diagnosis: CardSection | None = None,
 ) -> Path:
-    """Write the page of a result into a file; see `InfluenceResult.to_html`."""
+    """Write the report of a result into a file; see `InfluenceResult.to_html`."""
     page = render_report(result, title, slice_column, subset_column, diagnosis)
     return atomic_write(path, lambda temporary: temporary.write_text(page, "utf-8"))
 
@@ -50,7 +53,7 @@ def render_report(
     subset_column: str | None = None,
     diagnosis: CardSection | None = None,
 ) -> str:
-    """Renders a result as a self-contained HTML page, which fetches nothing and shows texts as plain text.
+    """Render a result as a self-contained HTML page, which loads nothing and shows texts as plain text.
 
     The arguments are those of `InfluenceResult.to_html`.
 
@@ -60,8 +63,8 @@ def render_report(
     graph = influence_graph(result, slice_column, subset_column) if len(result.influences) else None
     return ENVIRONMENT.get_template("report.html.j2").render(
         title=title,
-        model=result.summary["model"],
-        num_candidates=f"{result.summary['num_candidates']:,}",
+        model=result.summary.model,
+        num_candidates=f"{result.summary.num_candidates:,}",
         cards=_cards(result),
         shared=_shared(result, graph) if graph else [],
         has_tokens="tokens" in result.influences.column_names,
@@ -73,13 +76,13 @@ def render_report(
 
 
 def _cards(result: ResultTables) -> list[dict[str, Any]]:
-    """A card for each query, with the predictions that it is about: one, or those of all anchors."""
+    """Return a card for each query, with its prediction, or the predictions of all anchors."""
     cards: dict[int, dict[str, Any]] = {}
-    for asked in query_rows(result):
-        cards.setdefault(asked["query"], {"index": asked["query"], "asked": []})["asked"].append(asked)
+    for row in query_rows(result):
+        cards.setdefault(row["query"], {"index": row["query"], "rows": []})["rows"].append(row)
     directions = _directions(result)
     for query, card in cards.items():
-        verdicts = {asked["verdict"] for asked in card["asked"]}
+        verdicts = {row["verdict"] for row in card["rows"]}
         card |= {
             "verdict": "wrong" if "wrong" in verdicts else verdicts.pop(),
             "directions": [directions[query, name] for name in DIRECTIONS],
@@ -88,8 +91,8 @@ def _cards(result: ResultTables) -> list[dict[str, Any]]:
 
 
 def _directions(result: ResultTables) -> dict[tuple[int, str], dict[str, Any]]:
-    """The strongest examples of each query and direction, as many as the page has room for."""
-    count, table = result.summary["num_queries"], result.influences.with_format("arrow")[:]
+    """Return the strongest examples of each query and direction, as many as the page has room for."""
+    count, table = result.summary.num_queries, result.influences.with_format("arrow")[:]
     queries, ranks = (table[name].to_numpy() for name in ("query_index", "rank"))
     harmful = table["direction"].to_numpy() == DIRECTIONS[1]
     sizes = np.bincount(2 * queries + harmful, minlength=2 * count)
@@ -97,7 +100,7 @@ def _directions(result: ResultTables) -> dict[tuple[int, str], dict[str, Any]]:
     np.maximum.at(strongest, queries, np.abs(table["influence"].to_numpy()))
     room = int(np.clip(NUM_LISTED_IN_ALL // (2 * max(count, 1)), 3, NUM_LISTED))
     rows = np.flatnonzero(ranks <= room)
-    found: dict[tuple[int, str], dict[str, Any]] = {
+    lists: dict[tuple[int, str], dict[str, Any]] = {
         (query, name): {"name": name, "examples": [], "num_left_out": max(0, int(sizes[2 * query + i]) - room)}
         for query in range(count)
         for i, name in enumerate(DIRECTIONS)
@@ -109,12 +112,12 @@ def _directions(result: ResultTables) -> dict[tuple[int, str], dict[str, Any]]:
             "influence": signed(row["influence"]),
             "percent": f"{100 * abs(row['influence']) / strongest[row['query_index']]:.1f}",
         }
-        found[row["query_index"], row["direction"]]["examples"].append(example)
-    return found
+        lists[row["query_index"], row["direction"]]["examples"].append(example)
+    return lists
 
 
 def _with_tokens(example: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
-    """An example with its marked tokens, in place of the texts that they repeat."""
+    """Return an example with its marked tokens, which replace the texts that they repeat."""
     tokens = token_row(row)
     if tokens is None:
         return example | {"tokens": None}
@@ -125,56 +128,59 @@ def _with_tokens(example: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]
 
 
 def _shared(result: ResultTables, graph: InfluenceGraph) -> list[dict[str, Any]]:
-    """The training examples that influence most queries (two at least), with these queries."""
+    """Return the training examples that influence most queries, at least two, with these queries."""
     counts = np.bincount(graph.edge_trains)
     weight = np.bincount(graph.edge_trains, graph.strengths())
     order = np.lexsort((graph.train_indices, -weight, -counts))[:NUM_SHARED]
     chosen = order[counts[order] > 1]
     edges = [np.flatnonzero(graph.edge_trains == train) for train in chosen]
-    first = np.array([graph.edge_rows[own[0]] for own in edges], dtype=np.int64)
-    found = []
-    for row, own in zip(training_rows(result, first), edges, strict=True):
-        queries, helps = graph.query_indices[graph.edge_queries[own]], graph.influences[own] < 0
+    first = np.array([graph.edge_rows[edge_numbers[0]] for edge_numbers in edges], dtype=np.int64)
+    examples = []
+    for row, edge_numbers in zip(training_rows(result, first), edges, strict=True):
+        queries, helps = graph.query_indices[graph.edge_queries[edge_numbers]], graph.influences[edge_numbers] < 0
         of_direction = {"helpful": np.sort(queries[helps]).tolist(), "harmful": np.sort(queries[~helps]).tolist()}
-        found.append(plain_row(row, result.summary) | {"index": row["train_index"], "queries": of_direction})
-    return found
+        examples.append(plain_row(row, result.summary) | {"index": row["train_index"], "queries": of_direction})
+    return examples
 
 
-def _figure(diagnosis: CardSection) -> str:
-    """The figure of a diagnosis as a PNG in base64."""
+def _figure(diagnosis: CardSection) -> str | None:
+    """Return the figure of a diagnosis as a PNG in base64; None where it cannot be drawn."""
     with TemporaryDirectory() as folder:
-        return b64encode(diagnosis.plot(Path(folder) / "diagnosis.png").read_bytes()).decode("ascii")
+        path = Path(folder) / "diagnosis.png"
+        drawn = try_to_draw(lambda: diagnosis.plot(path))
+        return b64encode(path.read_bytes()).decode("ascii") if drawn else None
 
 
-def _checkpoints(summary: dict[str, Any]) -> str:
-    """Those that influence was summed over; nothing to say of the final model alone."""
+def _checkpoints(summary: ResultSummary) -> str:
+    """Return the names of the checkpoints that influence was summed over; empty for the final model only."""
     names = [
         entry["name"] if entry["epoch"] is None else f"{entry['name']} (epoch {entry['epoch']:.3g})"
-        for entry in summary.get("checkpoints", [])
+        for entry in summary.checkpoints
     ]
     return "" if names == ["final"] else ", ".join(names)
 
 
 def settings_table(result: ResultTables) -> list[tuple[str, str]]:
-    """Names and values of what was run with, without those that are not known."""
-    summary, damping, largest = result.summary, result.summary["damping"], result.summary["largest_eigenvalue"]
+    """Return the names and values of the known settings of a run."""
+    summary, damping, largest = result.summary, result.summary.damping, result.summary.largest_eigenvalue
     share = f", {damping / largest:.2%} of the largest eigenvalue {largest:.4g}" if largest else ""
-    if summary.get("damping_by_layer"):
-        share = ", mean of the layers, a tenth of whose mean eigenvalue it is"
-    total, k = f"{summary['num_candidates']:,}", summary["num_neighbors"]
-    scale = "" if summary["scale"] is None else f", scale {summary['scale']:.4g}"
+    if summary.damping_by_layer:
+        share = ", mean over the layers; each uses a tenth of its mean eigenvalue"
+    total, k = f"{summary.num_candidates:,}", summary.num_neighbors
+    scale = "" if summary.scale is None else f", scale {summary.scale:.4g}"
     settings = {
-        "Model": summary["model"],
-        "Accuracy": f"{summary['accuracy']:.1%}" if "accuracy" in summary else "",
+        "Model": summary.model,
+        "Measure": "" if summary.measure == LOSS else summary.measure,
+        "Accuracy": f"{summary.accuracy:.1%}" if summary.accuracy is not None else "",
         "Checkpoints": _checkpoints(summary),
-        "Parameters attributed": f"{summary['num_parameters']:,}",
+        "Parameters attributed": f"{summary.num_parameters:,}",
         "Candidates": f"all {total} (full scan)" if k is None else f"the {k:,} nearest to each query, of {total}",
-        "Curvature": summary["curvature"].replace("_", "-").title(),
+        "Curvature": summary.curvature.replace("_", "-").title(),
         "Damping \N{GREEK SMALL LETTER LAMDA}": f"{damping:.4g}{share}",
-        "Solver": summary["solver"] + scale,
+        "Solver": summary.solver + scale,
         "Residual": span(result.queries["residual"]),
         "Standard error": span(result.queries["std_err"]),
-        "Seconds": ", ".join(f"{stage} {time:,.1f}" for stage, time in summary.get("seconds", {}).items()),
-        "Versions": ", ".join(f"{name} {number}" for name, number in summary["versions"].items()),
+        "Seconds": ", ".join(f"{stage} {time:,.1f}" for stage, time in summary.seconds.items()),
+        "Versions": ", ".join(f"{name} {number}" for name, number in summary.versions.items()),
     }
     return [(name, value) for name, value in settings.items() if value]

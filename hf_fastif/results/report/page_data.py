@@ -1,4 +1,4 @@
-"""What the page's graph is drawn from: numbers as base64, texts once each, as JSON."""
+"""The data of the page's graph as JSON: numbers in base64, each text once."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from hf_fastif.results.report.tables import EVERY, correlation_table, edge_table
 from hf_fastif.results.tables import ResultTables
 
 
-NUM_EDGES = 40_000  # in the page; the tables beside it count all
-COORDINATE = 32_000  # what the radius of the outer circle is written as
-STRENGTH = 255  # what the strongest edge is written as
+NUM_EDGES = 40_000  # edges on the page; its tables count all edges
+COORDINATE = 32_000  # integer that encodes the radius of the outer circle
+STRENGTH = 255  # integer that encodes the strongest edge
 
 
 def graph_section(result: ResultTables, graph: InfluenceGraph) -> dict[str, Any]:
-    """What the template of the graph needs."""
+    """Return the variables of the graph's template."""
     ranks = np.asarray(result.influences.with_format("numpy")["rank"])[graph.edge_rows]
     shown = graph.strongest(ranks, NUM_EDGES)
     left_out = len(ranks) - len(shown.influences)
-    kept, examples = int(ranks[np.isin(graph.edge_rows, shown.edge_rows)].max()), result.summary.get("num_examples")
+    examples = result.summary.num_examples
     return {
         "data": json.dumps(_data(result, shown), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c"),
         "slices": graph.slices,
@@ -35,7 +35,7 @@ def graph_section(result: ResultTables, graph: InfluenceGraph) -> dict[str, Any]
         "num_trains": f"{len(shown.train_indices):,}",
         "num_edges": f"{len(shown.influences):,}",
         "left_out": f"{left_out:,}" if left_out else None,
-        "num_kept": f"{kept:,}",
+        "num_strongest": f"{ranks[np.isin(graph.edge_rows, shown.edge_rows)].max():,}",
         "num_examples": None if examples is None else f"{examples:,}",
         "table": _edge_rows(graph),
         "correlations": _correlation_rows(graph) if len(graph.slices) > 1 else [],
@@ -46,9 +46,9 @@ def _data(result: ResultTables, graph: InfluenceGraph) -> dict[str, Any]:
     layout, strengths = lay_out(graph), graph.strengths()
     order = np.argsort(-strengths, kind="stable")  # the page draws the strongest first
     first = np.unique(graph.edge_trains, return_index=True)[1]
-    asked: dict[int, dict[str, Any]] = {}
+    query_data: dict[int, dict[str, Any]] = {}
     for row in query_rows(result):
-        asked.setdefault(row["query"], row | {"anchors": 0})["anchors"] += 1
+        query_data.setdefault(row["query"], row | {"anchors": 0})["anchors"] += 1
     places = np.concatenate([layout.queries, layout.trains])
     return {
         "slices": [
@@ -62,7 +62,7 @@ def _data(result: ResultTables, graph: InfluenceGraph) -> dict[str, Any]:
         "places": _packed(np.round(COORDINATE * places), "<i2"),
         "querySlices": _packed(graph.query_slices, "<u4"),
         "trainSubsets": _packed(graph.train_subsets, "<u4"),
-        "queries": [_node(asked[query], query) for query in graph.query_indices.tolist()],
+        "queries": [_node(query_data[query], query) for query in graph.query_indices.tolist()],
         "trains": [
             _node(plain_row(row, result.summary), row["train_index"])
             for row in training_rows(result, graph.edge_rows[first])
@@ -75,7 +75,7 @@ def _data(result: ResultTables, graph: InfluenceGraph) -> dict[str, Any]:
 
 
 def _node(row: dict[str, Any], index: int) -> dict[str, Any]:
-    """A node by its index, its texts without what is folded away elsewhere, its label and what is known besides."""
+    """Return the data of a node: its index, shortened texts, label, tags and, for a query, its prediction."""
     texts = [
         (text["name"], text["text"] if text["beginning"] is None else f"{text['beginning']}…") for text in row["texts"]
     ]
@@ -106,7 +106,7 @@ def _edge_rows(graph: InfluenceGraph) -> list[dict[str, str]]:
 
 
 def _correlation_rows(graph: InfluenceGraph) -> list[dict[str, Any]]:
-    """A row for each slice; a cell for each other one."""
+    """Return a row for each slice, with a cell for each slice."""
     cells = [
         {
             "value": "–" if np.isnan(row["pearson"]) else f"{row['pearson']:.2f}".replace("-", MINUS),

@@ -1,4 +1,4 @@
-"""Rows of a result in the words of a page: texts, labels, other columns and numbers."""
+"""Rows of a result as text for the page: texts, labels, other columns and numbers."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import numpy as np
 from datasets import ClassLabel, Dataset
 
 from hf_fastif.data import COMPUTED, with_label_names
+from hf_fastif.results.summary import ResultSummary
 from hf_fastif.results.tables import ResultTables
 
 
-NUM_CHARACTERS = 600  # of a text, before the rest of it is folded away
+NUM_CHARACTERS = 600  # of a text; longer texts are folded
 MINUS = "\N{MINUS SIGN}"
-FAINT = 0.01  # of the strongest token, below which a token is not marked
-NUM_NAMED = 3  # tokens whose influence is said in words
+FAINT = 0.01  # relative to the strongest token; weaker tokens are not marked
+NUM_NAMED = 3  # tokens whose influence is also listed as text
 
 
 def query_rows(result: ResultTables) -> list[dict[str, Any]]:
-    """Every row of `result.queries`: what was asked, what was predicted, and whether that is right."""
-    source_rows = result.summary.get("query_rows", [None] * len(result.queries))
-    verdicts = _verdicts(result.queries, result.summary["label_column"])
+    """Return every row of `result.queries`: its columns, the prediction, and whether that is right."""
+    source_rows = result.summary.query_rows or [None] * len(result.queries)
+    verdicts = _verdicts(result.queries, result.summary.label_column)
     rows = with_label_names(result.queries).to_list()
     return [
         plain_row(row, result.summary)
@@ -39,33 +40,33 @@ def query_rows(result: ResultTables) -> list[dict[str, Any]]:
 
 
 def training_rows(result: ResultTables, rows: np.ndarray) -> list[dict[str, Any]]:
-    """The training examples in some rows of `result.influences`, with the columns that are computed."""
+    """Return the training examples in some rows of `result.influences`, with the computed columns."""
     table = result.influences.select(rows)
-    own = [name for name in table.column_names if name.startswith("query_") and name != "query_index"]
-    found = with_label_names(table.remove_columns(own)).to_list()
+    query_columns = [name for name in table.column_names if name.startswith("query_") and name != "query_index"]
+    plain_rows = with_label_names(table.remove_columns(query_columns)).to_list()
     return [
         {name.removeprefix("train_"): value for name, value in row.items() if name not in COMPUTED}
         | {name: value for name, value in row.items() if name in COMPUTED}
-        for row in found
+        for row in plain_rows
     ]
 
 
-def plain_row(row: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
-    """The plain columns of a query or a training example: its texts, its label, and the others as tags."""
-    texts = [name for name in summary["text_columns"] if row.get(name) is not None]
-    apart = {*COMPUTED, *texts, summary["label_column"]}
+def plain_row(row: dict[str, Any], summary: ResultSummary) -> dict[str, Any]:
+    """Return the plain columns of a query or a training example: its texts, its label, and the others as tags."""
+    texts = [name for name in summary.text_columns if row.get(name) is not None]
+    apart = {*COMPUTED, *texts, summary.label_column}
     return {
         "texts": [_text(name, row[name]) for name in texts],
-        "label": _plain(row.get(summary["label_column"])),
+        "label": _plain(row.get(summary.label_column)),
         "tags": [(name, _plain(value)) for name, value in row.items() if name not in apart and _plain(value)],
     }
 
 
 def token_row(row: dict[str, Any]) -> dict[str, Any] | None:
-    """The tokens of a training example in runs, marked where they carry influence; None where it has none.
+    """Group the tokens of a training example into runs, marking those with influence; None if it has no tokens.
 
-    A run is a text, and of a token that is marked its `influence` in words, its `direction` and its `share` of the
-    strongest one in percent.
+    Each run has a text. A marked token also has its `influence` as text, its `direction`, and its `share` relative to
+    the strongest token, in percent.
     """
     if not row.get("tokens"):
         return None
@@ -87,18 +88,18 @@ def token_row(row: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def signed(value: float) -> str:
-    """A number with its sign and three digits."""
+    """Format a number with its sign and three digits."""
     return f"{value:+#.3g}".rstrip(".").replace("-", MINUS)
 
 
 def span(values: Sequence[float]) -> str:
-    """The smallest and the largest of some numbers that may be NaN."""
+    """Format the smallest and the largest of some numbers that may be NaN."""
     known = [f"{value:.2g}" for value in sorted(values) if not math.isnan(value)]
     return " to ".join(dict.fromkeys([known[0], known[-1]])) if known else ""
 
 
 def _verdicts(queries: Dataset, label_column: str | None) -> list[str | None]:
-    """Whether each prediction is "right" or "wrong"; None where the label is not one of several classes."""
+    """Tell whether each prediction is "right" or "wrong"; None unless the label is one of several classes."""
     feature = queries.features.get(label_column)
     if not isinstance(feature, ClassLabel):
         return [None] * len(queries)

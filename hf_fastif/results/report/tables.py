@@ -1,4 +1,4 @@
-"""Tables 5 and 6 of the paper: what the edges of an influence graph say about slices."""
+"""Tables 5 and 6 of the paper: edges of an influence graph by slice, and correlations between slices."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ EVERY = "all"  # in place of a subset
 
 
 def edge_table(graph: InfluenceGraph) -> pd.DataFrame:
-    """Table 5: for each slice the number of its helpful and harmful edges, and how strong they are on average.
+    """Return table 5 of the paper: the number and mean strength of helpful and harmful edges of each slice.
 
-    Sizes compare within a slice only. With several subsets of training examples there is a row for each slice and
-    subset as well, which tells which subset is influential on which slice.
+    Compare strengths only within a slice. With several subsets of training examples, there is an additional row for
+    each slice and subset, which shows how influential each subset is on each slice.
 
     Returns:
-        `pandas.DataFrame`: `slice`, `subset` ("all", or one of several), `queries`, `helpful_mean` and `harmful_mean`
-        (mean of |influence|; NaN without edges), `helpful_edges` and `harmful_edges`.
+        `pandas.DataFrame`: `slice`, `subset` ("all" or the name of a subset), `queries`, `helpful_mean` and
+            `harmful_mean` (mean of |influence|; NaN without edges), `helpful_edges` and `harmful_edges`.
     """
     slices, subsets, helpful = graph.edge_slices, graph.edge_subsets, graph.influences < 0
     rows = []
     for subset in [None, *(range(len(graph.subsets)) if len(graph.subsets) > 1 else [])]:
         for number, name in enumerate(graph.slices):
-            own = (slices == number) & (True if subset is None else subsets == subset)
-            low, high = -graph.influences[own & helpful], graph.influences[own & ~helpful]
+            in_group = (slices == number) & (True if subset is None else subsets == subset)
+            low, high = -graph.influences[in_group & helpful], graph.influences[in_group & ~helpful]
             rows.append(
                 {
                     "slice": name,
@@ -47,9 +47,9 @@ def edge_table(graph: InfluenceGraph) -> pd.DataFrame:
 
 
 def slice_influences(graph: InfluenceGraph) -> np.ndarray:
-    """Z (M, S): the mean signed influence of each training example on the queries of a slice that it has edges to.
+    """Return Z (M, S), the mean signed influence of each training example on its adjacent queries in each slice.
 
-    NaN where it has none (appendix C.2, "Details on Computing Correlations").
+    It is NaN where a training example has no edge to a slice (appendix C.2, "Details on Computing Correlations").
     """
     shape = len(graph.train_indices), len(graph.slices)
     cells = graph.edge_trains * shape[1] + graph.edge_slices
@@ -58,14 +58,14 @@ def slice_influences(graph: InfluenceGraph) -> np.ndarray:
 
 
 def correlation_table(graph: InfluenceGraph) -> pd.DataFrame:
-    """Table 6: do the training examples that influence one slice influence another one alike?
+    """Return table 6 of the paper: how similarly training examples influence two slices.
 
-    For each two slices, over the training examples with edges to both, the correlation of their mean signed influence
-    on one and on the other. The paper does not say which correlation it takes.
+    For each two slices, over the training examples with edges to both, it is the correlation of their mean signed
+    influences on the slices. The paper does not specify the kind of correlation.
 
     Returns:
-        `pandas.DataFrame`: `slice`, `other`, `pearson`, `spearman` (NaN where they are not defined) and `pairs`, the
-        number of these training examples.
+        `pandas.DataFrame`: `slice`, `other`, `pearson`, `spearman` (NaN if undefined) and `pairs`, the number of these
+            training examples.
     """
     z = slice_influences(graph)
     rows = []
@@ -85,7 +85,20 @@ def correlation_table(graph: InfluenceGraph) -> pd.DataFrame:
 
 
 def save_tables(graph: InfluenceGraph, folder: str | os.PathLike[str]) -> list[Path]:
-    """Writes `edges` (table 5) and `correlations` (table 6), each as CSV and as parquet, and returns their paths."""
+    """Write `edges` (table 5) and `correlations` (table 6), each as CSV and as parquet, and return their paths.
+
+    Args:
+        graph ([`InfluenceGraph`]): The graph that `influence_graph` returned.
+        folder (`str` or `Path`): The folder, which is created if needed.
+
+    Example:
+
+    ```python
+    from hf_fastif.results import influence_graph, save_tables
+
+    save_tables(influence_graph(result), "tables")
+    ```
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []

@@ -270,7 +270,7 @@ def test_keys_and_buttons_move_the_view(browser, graph, places):
     assert browser.value("document.querySelector('.tip').hidden") is False
     assert hot_at(browser, *middle) == f"query {graph.query_indices[1]}"
     browser.value("document.querySelector('[data-view=all]').click()")
-    assert state(browser, "zoom") == "1.00" and text(browser, ".status") == "The whole graph is seen."
+    assert state(browser, "zoom") == "1.00" and text(browser, ".status") == "The whole graph is visible."
 
 
 def test_everything_works_without_a_mouse(browser, graph):
@@ -332,7 +332,7 @@ def test_queries_and_graph_lead_to_each_other(browser, graph):
     assert state(browser, "fixed") == "query 3"
     browser.value("document.querySelector('.chosen .links .link').click()")
     assert browser.value("document.activeElement.id") == "query-3"
-    browser.value("openTab('shared'); document.querySelector('.asked-by .link').click()")
+    browser.value("openTab('shared'); document.querySelector('.query-links .link').click()")
     assert re.fullmatch(r"query-\d", browser.value("document.activeElement.id"))
 
 
@@ -367,7 +367,7 @@ def test_a_narrow_page_stays_within_its_width(browser, page, result):
 
 def test_a_result_without_texts(browser, result, tmp_path):
     bare = result.without_text()
-    bare.summary["slices"] = {"the first": 4, "the second": 3}
+    bare.summary.slices = {"the first": 4, "the second": 3}
     page = bare.to_html(tmp_path / "bare.html")
     assert "premise" not in page.read_text()
     browser.open(page, height=1400)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -168,7 +169,8 @@ def test_a_long_text_is_folded_but_whole() -> None:
 
 
 def test_settings(result: InfluenceResult) -> None:
-    result.summary |= {"accuracy": 0.8125, "seconds": {"index": 12.0, "s_test": 3.25}, "query_rows": [41, 57]}
+    seconds = {"index": 12.0, "s_test": 3.25}
+    result.summary = replace(result.summary, accuracy=0.8125, seconds=seconds, query_rows=[41, 57])
     page = render_report(result, "Title")
     rows = dict(re.findall(r'<th scope="row">(.*?)</th><td>(.*?)</td>', page))
     assert rows["Model"] == "some/model"
@@ -186,7 +188,7 @@ def test_settings(result: InfluenceResult) -> None:
 def test_settings_show_the_range_over_queries_and_the_neighbours(result: InfluenceResult) -> None:
     values = result.queries.to_dict() | {"residual": [0.5, 0.25]}
     result.queries = Dataset.from_dict(values, features=result.queries.features)
-    result.summary["num_neighbors"] = 5
+    result.summary.num_neighbors = 5
     page = render_report(result, "Title")
     assert "<td>0.25 to 0.5</td>" in page
     assert "<td>the 5 nearest to each query, of 6</td>" in page

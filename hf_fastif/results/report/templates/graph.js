@@ -15,7 +15,7 @@
     edgesOf[edgeTrains[edge]].push(edge);
   }
 
-  // What is switched on, and which nodes are looked at: `hot` by pointer or keyboard, `fixed` by click or Enter.
+  // Which signs and slices are on, and the nodes in focus: `hot` by pointer or keyboard, `fixed` by click or Enter.
   const signOn = [true, true], sliceOn = data.slices.map(() => true);
   let hot = null, fixed = null, via = null;
   const signOf = edge => (influences[edge] > 0 ? 1 : 0);
@@ -31,7 +31,7 @@
     return `${influences[edge] > 0 ? "+" : "−"}${size < 1e-4 || size >= 1e6 ? size.toExponential(2) : digits}`;
   };
 
-  // Drawing: edges and nodes only when something is switched, resized or moved, marks whenever a node is looked at.
+  // Drawing: edges and nodes only after a switch, a resize or a move, marks whenever a node gets the focus.
   const layers = Object.fromEntries(["edges", "nodes", "marks"].map(name => {
     const canvas = board.querySelector(`canvas.${name}`);
     return [name, {canvas, pen: canvas.getContext("2d")}];
@@ -55,7 +55,7 @@
     pen.lineTo(x(edgeQueries[edge]), y(edgeQueries[edge]));
     pen.stroke();
   }
-  function drawEdges() { // a part in each frame, as much as keeps the page fluid; weaker ones go beneath
+  function drawEdges() { // in parts, one per frame, so that the page stays responsive; weaker edges go beneath
     const pen = wipe(layers.edges), mine = ++job, shown = [];
     for (let edge = 0; edge < numEdges; edge++) if (edgeOn(edge)) shown.push(edge);
     section.querySelector(".shown").value = `${shown.length.toLocaleString("en")} of ${numEdges.toLocaleString("en")} edges`;
@@ -115,7 +115,7 @@
     });
   }
   function drawMarks() {
-    if (!size) return; // not shown yet; it is drawn when it is
+    if (!size) return; // hidden until its tab is opened
     const pen = wipe(layers.marks), looked = [fixed, hot].filter(node => node !== null && nodeOn(node));
     section.classList.toggle("dim", looked.length > 0);
     const shown = fixed === null ? looked.flatMap(visibleEdges) : visibleEdges(fixed);
@@ -182,7 +182,7 @@
     draw();
   }
 
-  // Which node is under the pointer: nodes by the cell that they lie in, once somebody points after a change.
+  // The node under the pointer: nodes by cell, computed when the pointer first moves after a change.
   const CELL = 12;
   let cells = null;
   const cellAt = (left, top) => Math.floor(left / CELL) + 4096 * Math.floor(top / CELL);

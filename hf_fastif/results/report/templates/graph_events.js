@@ -16,7 +16,7 @@
     if (node !== null) reveal(node);
     showChosen();
     markSoon();
-    say(node === null ? "" : `${nameOf(node)} is fixed: ${countOf(node)}. Its edges are listed.`);
+    say(node === null ? "" : `${nameOf(node)} is selected: ${countOf(node)}. Its edges are listed.`);
     if (focused && node !== null) chosen.focus();
   }
   function goTo(node) {
@@ -70,7 +70,7 @@
     if (!moved) fix(pointed(event)); // else it is the end of a drag
   });
   canvas.addEventListener("keydown", event => {
-    const way = event.shiftKey && PAN_KEYS[event.key], act = way ? () => pan(...way) : KEYS[event.key] ?? VIEW_KEYS[event.key];
+    const step = event.shiftKey && PAN_KEYS[event.key], act = step ? () => pan(...step) : KEYS[event.key] ?? VIEW_KEYS[event.key];
     if (!act || event.ctrlKey || event.metaKey || event.altKey) return;
     act();
     event.preventDefault();

@@ -1,4 +1,4 @@
-  // What part of the graph is seen: `zoom` times as large, its centre at `centre`, in widths of the board.
+  // The visible part of the graph: enlarged `zoom` times, with its centre at `centre`, in widths of the board.
   const MOST = 24;
   const within = (value, least, most) => Math.max(least, Math.min(most, value));
   function setView(wanted, left, top) {
@@ -7,7 +7,7 @@
     radius = size * 0.44 * zoom;
     cells = null;
     section.dataset.zoom = zoom.toFixed(2);
-    canvas.style.touchAction = zoom > 1 ? "none" : ""; // where all is seen a finger scrolls the page
+    canvas.style.touchAction = zoom > 1 ? "none" : ""; // while all of the graph is visible, a finger scrolls the page
     look(null);
     drawSoon();
   }
@@ -22,7 +22,7 @@
   }
   const told = act => () => {
     act();
-    say(zoom > 1 ? `The graph is magnified ${Number(zoom.toFixed(1))} times.` : "The whole graph is seen.");
+    say(zoom > 1 ? `The graph is magnified ${Number(zoom.toFixed(1))} times.` : "The whole graph is visible.");
   };
   const VIEW = {
     in: told(() => zoomAt(1.5)),
@@ -32,7 +32,7 @@
   const VIEW_KEYS = {"+": VIEW.in, "=": VIEW.in, "-": VIEW.out, 0: VIEW.all};
   const PAN_KEYS = {ArrowRight: [-0.1, 0], ArrowLeft: [0.1, 0], ArrowDown: [0, -0.1], ArrowUp: [0, 0.1]}; // with Shift
 
-  // Drag and pinch: where each pressed pointer is, in widths of the board.
+  // Drag and pinch: the position of each pressed pointer, in widths of the board.
   const pressed = new Map();
   let moved = false;
   function spot(event) {
@@ -47,11 +47,11 @@
   }
   const release = event => pressed.delete(event.pointerId);
   function drag(event) {
-    const from = pressed.get(event.pointerId), to = spot(event), way = [to[0] - from[0], to[1] - from[1]];
-    if (!moved && Math.hypot(...way) * size < 5) return; // a click by an unsteady hand
+    const from = pressed.get(event.pointerId), to = spot(event), step = [to[0] - from[0], to[1] - from[1]];
+    if (!moved && Math.hypot(...step) * size < 5) return; // a click by an unsteady hand
     moved = true;
     pressed.set(event.pointerId, to);
-    if (pressed.size === 1) return pan(...way);
+    if (pressed.size === 1) return pan(...step);
     const [other] = [...pressed].find(([pointer]) => pointer !== event.pointerId).slice(1);
     const far = place => Math.max(0.01, Math.hypot(place[0] - other[0], place[1] - other[1]));
     zoomAt(far(to) / far(from), other); // each finger in turn, about the other

@@ -1,4 +1,4 @@
-  // Words, always as text and never as markup: a tip beside the node that is looked at, the edges of one that is fixed.
+  // Texts, never as markup: a tip beside the node under the pointer, and the edges of a selected node.
   function make(tag, text, className = "") {
     const made = document.createElement(tag);
     made.textContent = text;
@@ -6,8 +6,8 @@
     return made;
   }
   function countOf(node) {
-    const found = visibleEdges(node), harmful = found.filter(signOf).length;
-    return `${found.length - harmful} helpful, ${harmful} harmful`;
+    const edges = visibleEdges(node), harmful = edges.filter(signOf).length;
+    return `${edges.length - harmful} helpful, ${harmful} harmful`;
   }
   function placeOf(node) {
     const [names, number] = isQuery(node) ? [data.slices, slices[node]] : [data.subsets, subsets[node - numQueries]];
@@ -15,7 +15,7 @@
   }
   function answerOf({label, prediction, probability, loss, verdict, anchors}) {
     return [
-      anchors && `the mean of ${anchors} anchors, of which the first is`,
+      anchors && `the mean of ${anchors} anchors, the first of which is`,
       label && `label ${label}`,
       prediction && `predicted ${prediction}${probability ? ` (${probability})` : ""}`,
       loss && `loss ${loss}`,
@@ -51,19 +51,19 @@
     const parts = [heading, texts, make("p", answerOf(record), "answer-line")];
     if (record.tags.length) parts.push(make("p", record.tags.map(([name, value]) => `${name}: ${value}`).join(" · "), "answer-line"));
     const links = make("p", "", "links");
-    if (isQuery(fixed)) links.append(makeButton("read it among the queries", () => openQuery(record.index)));
-    links.append(makeButton("let go", () => fix(null)));
+    if (isQuery(fixed)) links.append(makeButton("show it among the queries", () => openQuery(record.index)));
+    links.append(makeButton("clear selection", () => fix(null)));
     chosen.replaceChildren(...parts, links, make("h4", `Edges: ${countOf(fixed)}`), ...listEdges(fixed));
     chosen.scrollTop = 0;
   }
   function listEdges(node) {
-    const found = visibleEdges(node), list = make("ol", "", "edges-list"), more = makeButton("", addSome);
+    const edges = visibleEdges(node), list = make("ol", "", "edges-list"), more = makeButton("", addSome);
     let next = 0;
     function addSome() {
       const first = next;
-      for (const end = Math.min(found.length, next + 20); next < end; next++) list.append(edgeItem(found[next], node));
-      more.textContent = `${Math.min(20, found.length - next)} more of ${found.length}`;
-      more.hidden = next === found.length;
+      for (const end = Math.min(edges.length, next + 20); next < end; next++) list.append(edgeItem(edges[next], node));
+      more.textContent = `${Math.min(20, edges.length - next)} more of ${edges.length}`;
+      more.hidden = next === edges.length;
       if (first) list.children[first].firstChild.focus();
     }
     addSome();

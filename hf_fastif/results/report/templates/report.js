@@ -30,7 +30,7 @@ function chooseTab(name) {
   openTab(name, true);
   try {
     history.replaceState(null, "", `#${name}`);
-  } catch {} // a page that is shown inside another one may have no address of its own
+  } catch {} // a page in a frame may not have an address to change
 }
 document.querySelector(".tabs").addEventListener("click", event => {
   const tab = event.target.closest("[role=tab]");
@@ -62,7 +62,7 @@ function openQuery(query) {
   heading.focus();
   heading.scrollIntoView();
 }
-for (const list of document.querySelectorAll(".asked-by")) {
+for (const list of document.querySelectorAll(".query-links")) {
   const queries = list.dataset.queries.split(" ");
   list.replaceChildren(...queries.flatMap((query, i) => [i ? ", " : "", makeButton(query, () => openQuery(query))]));
 }

@@ -1,0 +1,81 @@
+"""The recipe `find_influential` as a user runs it: local files, a tiny model from a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from recipe_modules import RECIPES, run_here, words
+
+from hf_fastif import InfluenceResult
+
+
+TWO_PROCESSES = RECIPES / "accelerate_configs" / "two_cpu_processes.yaml"
+QUICK = {"num_queries": 3, "num_examples": 2, "sdca_visits": 40, "num_neighbors": 20}
+# A model without names for its labels, and rows of the validation examples.
+CHOSEN = QUICK | {"label_mapping": '{"bad": "0", "good": "1"}', "query_indices": [4, 0]}
+
+
+@pytest.fixture(scope="module")
+def one_process(files, tmp_path_factory):
+    """The result of one process for the chosen queries of a loaded model."""
+    folder = tmp_path_factory.mktemp("one")
+    run_here("find_influential", *words(files, folder, **CHOSEN))
+    return InfluenceResult.load_from_disk(folder / "influence")
+
+
+def test_train_explain_and_report(files, tmp_path, capsys):
+    run_here("find_influential", *words(files, tmp_path, **QUICK, do_train=True, max_steps=2, diagnose=True))
+
+    printed = capsys.readouterr().out
+    result = InfluenceResult.load_from_disk(tmp_path / "influence")
+    report = (tmp_path / "influence" / "report.html").read_text()
+    assert len(result.queries) == 3
+    assert len(result.helpful(0)) <= 2
+    assert result.summary.num_neighbors == 20
+    assert set(result.summary.seconds) == {"train", "predict", "build_index", "compute_s_test", "find_influential"}
+    rows = [json.loads(line) for line in (files / "validation.jsonl").read_text().split("\n")]
+    for position, query in zip(result.summary.query_rows, result.queries, strict=True):
+        assert rows[position]["text"] == query["text"]
+        assert rows[position]["label"] != query["prediction"]  # only errors are explained
+        assert query["text"] in report
+    assert str(tmp_path / "influence" / "report.html") in printed
+    assert (tmp_path / "model.safetensors").is_file()
+    assert (tmp_path / "influence" / "diagnosis.txt").read_text("utf-8") in printed
+    assert (tmp_path / "influence" / "diagnosis.png").is_file()
+    assert 'id="tab-diagnosis"' in report and "If you choose LiSSA\n" in report
+
+
+def test_chosen_queries_of_a_loaded_model(one_process):
+    assert one_process.summary.query_rows == [4, 0]
+    assert "train" not in one_process.summary.seconds
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(files, one_process, tmp_path):
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(TWO_PROCESSES)]
+    command = [*launcher, str(RECIPES / "find_influential.py"), *words(files, tmp_path, **CHOSEN)]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ, timeout=300)
+
+    two = InfluenceResult.load_from_disk(tmp_path / "influence")
+    assert two.summary.query_rows == [4, 0]
+    assert one_process.influences["train_index"] == two.influences["train_index"]
+    np.testing.assert_allclose(one_process.influences["influence"], two.influences["influence"], rtol=1e-3)
+
+
+def test_an_error_is_one_clear_line_and_leaves_nothing(files, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run_here("find_influential", *words(files, tmp_path, **QUICK, text_columns="sentence"))
+    line = "error: column 'sentence' is not in the train examples, which have: text, label; "
+    assert [said.startswith(line) for said in capsys.readouterr().err.splitlines()] == [True]
+    assert not (tmp_path / "influence").exists()
+
+    with pytest.raises(SystemExit, match="2"):
+        run_here("find_influential", *words(files, tmp_path, **QUICK, do_train=True, query_indices=30))
+    printed = capsys.readouterr()
+    assert "query_indices=[30]: there are 30 rows; give 0 to 29" in printed.err
+    assert "train_runtime" not in printed.out
