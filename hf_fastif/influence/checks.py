@@ -91,7 +91,7 @@ def _collated(name: str, examples: ExampleBatches, rows: list[int], objective: O
         if len(set(lengths_of(examples.dataset.select(rows)))) > 1 and examples.collate is default_data_collator:
             raise InfluenceError(
                 f"data_collator: rows {rows} of {name} differ in length and are not padded; create the trainer with "
-                "processing_class=tokenizer or data_collator=DataCollatorWithPadding(tokenizer)."
+                "processing_class=tokenizer, or data_collator=DataCollatorWithPadding(tokenizer)."
             ) from error
         fix = "Give a data_collator for these columns, or remove_unused_columns=True to drop those the model ignores."
         if isinstance(objective.head, TokenHead) and "labels" in columns:
