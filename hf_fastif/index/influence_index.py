@@ -1,4 +1,4 @@
-"""`InfluenceIndex`: a FAISS index with its manifest, on disk and attached to its dataset."""
+"""Save, load, search, attach and publish an index: `InfluenceIndex`."""
 
 from __future__ import annotations
 

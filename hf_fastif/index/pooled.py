@@ -1,4 +1,4 @@
-"""Pooled states as features: the representation of an example that the classifier sees."""
+"""Use pooled states as features: the representation of an example that the classifier sees."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Queries and candidates, checked and prepared once per call."""
+"""Check and prepare queries and candidates, once per call."""
 
 from __future__ import annotations
 

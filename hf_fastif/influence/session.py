@@ -1,4 +1,4 @@
-"""The entry point of the engine: a session checks, batches, hashes and predicts examples once per call."""
+"""Open sessions, which check, batch, hash and predict examples once per call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results of earlier sessions of a trainer that later sessions reuse."""
+"""Keep results of earlier sessions of a trainer for later ones."""
 
 from __future__ import annotations
 

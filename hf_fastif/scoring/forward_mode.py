@@ -1,4 +1,4 @@
-"""Influence as a directional derivative: one forward pass with tangents scores a batch of candidates."""
+"""Compute influence as a directional derivative: one forward pass with tangents scores a batch of candidates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Influence from per-example gradients, layer by layer: cheaper than forward mode from two queries on."""
+"""Compute influence from per-example gradients, layer by layer; cheaper than forward mode from two queries on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores of queries, the meaning of their sign, and the strongest of them."""
+"""Store the scores of queries, explain their sign, and rank them."""
 
 from __future__ import annotations
 

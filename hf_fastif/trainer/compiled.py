@@ -1,4 +1,4 @@
-"""Temporarily replace the compiled model of a trainer by the original model."""
+"""Replace the compiled model of a trainer by the original model, temporarily."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training that saves what influence needs: checkpoints, and the run that produced the model."""
+"""Save what influence needs during training: checkpoints, and the run that produced the model."""
 
 from __future__ import annotations
 

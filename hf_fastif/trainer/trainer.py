@@ -1,4 +1,4 @@
-"""`InfluenceTrainer`: a `Trainer` that also computes which training examples influenced a prediction."""
+"""Define `InfluenceTrainer`, a `Trainer` that also computes which training examples influenced a prediction."""
 
 from __future__ import annotations
 
