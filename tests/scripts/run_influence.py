@@ -19,7 +19,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, set_seed
 
-from hf_fastif import InfluenceTrainer, QuerySet
+from hf_fastif import InfluenceConfig, InfluenceTrainer, QuerySet
 from hf_fastif.analysis import correct, query_losses, recall, retrain_on_subsets
 from hf_fastif.solvers import Solution, exact
 
@@ -170,6 +170,7 @@ def training(folder: Path, processes: int) -> Found:
     config = trainer.args
 
     def train_on(subset: Dataset, number: int) -> np.ndarray:
+        assert InfluenceConfig(str(folder / "new"), use_cpu=True).world_size == 1
         own = copy.copy(config)
         own.seed, own.output_dir, own.per_device_train_batch_size = number, str(folder / f"subset-{number}"), 6
         set_seed(number)
