@@ -241,14 +241,14 @@ def test_an_overridden_loss_that_differs_on_a_rare_label_is_seen(tmp_path):
 @pytest.mark.parametrize("solver", ["ekfac", "exact", "sdca"])
 def test_weights_of_a_loss_that_change_in_place_are_noticed(tmp_path, solver):
     weights = torch.tensor([1.0, 1.0, 50.0])
-    trainer = trainer_of(tmp_path, train=RARE, solver=solver)
+    trainer = trainer_of(tmp_path, train=RARE, solver=solver, sdca_visits=40)
     trainer.compute_loss_func = weighted(weights)
     trainer.build_index()
     before = trainer.compute_influence(QUERIES)
     weights[2] = 5.0
     with pytest.raises(ValueError, match="the loss was changed after its index was built"):
         trainer.find_influential(QUERIES, num_neighbors=5)
-    fresh = trainer_of(tmp_path / "fresh", train=RARE, solver=solver)
+    fresh = trainer_of(tmp_path / "fresh", train=RARE, solver=solver, sdca_visits=40)
     fresh.compute_loss_func = weighted(weights)
     after = trainer.compute_influence(QUERIES)
     np.testing.assert_array_equal(after, fresh.compute_influence(QUERIES))

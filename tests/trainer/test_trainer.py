@@ -283,7 +283,7 @@ def test_indefinite_hessian(tmp_path):
 
 
 def test_another_curvature_asks_for_its_own_spectrum(tmp_path):
-    trainer = tiny_trainer(tmp_path, train=TRAIN, damping=1e-3, lissa_depth=1)
+    trainer = tiny_trainer(tmp_path, train=TRAIN, damping=1e-3, sdca_visits=40)
     trainer.compute_s_test(QUERIES)
     trainer.args.curvature = "hessian"
     with pytest.raises(ValueError, match="the Hessian has an eigenvalue of -"):
