@@ -25,19 +25,28 @@ class QuerySet:
         dataset (`datasets.Dataset`): The examples, tokenized like the training set, with labels.
         reduce (`"mean"`, *optional*): Whether to combine all examples, which are then called anchors, into a single
             query: their mean loss, or the mean of their measure. By default, each example is a query.
+        rather_than (`datasets.Dataset`, *optional*): As many examples to contrast with, such as the same prompts with
+            other completions. What is attributed is then the difference of the two losses, or measures: why a model
+            prefers each completion to its alternative.
 
     Example:
         ```python
         trainer.find_influential(QuerySet(anchors, reduce="mean"))
+        trainer.find_influential(QuerySet(paris, rather_than=london))
         ```
     """
 
     dataset: Dataset
     reduce: Literal["mean"] | None = None
+    rather_than: Dataset | None = None
 
     def __post_init__(self):
         if self.reduce not in (None, "mean"):
             raise InfluenceError(f"reduce={self.reduce!r}: give 'mean', or None for one query per example.")
+        if self.rather_than is not None and len(self.rather_than) != len(self.dataset):
+            raise InfluenceError(
+                f"rather_than has {len(self.rather_than)} rows; give one for each of the {len(self.dataset)} examples."
+            )
 
     @classmethod
     def of(cls, examples: Dataset | QuerySet) -> QuerySet:
@@ -52,6 +61,7 @@ class Queries:
     Attributes:
         query_set (`QuerySet`): The examples and their reduction.
         batches (`ExampleBatches`): The examples as the model sees them.
+        alternatives (`ExampleBatches`, *optional*): The examples that they are contrasted with.
         objective (`Objective`): The function to attribute: the loss, or a measure instead.
         loss (`Objective`): The loss.
         sweep (`DatasetSweep`): Divides a pass over the examples into batches and processes.
@@ -60,6 +70,7 @@ class Queries:
 
     query_set: QuerySet
     batches: ExampleBatches
+    alternatives: ExampleBatches | None
     objective: Objective
     loss: Objective
     sweep: DatasetSweep
@@ -74,14 +85,24 @@ class Queries:
         return 1 if self.as_one else len(self.batches)
 
     @property
+    def measured(self) -> str:
+        """What is attributed, in words."""
+        what = self.objective.measured
+        return what if self.alternatives is None else f"{what} minus that of the alternative"
+
+    @property
     def identity(self) -> str:
         """A digest of everything that results depend on: examples, reduction and measure."""
-        return hexdigest([self.batches.digest, self.query_set.reduce, self.objective.measured])
+        alternatives = None if self.alternatives is None else self.alternatives.digest
+        return hexdigest([self.batches.digest, alternatives, self.query_set.reduce, self.measured])
 
     @cached_property
     def row_digests(self) -> tuple[str, ...]:
         """A digest of the model's input for each query."""
         digests = self.batches.row_digests
+        if self.alternatives is not None:
+            pairs = zip(digests, self.alternatives.row_digests, strict=True)
+            digests = tuple(hexdigest(pair) for pair in pairs)
         return (hexdigest(digests),) if self.as_one else digests
 
     @cached_property
@@ -107,12 +128,20 @@ class Queries:
 
     def gradients(self, numbers: range, accelerator: Accelerator | SingleProcess) -> torch.Tensor:
         """Compute the gradients (Q, P) of the queries at these positions; for anchors their mean (1, P)."""
+        gradients = self._gradients(self.batches, numbers, accelerator)
+        if self.alternatives is not None:
+            gradients -= self._gradients(self.alternatives, numbers, accelerator)
+        return gradients
+
+    def _gradients(
+        self, examples: ExampleBatches, numbers: range, accelerator: Accelerator | SingleProcess
+    ) -> torch.Tensor:
         if not self.as_one:
-            return sharded_gradients(self.objective, self.batches, numbers, accelerator)
-        count, space = len(self.batches), self.objective.space
+            return sharded_gradients(self.objective, examples, numbers, accelerator)
+        count, space = len(examples), self.objective.space
         total = space.zeros(1, space.size)
         for rows in shard_for_rank(groups_of(count, self.group_size), accelerator):
-            total += loss_gradients(self.objective, self.batches, rows).sum(dim=0, keepdim=True)
+            total += loss_gradients(self.objective, examples, rows).sum(dim=0, keepdim=True)
         return accelerator.reduce(total, "sum") / count
 
 

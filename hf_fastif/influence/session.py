@@ -120,9 +120,13 @@ class InfluenceSession:
             InfluenceError: If the examples lack a column that the model reads, or the measure does not fit the model.
         """
         query_set = QuerySet.of(examples)
-        batches = self.examples("examples", query_set.dataset)
-        objective = self.objective.measuring(measure)
-        return Queries(query_set, batches, objective, self.objective, self.sweep, self.args.query_batch_size)
+        batches, alternatives = self.examples("examples", query_set.dataset), None
+        if query_set.rather_than is not None:
+            alternatives = self.examples("rather_than", query_set.rather_than)
+        processor = self.trainer.processing_class
+        objective = self.objective.measuring(measure, getattr(processor, "tokenizer", processor))
+        size = self.args.query_batch_size
+        return Queries(query_set, batches, alternatives, objective, self.objective, self.sweep, size)
 
     def candidates(self, dataset: Dataset | None = None, name: str = "candidates") -> CandidatePool:
         """Check and prepare candidates, by default `trainer.train_dataset`.
@@ -216,7 +220,7 @@ class InfluenceSession:
 
     def origin(self, queries: Queries) -> Origin:
         """Return the digests that the s_test of these queries must match."""
-        belongs = self.belongs(self.train) | {"measure": queries.objective.measured}
+        belongs = self.belongs(self.train) | {"measure": queries.measured}
         return Origin(queries=queries.row_digests, belongs=belongs)
 
     def training_facts(self) -> dict[str, str]:

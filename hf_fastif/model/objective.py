@@ -13,7 +13,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from hf_fastif.artifacts import loss_identity
@@ -120,12 +120,12 @@ class Objective:
         if loss is not None and isinstance(self.head, TokenHead):
             self.head = replace(self.head, whole=True)
 
-    def measuring(self, measure: Measure | None) -> Objective:
+    def measuring(self, measure: Measure | None, tokenizer: PreTrainedTokenizerBase | None = None) -> Objective:
         """Return this objective with a measure in place of its loss; itself where there is none."""
         if measure is None:
             return self
         measured = copy.copy(self)
-        measured.measure = measure.bound_to(self.model, self.head)
+        measured.measure = measure.bound_to(self.model, self.head, tokenizer)
         measured.measured, measured.weight_decay = repr(measure), 0.0
         measured.custom_compute_loss = measured.custom_loss = None
         return measured

@@ -23,9 +23,10 @@ def sign_of(measured: str) -> str:
     """Return a sentence that explains the sign of an influence; `measured` names what is attributed."""
     if measured == LOSS:
         return SIGN
+    harmful, helpful = ("raises", "lowers") if measured.startswith(LOSS) else ("lowers", "raises")
     return (
-        f"A positive influence is harmful: giving the training example more weight lowers {measured} of the query. "
-        "A negative one is helpful: more weight raises it."
+        f"A positive influence is harmful: giving the training example more weight {harmful} {measured} of the query. "
+        f"A negative one is helpful: more weight {helpful} it."
     )
 
 

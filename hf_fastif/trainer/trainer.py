@@ -291,7 +291,7 @@ class InfluenceMixin(IndexMixin, HubMixin, RunMixin):
             texts = texts_of_tokens(session.objective, pool.batches, scores, self.processing_class)
             settings = session.settings(k, num_examples) | {
                 "scoring": attribution.scoring,
-                "measure": queries.objective.measured,
+                "measure": queries.measured,
             }
         return build_result(
             without_indexes(queries.query_set.dataset),
