@@ -14,7 +14,12 @@ from scipy.stats import sem
 
 from hf_fastif.analysis.result import AnalysisResult
 from hf_fastif.analysis.session_tools import changed, influence_manifest, open_analysis_results
+<<<<<<< HEAD
 from hf_fastif.artifacts.plots import add_legend, colors_of, draw_points, name_panel, new_figure
+=======
+from hf_fastif.artifacts.plots import add_legend, colors_of, draw_points, mark_sizes, name_panel, new_figure
+from hf_fastif.config import FeatureName
+>>>>>>> libs
 from hf_fastif.errors import InfluenceError
 from hf_fastif.execution import Tensors
 from hf_fastif.settings import FeatureName
@@ -86,7 +91,8 @@ def _draw_recall(axes: Axes, table: pd.DataFrame, label: str) -> None:
         draw_points(
             axes, rows["k"], recall, recall - error, recall + error, **style, label=label.format(name=name, m=m)
         )
-    axes.set(xscale="log", ylim=(0, 1.05))
+    mark_sizes(axes, table["k"])
+    axes.set_ylim(0, 1.05)
 
 
 def recall(

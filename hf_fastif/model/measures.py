@@ -232,8 +232,8 @@ def _token_id(measure: Measure, text: str, tokenizer: PreTrainedTokenizerBase | 
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
         raise InfluenceError(
-            f"measure={measure!r}: {text!r} is {tokenizer.convert_ids_to_tokens(ids)} to the tokenizer, and must be one "
-            "token of its vocabulary. Whole completions are contrasted by QuerySet(dataset, rather_than=other)."
+            f"measure={measure!r}: {text!r} is {tokenizer.convert_ids_to_tokens(ids)} to the tokenizer, and must be "
+            "one token of its vocabulary. Whole completions are contrasted by QuerySet(dataset, rather_than=other)."
         )
     return ids[0]
 
