@@ -15,7 +15,6 @@ from scipy.stats import sem
 from hf_fastif.analysis.result import AnalysisResult
 from hf_fastif.analysis.session_tools import changed, influence_manifest, open_analysis_results
 from hf_fastif.artifacts.plots import add_legend, colors_of, draw_points, mark_sizes, name_panel, new_figure
-from hf_fastif.config import FeatureName
 from hf_fastif.errors import InfluenceError
 from hf_fastif.execution import Tensors
 from hf_fastif.settings import FeatureName
