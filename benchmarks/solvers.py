@@ -26,7 +26,7 @@ from transformers import set_seed
 from hf_fastif import InfluenceConfig
 from hf_fastif.influence import loss_gradients
 from hf_fastif.scoring import influence_scores
-from hf_fastif.solvers import Exact, Identity, decompose
+from hf_fastif.solvers import Ekfac, Exact, Identity, decompose
 from hf_fastif.training import DataArguments, ModelArguments, make_trainer, parse_arguments
 
 
@@ -81,7 +81,7 @@ def main(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceCo
         spectrum = setup.spectrum
         print(f"largest eigenvalue {spectrum.largest:.4g}, {objective.space.size:,} parameters", flush=True)
         dampings = [spectrum.damping(d if d == "auto" else float(d)) for d in benchmark.dampings]
-        whole = setup._sample(len(setup.examples), config.seed)
+        whole = setup.draw_sample(len(setup.examples), config.seed)
         decomposition, fit = timed(lambda: decompose(setup.curvature, whole))
         truth, seconds = timed(lambda: Exact(decomposition, whole, dampings[0]).solve_all(vectors, dampings))
         print(f"exact: Gram matrix {fit:.0f} s, {len(dampings)} dampings for all queries {seconds:.0f} s", flush=True)
@@ -211,7 +211,8 @@ def unchecked(solver) -> Callable[[torch.Tensor], Any]:
     def no_residual(vectors, solutions, damping):
         return torch.zeros(len(vectors))
 
-    solver.sample.residual = no_residual
+    sample = solver.sample if isinstance(solver, Ekfac) else solver.system.sample
+    sample.residual = no_residual
     return solver.solve
 
 

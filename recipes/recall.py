@@ -14,8 +14,8 @@ from typing import get_args
 
 from hf_fastif import InfluenceConfig
 from hf_fastif.analysis import recall_of_features
-from hf_fastif.config import FeatureName
 from hf_fastif.experiments import balanced_queries
+from hf_fastif.settings import FeatureName
 from hf_fastif.training import (
     DataArguments,
     ModelArguments,

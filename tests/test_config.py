@@ -112,3 +112,14 @@ def test_flags_and_help(tmp_path):
     )[0]
     assert (chosen.solver, chosen.preconditioner, parsed.preconditioner) == ("lissa", "ekfac", None)
     assert "1 % of the largest eigenvalue" in " ".join(parser.format_help().split())
+
+
+def test_every_setting_is_described_once_for_flags_and_help(tmp_path):
+    flags = {
+        option: action for action in HfArgumentParser(InfluenceConfig)._actions for option in action.option_strings
+    }
+    for name in (*config(tmp_path).influence_settings(), "overwrite"):
+        described = " ".join((flags[f"--{name}"].help or "").replace("%%", "%").split())
+        assert described.endswith("."), name
+        assert described in " ".join(InfluenceConfig.__doc__.split()), name
+    assert set(config(tmp_path).influence_settings()) >= {"sdca_visits", "lissa_depth", "cg_steps", "ekfac_samples"}

@@ -13,8 +13,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "hf_fastif"
 FLOORS = [  # a folder imports from itself and from those behind it
     *("experiments", "training", "analysis", "metrics", "trainer", "results", "influence", "diagnosis", "index"),
-    *("scoring", "solvers", "curvature", "checkpoints", "execution", "model", "artifacts", "data", "config"),
-    *("errors", "version"),
+    *("scoring", "config", "solvers", "curvature", "checkpoints", "execution", "model", "artifacts", "data"),
+    *("settings", "errors", "version"),
 ]
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
 PRIVATE = re.compile(r"trainer\._[a-z]\w*")

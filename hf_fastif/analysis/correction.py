@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from hf_fastif.analysis.corrector import GUARD, Corrector, Log, Plan, System
 from hf_fastif.analysis.result import AnalysisResult
-from hf_fastif.artifacts.plots import add_legend, colors_of, draw_curve, new_figure
+from hf_fastif.artifacts.plots import add_legend, colors_of, count_steps, draw_curve, new_figure
 from hf_fastif.errors import InfluenceError
 from hf_fastif.execution import Tensors
 from hf_fastif.model import load_parameters_
@@ -90,7 +90,8 @@ class Correction(AnalysisResult):
         for axes, measure in zip(panels[0], ("loss", "accuracy"), strict=True):
             for name, values in pd.json_normalize(log[measure]).items():
                 draw_curve(axes, log["step"], values, color=colors[name], label=name)
-            axes.set(xlabel="steps", ylabel=measure)
+            axes.set_ylabel(measure)
+            count_steps(axes)
         add_legend(figure, axes)
         return figure
 

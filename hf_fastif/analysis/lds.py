@@ -53,7 +53,8 @@ def retrain_on_subsets(
     """Trains a model on each of some random subsets; every finished model is kept, and not trained again.
 
     The models are dealt to the processes, and each trains its own as a single process would, without DDP: batch
-    size and answer are those of one process. See `hf_fastif.execution.alone` for what `train_on` must keep to.
+    size and answer are those of one process. See `hf_fastif.execution.single_process` for what `train_on` must keep
+    to.
 
     Args:
         train_on (`Callable`): Given a subset and a number (for a seed), trains a model and returns its losses (Q,)

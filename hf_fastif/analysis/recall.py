@@ -14,10 +14,10 @@ from scipy.stats import sem
 
 from hf_fastif.analysis.result import AnalysisResult
 from hf_fastif.analysis.session_tools import changed, influence_manifest, open_analysis_results
-from hf_fastif.artifacts.plots import add_legend, colors_of, draw_points, name_panel, new_figure
-from hf_fastif.config import FeatureName
+from hf_fastif.artifacts.plots import add_legend, colors_of, draw_points, mark_sizes, name_panel, new_figure
 from hf_fastif.errors import InfluenceError
 from hf_fastif.execution import Tensors
+from hf_fastif.settings import FeatureName
 from hf_fastif.solvers import Solution
 from hf_fastif.trainer import InfluenceTrainer
 
@@ -86,7 +86,8 @@ def _draw_recall(axes: Axes, table: pd.DataFrame, label: str) -> None:
         draw_points(
             axes, rows["k"], recall, recall - error, recall + error, **style, label=label.format(name=name, m=m)
         )
-    axes.set(xscale="log", ylim=(0, 1.05))
+    mark_sizes(axes, table["k"])
+    axes.set_ylim(0, 1.05)
 
 
 def recall(

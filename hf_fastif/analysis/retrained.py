@@ -16,7 +16,7 @@ class Retrained:
     """Models that are trained again on changed training sets: each one once, and what is measured of it is kept.
 
     The models are dealt to the processes. Each is trained as by a single process, without DDP, so that several
-    processes give the models of one; see `hf_fastif.execution.alone` for what `train_on` must keep to.
+    processes give the models of one; see `hf_fastif.execution.single_process` for what `train_on` must keep to.
 
     Args:
         parts (`PartialResults`): Where it is kept.

@@ -108,19 +108,27 @@ def name_rows(axes: Axes, names: Sequence[str]) -> None:
     axes.grid(visible=False, axis="y")
 
 
+def count_steps(axes: Axes, name: str = "steps") -> None:
+    """Make x an axis of whole steps."""
+    axes.set_xlabel(name)
+    axes.locator_params(axis="x", integer=True, min_n_ticks=1)
+
+
 def draw_level(axes: Axes, y: float, **style: Any) -> None:
     """Draw a horizontal line to compare with, such as at no change."""
     axes.axhline(y, **{"color": NEUTRAL, "linewidth": 0.9, "zorder": 1} | style)
 
 
 def mark_sizes(axes: Axes, sizes: Iterable[int]) -> None:
-    """Mark the sizes that occur on a logarithmic x axis and no others; where they lie close not all are named."""
+    """Make x a logarithmic axis that marks the sizes that occur; where these lie close not all are named."""
     marked = sorted(set(sizes))
     apart = 0.1 * np.log(marked[-1] / marked[0])
     names, last = {}, np.inf
     for size in reversed(marked):
         if np.log(last / size) > apart:
             names[size], last = f"{size:,}", size
+    axes.set_xscale("log")
+    axes.set_xlim(marked[0] / 1.4, marked[-1] * 1.4)
     axes.set_xticks(marked, [names.get(size, "") for size in marked])
     axes.minorticks_off()
 

@@ -15,8 +15,8 @@ from transformers.utils import logging
 from hf_fastif.checkpoints.checkpoint import RUN, Checkpoint, log_digest, pace_of, run_name, save_checkpoint
 from hf_fastif.checkpoints.find import count_of, steps_of
 from hf_fastif.checkpoints.runs import FOLDER, RECORD, RunEnd, light_checkpoints
-from hf_fastif.config import InfluenceConfig
 from hf_fastif.model import trained_state, weights_digest
+from hf_fastif.settings import CheckpointSettings
 
 
 logger = logging.get_logger(__name__)
@@ -42,7 +42,7 @@ class KeepCheckpoints(TrainerCallback):
         self.last_epoch = 0.0
 
     def on_train_begin(
-        self, args: InfluenceConfig, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: CheckpointSettings, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Delete light checkpoints of other runs or later steps, and announce what will be saved."""
         self.steps, self.last_epoch = self._wanted(args, state)
@@ -59,12 +59,16 @@ class KeepCheckpoints(TrainerCallback):
         if self.facts is not None:
             self._announce(args, kwargs["model"], self.steps, self.last_epoch)
 
-    def on_step_end(self, args: InfluenceConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: CheckpointSettings, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Save a checkpoint after a step that `args.checkpoints` names."""
         if state.global_step in self.steps:
             self._keep(args, state, kwargs["model"], kwargs["lr_scheduler"])
 
-    def on_epoch_end(self, args: InfluenceConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_epoch_end(
+        self, args: CheckpointSettings, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Save a checkpoint after an epoch that `args.checkpoints` names."""
         ended = Checkpoint(step=state.global_step, epoch=state.epoch).ends_epoch
         if ended is not None and ended <= self.last_epoch:
@@ -76,13 +80,13 @@ class KeepCheckpoints(TrainerCallback):
         pace = pace_of(vars(state))
         return RunEnd(state.global_step, state.epoch or 0.0, state.log_history, 0.0, self.run, weights, pace)
 
-    def _wanted(self, args: InfluenceConfig, state: TrainerState) -> tuple[list[int], float]:
+    def _wanted(self, args: CheckpointSettings, state: TrainerState) -> tuple[list[int], float]:
         """Return the steps after which to save, and the last epoch after which to save (all earlier ones too)."""
         steps = [] if count_of(args.checkpoints) is None else steps_of(args.checkpoints, state.max_steps)
         last_epoch = {"auto": 1.0, "epochs": float("inf")}.get(args.checkpoints[0], 0.0)
         return steps, last_epoch if len(args.checkpoints) == 1 else 0.0
 
-    def _announce(self, args: InfluenceConfig, model: nn.Module, steps: list[int], epochs: float) -> None:
+    def _announce(self, args: CheckpointSettings, model: nn.Module, steps: list[int], epochs: float) -> None:
         size = sum(tensor.nbytes for tensor in self._tensors(model).values()) / 1e6
         moments = f"{len(steps)} steps" if steps else f"the end of {'the first' if epochs == 1 else 'every'} epoch"
         limit = f" (at most {args.save_total_limit})" if args.save_total_limit and epochs != 1 else ""
@@ -91,7 +95,7 @@ class KeepCheckpoints(TrainerCallback):
             f"({size:,.1f} MB each); checkpoints='final' saves none."
         )
 
-    def _keep(self, args: InfluenceConfig, state: TrainerState, model: nn.Module, scheduler: Any) -> None:
+    def _keep(self, args: CheckpointSettings, state: TrainerState, model: nn.Module, scheduler: Any) -> None:
         if self.facts is None or not state.is_world_process_zero:
             return
         checkpoint = Checkpoint(

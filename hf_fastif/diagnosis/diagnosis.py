@@ -15,7 +15,7 @@ from hf_fastif.artifacts.plots import HARMFUL, HELPFUL, TEXT, name_panel, new_fi
 from hf_fastif.curvature import Spectrum, captured_layers, layers_in_blocks, share_of
 from hf_fastif.diagnosis.signals import CheckpointSignal
 from hf_fastif.scoring import SIGN
-from hf_fastif.solvers import Solution, SolverSetup
+from hf_fastif.solvers import Solution, SolverSetup, find_solver, resolved_settings
 
 
 if TYPE_CHECKING:
@@ -242,6 +242,7 @@ def diagnose(
     layers = captured_layers(setup.objective, setup.examples.take([0]), embeddings=True, tied=True)
     block_layers = layers_in_blocks(setup.objective, setup.examples.take([0]))
     x, norm = solution.vectors, gradients.norm(dim=1).clamp_min(torch.finfo(gradients.dtype).tiny)
+    lissa = resolved_settings(setup, find_solver("lissa").read_settings(args))
     return Diagnosis(
         curvature=args.curvature,
         spectrum=setup.spectrum,
@@ -255,8 +256,8 @@ def diagnose(
         solution=solution.without_vectors(),
         distance=(solution.damping * x - gradients).norm(dim=1) / norm,
         cosine=torch.cosine_similarity(x, gradients, dim=1),
-        lissa_batch_size=setup.lissa_batch_size,
-        lissa_scale=setup.lissa_scale,
+        lissa_batch_size=lissa.batch_size,
+        lissa_scale=lissa.scale,
         signals=signals,
         in_blocks=share_of(block_layers, setup.objective),
         captured=share_of(layers, setup.objective),

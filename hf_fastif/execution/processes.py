@@ -13,13 +13,14 @@ from typing import TypeVar
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.state import AcceleratorState, GradientState, PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.state import AcceleratorState, GradientState, PartialState, is_initialized
+from accelerate.utils import broadcast_object_list, gather_object, patch_environment
 
 from hf_fastif.errors import InfluenceError
 
 
 T = TypeVar("T")
+SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # of torchrun and of MPI's launchers
 
 
 @dataclass(frozen=True)
@@ -84,26 +85,35 @@ def from_main(compute: Callable[[], T], accelerator: Accelerator | PartialState 
 
 @contextmanager
 def single_process() -> Iterator[None]:
-    """Lets one of several processes train a model by itself: a `Trainer` that is made here does not wrap it in DDP.
+    """Let one of several processes train a model by itself: a `Trainer` that is made here does not wrap it in DDP.
 
-    The settings that it is made with must exist already or be a copy of such: new `TrainingArguments` look for the
-    other processes again. What is made here must not be used outside, nor the other way round.
+    Accelerate is started anew as if nothing had launched several processes, and put back afterwards. What is made here
+    must not be used outside, nor the other way round. On GPUs the settings must exist already or be a copy of such:
+    new `TrainingArguments` of a process that is alone take the first GPU, or all of them.
     """
-    if PartialState().distributed_type == DistributedType.NO:
+    here = PartialState()
+    if here.distributed_type == DistributedType.NO:
         yield
         return
-    states = (PartialState, AcceleratorState, GradientState)
-    before = [dict(state._shared_state) for state in states]
-    AcceleratorState._reset_state()
-    GradientState._reset_state()
-    own = {"distributed_type": DistributedType.NO, "num_processes": 1, "process_index": 0, "local_process_index": 0}
-    PartialState._shared_state.update(own, backend=None)
+    states = [here, GradientState(), *([AcceleratorState()] if is_initialized() else [])]
+    before = [dict(vars(state)) for state in states]
+    device = here.device
+    alone = {"LOCAL_RANK": -1, "ACCELERATE_TORCH_DEVICE": device, **dict.fromkeys(SIZES, 1)}
     try:
-        yield
+        with patch_environment(**alone):
+            _forget_processes()
+            PartialState(cpu=device.type == "cpu")
+            yield
     finally:
+        _forget_processes()
         for state, values in zip(states, before, strict=True):
-            state._shared_state.clear()
-            state._shared_state.update(values)
+            vars(state).update(values)
+
+
+def _forget_processes() -> None:
+    """Empty the states that all accelerators of a process share, as new `TrainingArguments` do."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 @contextmanager

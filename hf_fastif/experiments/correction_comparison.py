@@ -20,7 +20,7 @@ from datasets import Dataset
 from scipy.stats import ttest_1samp
 
 from hf_fastif.analysis import ANCHORS, GUARD, AnalysisResult, Correction, Corrector, Log, Plan, digests
-from hf_fastif.artifacts.plots import add_legend, colors_of, draw_curve, name_panel, new_figure
+from hf_fastif.artifacts.plots import add_legend, colors_of, count_steps, draw_curve, name_panel, new_figure
 from hf_fastif.data import hexdigest
 from hf_fastif.execution import Tensors
 from hf_fastif.trainer import InfluenceTrainer
@@ -152,7 +152,7 @@ class Corrections(AnalysisResult):
                 name_panel(axes, name if measure == MEASURES[0] else "")
             line[0].set_ylabel(f"{measure} ({examples})")
         for axes in line:
-            axes.set_xlabel("steps")
+            count_steps(axes)
         add_legend(figure, axes)
         return figure
 

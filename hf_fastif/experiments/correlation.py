@@ -99,7 +99,7 @@ class Correlation(AnalysisResult):
                         axes, rows["k"], mean, mean - std, mean + std, fmt=style, color=colors[name], label=label
                     )
             share = 100 * damping["damping"] / damping["largest"]
-            axes.set(xscale="log", xlabel="k, candidates scored")
+            axes.set_xlabel("k, candidates scored")
             mark_sizes(axes, table["k"])
             name_panel(axes, f"lambda = {damping['damping']:.3g}, {share:.3g} % of the largest eigenvalue")
         panels[0, 0].set_ylabel("correlation with the full scores")

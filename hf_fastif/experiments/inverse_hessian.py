@@ -15,11 +15,11 @@ from datasets import Dataset
 from torch.linalg import vector_norm
 
 from hf_fastif.analysis import AnalysisResult, changed, influence_manifest, open_analysis_results
-from hf_fastif.artifacts.plots import NEUTRAL, add_legend, colors_of, draw_curve, new_figure
+from hf_fastif.artifacts.plots import NEUTRAL, add_legend, colors_of, count_steps, draw_curve, new_figure
 from hf_fastif.data import hexdigest
 from hf_fastif.errors import InfluenceError
 from hf_fastif.execution import PartialResults, Tensors
-from hf_fastif.experiments.stopwatch import Watch, watched
+from hf_fastif.experiments.stopwatch import SolverStopwatch, watched
 from hf_fastif.influence import InfluenceSession, loss_gradients
 from hf_fastif.solvers import Lissa
 from hf_fastif.trainer import InfluenceTrainer
@@ -71,8 +71,8 @@ class InverseHessian(AnalysisResult):
 
     def figure(self) -> Figure:
         """Draws LiSSA's time and error against J, a line for each B and T, and error against time for all solvers."""
-        table = pd.DataFrame(self.table)
-        best = table.loc[table["error"][table["solver"] != PLAIN].idxmin()]
+        table = pd.DataFrame(self.table).replace({"error": {0.0: np.nan}})  # of x* itself, which a log axis has not
+        best = table.loc[table["error"].idxmin()]
         title = f"{best['solver']} comes nearest to x*: error {best['error']:.2g} in {best['seconds']:.3g} s"
         figure, ((of_time, of_error, both),) = new_figure(14, 4.4, columns=3, title=title)
         lissa, others = table[table["solver"] == LISSA].astype({"B": int, "T": int}), table[table["solver"] != LISSA]
@@ -85,9 +85,14 @@ class InverseHessian(AnalysisResult):
         for number, (name, rows) in enumerate(others.groupby("solver", sort=False)):
             style = {"color": NEUTRAL, "linestyle": ":", "marker": "sD^vP*X"[number % 7], "markersize": 5}
             draw_curve(both, rows["seconds"], rows["error"], **style, label=name)
-        of_time.set(xlabel="J, steps of LiSSA", ylabel=f"seconds for {self.num_queries} queries at once", yscale="log")
-        of_error.set(xlabel="J, steps of LiSSA", ylabel="error of s_test", yscale="log")
-        both.set(xlabel="seconds", ylabel="error of s_test", xscale="symlog", yscale="log")
+        of_time.set(ylabel=f"seconds for {self.num_queries} queries at once", yscale="log")
+        of_error.set(ylabel="error of s_test", yscale="log")
+        both.set(xlabel="seconds", ylabel="error of s_test", yscale="log")
+        for axes in (of_time, of_error):
+            count_steps(axes, "J, steps of LiSSA")
+        shortest = table["seconds"][table["seconds"] > 0].min()
+        both.set_xscale("symlog", linthresh=shortest)  # no time at all has its place, too
+        both.set_xlim(-shortest / 4, 1.5 * table["seconds"].max())
         add_legend(figure, both)
         return figure
 
@@ -202,7 +207,7 @@ class _Bench:
             solver = session.setup().solver()
             fit = time.perf_counter() - start
             runs = solver.repeats if isinstance(solver, Lissa) and not solver.repeats_share() else 1
-            watch = Watch(steps, runs, self._error)
+            watch = SolverStopwatch(steps, runs, self._error)
             watched(solver, gradients, watch)
         return self._columns(watch.seen, watch.seconds, fit, watch.last)
 

@@ -116,7 +116,7 @@ class Retraining(AnalysisResult):
                 moved = rows["m"] * 1.03 ** (number - lines / 2)  # else the bars would lie on each other
                 draw_points(axes, moved, rows["change"], rows["low"], rows["high"], color=colors[direction], **style)
             draw_level(axes, 0)
-            axes.set(xscale="log", xlabel="examples removed")
+            axes.set_xlabel("examples removed")
             name_panel(axes, group)
             mark_sizes(axes, summary["m"])
         panels[0, 0].set_ylabel("change of the loss")

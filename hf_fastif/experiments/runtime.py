@@ -17,10 +17,10 @@ from hf_fastif.analysis import AnalysisResult, changed, influence_manifest, open
 from hf_fastif.artifacts.plots import TEXT, colors_of, draw_points, name_rows, new_figure
 from hf_fastif.config import FASTIF
 from hf_fastif.execution import Tensors, shard_for_rank
-from hf_fastif.experiments.stopwatch import Watch
+from hf_fastif.experiments.stopwatch import SolverStopwatch
 from hf_fastif.index import check_num_neighbors
 from hf_fastif.influence import InfluenceSession, loss_gradients
-from hf_fastif.solvers import Lissa, Solution
+from hf_fastif.solvers import Lissa, Solution, find_solver
 from hf_fastif.trainer import InfluenceTrainer
 
 
@@ -244,21 +244,14 @@ def _authors(
 def _lissa(session: InfluenceSession, query: Dataset, depth: int) -> tuple[Solution, float]:
     """s_test of one query, and the seconds that `depth` steps take, given the time of as many as the settings say."""
     args, setup, accelerator = session.args, session.setup(), session.trainer.accelerator
-    steps = args.lissa_depth
+    settings = find_solver("lissa").read_settings(args)
+    steps = settings.depth
     own = len(shard_for_rank(range(args.num_repeats), accelerator))
-    watch = Watch([1, steps], max(1, own), lambda solutions: solutions[:, :0])
+    watch = SolverStopwatch([1, steps], max(1, own), lambda solutions: solutions[:, :0])
     solver = Lissa(
-        curvature=setup.curvature,
-        examples=setup.examples,
-        sample=setup.sample,
-        damping=args.damping,  # as it is: their code looks at no eigenvalues
-        scale=args.lissa_scale,
-        depth=steps,
-        batch_size=args.lissa_batch_size,
+        system=setup.system_damped_by(args.damping),  # as it is: their code looks at no eigenvalues
+        settings=settings,
         repeats=args.num_repeats,
-        seed=args.seed,
-        accelerator=accelerator,
-        show_progress=not args.disable_tqdm,
         callback=watch,
     )
     gradient = loss_gradients(session.objective, session.examples("queries", query), [0])

@@ -10,7 +10,7 @@ import torch
 from hf_fastif.solvers import ConjugateGradient, DivergenceError, DualAscent, Lissa, Solver
 
 
-class Watch:
+class SolverStopwatch:
     """Looks at the solutions (Q, P) of a solver on its way; looking takes no part in the time.
 
     Repeats that run one after another count their steps anew; what they have after the same step is averaged, and
@@ -50,7 +50,7 @@ class Watch:
         self._start += self._end - now
 
 
-def watched(solver: Solver, gradients: torch.Tensor, watch: Watch) -> None:
+def watched(solver: Solver, gradients: torch.Tensor, watch: SolverStopwatch) -> None:
     """Runs a solver until it is done or diverges.
 
     Unless steps were given the end is looked at too. A solver that takes no steps ends after 0, and its time includes

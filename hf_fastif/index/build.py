@@ -1,4 +1,4 @@
-"""Building an index: features of a dataset block by block, so that memory is bounded by a block."""
+"""Build an index: compute the features of a dataset block by block, so that only one block is in memory."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from hf_fastif.index.store import made_index, train_index
 
 
 Features = PooledFeatures | GradientFeatures
-BLOCK = 1 << 28  # bytes of features at once
-TRAINING = 50_000  # vectors at most that FAISS is trained on
+BLOCK = 1 << 28  # bytes of features in memory at once
+TRAINING = 50_000  # maximum number of vectors that FAISS is trained on
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """The features of all examples of a dataset: computed when they are asked for, or brought by the user.
+    """Feature matrix of a dataset, computed lazily or supplied by the user.
 
     Attributes:
-        features (`Sequence[Features]` or `np.ndarray` of shape `(N, d)`): What is computed for an example at each
-            checkpoint, one behind the other; or what there is.
-        examples (`ExampleBatches`): The dataset.
-        checkpoints ([`CheckpointSet`]): Where features are computed.
-        passes (`DatasetSweep`): How the work is cut up.
-        pieces (`PartialResults`): Keeps what is finished.
+        features (`Sequence[Features]` or `np.ndarray` of shape `(N, d)`): One extractor per checkpoint (outputs are
+            concatenated), or an array.
+        examples (`ExampleBatches`): The dataset, as the model sees it.
+        checkpoints ([`CheckpointSet`]): The checkpoints at which features are computed.
+        sweep (`DatasetSweep`): Divides a pass over the examples into batches and processes.
+        partials (`PartialResults`): Stores finished parts, so that an interrupted build can resume.
     """
 
     features: Sequence[Features] | np.ndarray
@@ -45,53 +45,53 @@ class Vectors:
     partials: PartialResults
 
     @property
-    def own(self) -> bool:
-        """Whether the user brought them."""
+    def is_custom(self) -> bool:
+        """Whether the user supplied the features."""
         return isinstance(self.features, np.ndarray)
 
     @property
     def width(self) -> int:
-        """Numbers an example."""
-        return self.features.shape[1] if self.own else sum(part.size for part in self.features)
+        """Number of features per example, d."""
+        return self.features.shape[1] if self.is_custom else sum(part.size for part in self.features)
 
     @property
     def inner_product(self) -> bool:
-        """Whether they are compared by inner product; else by L2 distance."""
-        return not self.own and self.features[0].inner_product
+        """Whether features are compared by inner product; otherwise by L2 distance."""
+        return not self.is_custom and self.features[0].inner_product
 
     @property
     def parts(self) -> list[list[Part]] | None:
-        """Which entries of gradients they are, for each checkpoint."""
-        if self.own or not self.inner_product:
+        """Gradient entries that the features consist of, for each checkpoint; None for other features."""
+        if self.is_custom or not self.inner_product:
             return None
         return [features.parts for features in self.features]
 
     @property
     def block(self) -> int:
-        """Rows at once."""
+        """Number of rows per block."""
         return max(1, BLOCK // (4 * self.width))
 
     def of(self, rows: np.ndarray, name: str) -> np.ndarray:
-        """The features (k, width) of some rows."""
-        if self.own:
+        """Return the features (k, d) of the given rows; `name` identifies them among the partial results."""
+        if self.is_custom:
             return self.features[rows]
-        found, end = np.empty((len(rows), self.width), dtype=np.float32), 0
+        matrix, end = np.empty((len(rows), self.width), dtype=np.float32), 0
         for number, part in enumerate(self.features):
             start, end = end, end + part.size
             with self.checkpoints.at(number):
                 compute, title = part.of_batch, f"{name}-{number}"
-                over = self.sweep.over(self.examples, rows, part.size, compute, "Features", self.partials, title)
-                found[:, start:end] = over
-        return found
+                columns = self.sweep.over(self.examples, rows, part.size, compute, "Features", self.partials, title)
+                matrix[:, start:end] = columns
+        return matrix
 
     def sample(self, seed: int) -> np.ndarray:
-        """Those of random rows, no more than a block."""
+        """Return the features of at most one block of randomly drawn rows, to train FAISS on."""
         count = len(self.examples)
         rows = np.random.default_rng(seed).choice(count, min(count, TRAINING, self.block), replace=False)
         return self.of(np.sort(rows), "Sample")
 
     def blocks(self, first: int) -> Iterator[np.ndarray]:
-        """Those of all rows from `first` on, block by block."""
+        """Yield the features of the rows from `first` onwards, one block at a time."""
         count = len(self.examples)
         for start in range(first, count, self.block):
             yield self.of(np.arange(start, min(start + self.block, count)), f"Features-{start}")
@@ -105,17 +105,21 @@ def write_index(
     belongs: Mapping[str, Any],
     add_to: InfluenceIndex | None = None,
 ) -> None:
-    """Computes the features of all examples and writes their index; the main process writes.
+    """Compute the features of all examples and write their index; only the main process writes.
 
-    An index there that was made in the same way stays, and nothing is computed.
+    If the folder already holds an index built with the same model, dataset and settings, nothing is computed, unless
+    `args.overwrite` is set or `add_to` is given.
 
     Args:
-        folder (`Path`): Of the index.
-        name (`str`): Of the features.
+        folder (`Path`): The folder of the index.
+        name (`str`): The kind of features.
         vectors (`Vectors`): The features.
-        args ([`InfluenceConfig`]): FAISS factory, search and shards.
-        belongs (`Mapping`): Model and dataset, without which the index will not be used, and where they are from.
-        add_to ([`InfluenceIndex`], *optional*): Of the first rows, which are not computed again.
+        args ([`InfluenceConfig`]): FAISS factory and search parameters, shard size and seed.
+        belongs (`Mapping`): Digests of the model, dataset and loss that the index is valid for, and their provenance.
+        add_to ([`InfluenceIndex`], *optional*): An index of the first rows, whose vectors are reused.
+
+    Raises:
+        InfluenceError: If FAISS rejects the factory or search string, or needs more vectors for training.
     """
     manifest = {
         **belongs,
@@ -124,7 +128,7 @@ def write_index(
         "search": args.index_search,
         "shard_size": args.index_shard_size,
         "rows": len(vectors.examples),
-        "features": hexdigest([vectors.features]) if vectors.own else None,
+        "features": hexdigest([vectors.features]) if vectors.is_custom else None,
         "versions": versions(),
     }
     accelerator = vectors.sweep.accelerator

@@ -1,4 +1,4 @@
-"""Refuse an index that does not fit the dataset, the model or the loss."""
+"""Refuse an index that does not match the dataset, the model or the loss."""
 
 from __future__ import annotations
 
@@ -12,42 +12,53 @@ from hf_fastif.index.influence_index import InfluenceIndex
 
 
 def check_num_neighbors(num_neighbors: int | None, num_candidates: int) -> None:
-    """k must lie between 1 and the number of candidates."""
+    """Refuse a k that is not between 1 and the number of candidates; None means that every candidate is scored.
+
+    Raises:
+        InfluenceError: If k is out of range.
+    """
     if num_neighbors is not None and not 1 <= num_neighbors <= num_candidates:
         raise InfluenceError(
             f"num_neighbors={num_neighbors}: there are {num_candidates} candidates; give 1 to {num_candidates}, or "
-            "None "
-            "to score every candidate."
+            "None to "
+            "score every candidate."
         )
 
 
 def check_index(
     name: str, dataset: Dataset, indexes: Mapping[str, InfluenceIndex], belongs: Mapping[str, str]
 ) -> InfluenceIndex:
-    """The index of the dataset's present rows, which must have been made with the present model, loss and rows.
+    """Return the index of a dataset, if it was built with the current model, loss and rows.
 
-    `indexes` maps the fingerprints of datasets to their indexes, `belongs` is what the index must have been made with.
+    Args:
+        name (`str`): The argument that the dataset was given as, for messages.
+        dataset (`datasets.Dataset`): The candidates.
+        indexes (`Mapping[str, InfluenceIndex]`): The trainer's indexes, by the fingerprint of their dataset.
+        belongs (`Mapping[str, str]`): Current digests of model, trained parameters, dataset and loss.
+
+    Raises:
+        InfluenceError: If the dataset has no index, or if model, dataset or loss changed after the index was built.
     """
     rebuild = "trainer.build_index()" if name == "train_dataset" else f"trainer.build_index({name})"
     index = indexes.get(dataset._fingerprint)
     if index is None and (indexes or dataset.list_indexes()):
         raise InfluenceError(
-            f"{name} is not the dataset that the index was built for (its fingerprint is {dataset._fingerprint}, "
-            f"indexed are {', '.join(indexes) or 'none by this trainer'}): rows were changed or replaced since; call "
-            f"{rebuild} again."
+            f"{name} is not the dataset that the index was built for (its fingerprint is "
+            f"{dataset._fingerprint}; this trainer has indexed {', '.join(indexes) or 'none'}): its rows were changed "
+            f"or replaced since. Call {rebuild} again."
         )
     if index is None or index.name not in dataset.list_indexes():
-        raise InfluenceError(f"{name} has no index to find num_neighbors in; call {rebuild} first.")
+        raise InfluenceError(f"{name} has no index, which num_neighbors needs; call {rebuild} first.")
     reasons = {
-        "trained": "(what has requires_grad)",
-        "model": "(or other checkpoints chosen)",
-        "dataset": "(its rows, or what its transform or the data_collator makes of them)",
-        "loss": "(compute_loss_func, or a setting of it)",
+        "trained": "(other parameters have requires_grad)",
+        "model": "(or other checkpoints were chosen)",
+        "dataset": "(its rows, its transform or the data_collator)",
+        "loss": "(compute_loss_func, or one of its settings)",
     }
     names = {"trained": "trained part of the model"}
     for what in differences(index.manifest, belongs):
         raise InfluenceError(
-            f"{name}: the {names.get(what, what)} was changed after its index was built {reasons[what]}; it was "
-            f"{index.manifest.get(what)}, and is {belongs[what]}. Call {rebuild} again."
+            f"{name}: the {names.get(what, what)} was changed after its index was built {reasons[what]}: it was "
+            f"{index.manifest.get(what)} and is now {belongs[what]}. Call {rebuild} again."
         )
     return index

@@ -1,4 +1,4 @@
-"""Which features an index is made of, and how it is searched for a query."""
+"""Choose the features that an index is built from."""
 
 from __future__ import annotations
 
@@ -26,17 +26,20 @@ def choose_features(
     checkpoints: CheckpointSet,
     setup: Callable[[], SolverSetup],
 ) -> tuple[str, list[Features] | np.ndarray]:
-    """Decide which features an index is made of: the user's, those of an index that is added to, or the setting's.
+    """Choose the features of an index: the user's, those of an index to extend, or those of `args.index_features`.
 
     Args:
-        dataset (`datasets.Dataset`): What is indexed.
-        given (`np.ndarray` or `str`, *optional*): The user's features, or the column that holds them.
-        add_to ([`InfluenceIndex`], *optional*): The index to which rows are added.
-        checkpoints ([`CheckpointSet`]): Where features are computed.
-        setup (`Callable`): Makes the setup of the checkpoint that is in the model, with the settings.
+        dataset (`datasets.Dataset`): The dataset to index.
+        given (`np.ndarray` or `str`, *optional*): The user's features, or the name of the column that holds them.
+        add_to ([`InfluenceIndex`], *optional*): The index to extend.
+        checkpoints ([`CheckpointSet`]): The checkpoints at which features are computed.
+        setup (`Callable`): Returns the solver setup of the checkpoint that is currently loaded.
 
     Returns:
-        The name of the features, and what computes them at each checkpoint, or the user's array (N, d).
+        `tuple`: The name of the features, and either one extractor per checkpoint or the user's array (N, d).
+
+    Raises:
+        InfluenceError: If the user's features have the wrong shape, or the model lacks the layer that they come from.
     """
     if given is not None:
         return "own", custom_features(dataset, given)
@@ -50,16 +53,16 @@ def choose_features(
 
 
 def index_features(setup: SolverSetup, num_checkpoints: int) -> Features:
-    """The features that `args.index_features` names, at the checkpoint that is in the model.
+    """Return the extractor of `args.index_features` for the checkpoint that is currently loaded.
 
-    Several checkpoints share the numbers of a sketch.
+    With several checkpoints, `args.index_size` entries of a gradient sketch are divided among them.
     """
     args, objective = setup.args, setup.objective
     if args.index_features in ("pooled", "mean_pooled"):
         return PooledFeatures(objective, args.index_features == "mean_pooled")
     if args.index_features == "gradient_sketch":
         size = min(max(1, args.index_size // num_checkpoints), objective.space.size)
-        made_index(size * num_checkpoints, args.index_factory, True, args.index_search)  # refused before the fit
+        made_index(size * num_checkpoints, args.index_factory, True, args.index_search)  # raises before the long fit
         return GradientFeatures(objective, leading_parts(setup.factors(), size))
     modules = {id(module): name for name, module in objective.model.named_modules()}
     layers = captured_layers(objective, setup.examples.take([0]))
@@ -67,27 +70,29 @@ def index_features(setup: SolverSetup, num_checkpoints: int) -> Features:
 
 
 def features_of(index: InfluenceIndex, objective: Objective) -> list[Features]:
-    """The features that an index was made of, at each checkpoint."""
+    """Return the extractors that an index was built with, one per checkpoint."""
     if index.parts is None:
         features = PooledFeatures(objective, index.name == "mean_pooled")
         return [features] * (index.faiss_index.d // features.size)
     device = objective.model.device
-    return [GradientFeatures(objective, [part.to(device) for part in own]) for own in index.parts]
+    return [GradientFeatures(objective, [part.to(device) for part in parts]) for parts in index.parts]
 
 
 def custom_features(dataset: Dataset, features: np.ndarray | str) -> np.ndarray:
-    """Features (N, d) that the user brings, as an array or in a column.
+    """Return the user's features (N, d) as a float32 array, given as an array or as the name of a column.
 
     Raises:
-        ValueError: If there is not one row for each example.
+        InfluenceError: If there is no such column, or not one row of features per example.
     """
     if isinstance(features, str):
         if features not in dataset.column_names:
-            raise InfluenceError(f"features={features!r}: the columns are {', '.join(dataset.column_names)}.")
+            raise InfluenceError(
+                f"features={features!r}: the columns are {', '.join(dataset.column_names)}; give one of them."
+            )
         features = dataset.with_format("numpy")[:][features]
-    found = np.ascontiguousarray(features, dtype=np.float32)
-    if found.ndim != 2 or len(found) != len(dataset):
+    matrix = np.ascontiguousarray(features, dtype=np.float32)
+    if matrix.ndim != 2 or len(matrix) != len(dataset):
         raise InfluenceError(
-            f"features: they have the shape {found.shape}; give ({len(dataset)}, d), a row an example."
+            f"features: they have the shape {matrix.shape}; give ({len(dataset)}, d), one row per example."
         )
-    return found
+    return matrix

@@ -1,4 +1,4 @@
-"""`InfluenceIndex`: a FAISS index with what belongs to it, on disk and attached to its dataset."""
+"""Save, load, search, attach and publish an index: `InfluenceIndex`."""
 
 from __future__ import annotations
 
@@ -54,15 +54,21 @@ MANIFEST_TYPES = {
 
 @dataclass
 class InfluenceIndex:
-    """An index over the rows of one dataset, made with one model.
+    """A nearest-neighbour index over the rows of one dataset, built with one model.
 
     Attributes:
-        name (`str`): Its features: `"pooled"`, `"mean_pooled"`, `"last_layer_gradient"`, `"gradient_sketch"`
-            or `"own"`.
+        name (`str`): The kind of its features: `"pooled"`, `"mean_pooled"`, `"last_layer_gradient"`,
+            `"gradient_sketch"`, or `"own"` if the user supplied them.
         faiss_index (`faiss.Index`): The vectors.
-        manifest (`dict`): Model and dataset that it belongs to, sizes, settings and files.
-        folder (`Path`): Where it lies.
-        parts (`list[list[Part]]`, *optional*): Which entries of gradients the features are, for each checkpoint.
+        manifest (`dict`): Digests of the model and dataset that it was built with, sizes, settings and files.
+        folder (`Path`): The folder that it was loaded from.
+        parts (`list[list[Part]]`, *optional*): For features that are gradient entries: the entries, per checkpoint.
+
+    Example:
+        ```python
+        index = trainer.build_index()
+        print(len(index), index.name, index.folder)
+        ```
     """
 
     name: str
@@ -76,37 +82,61 @@ class InfluenceIndex:
 
     @property
     def identity(self) -> str:
-        """What its answers depend on: the same when it is built again."""
-        # Leaves out the parts, which model and settings decide: safetensors writes its header in no fixed order.
+        """Everything that search results depend on; rebuilding the same index gives the same identity."""
+        # The file of the parts is left out: safetensors writes its header in no fixed order, so that equal parts may
+        # have different digests, and model and settings determine the parts anyway.
         shards = {name: file["sha256"] for name, file in self.manifest["files"].items() if name != PARTS}
         return json.dumps(self.manifest | {"files": shards})
 
     def search(self, queries: np.ndarray, k: int) -> np.ndarray:
-        """The rows (Q, k) nearest to each query (Q, d), nearest first; by inner product those at both ends, in turns.
+        """Return the k nearest rows of each query, nearest first.
+
+        With inner products, rows with the largest and with the smallest one alternate: helpful and harmful candidates
+        are at opposite ends.
+
+        Args:
+            queries (`np.ndarray` of shape `(Q, d)`): Features of the queries.
+            k (`int`): The number of rows per query.
+
+        Returns:
+            `np.ndarray` of shape `(Q, k)`, int64: Positions in the indexed dataset.
 
         Raises:
-            ValueError: If an approximate index visits fewer than k vectors.
+            InfluenceError: If an approximate index returns fewer than k rows.
+
+        Example:
+            ```python
+            rows = index.search(query_features, k=100)
+            ```
         """
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         if self.manifest["inner_product"]:
-            found = search_both_ends(self.faiss_index, queries, k)
+            rows = search_both_ends(self.faiss_index, queries, k)
         else:
-            found = self.faiss_index.search(queries, k)[1]
-        if (found < 0).any():
+            rows = self.faiss_index.search(queries, k)[1]
+        if (rows < 0).any():
             raise InfluenceError(
-                f"num_neighbors={k}: the index found only {int((found >= 0).sum(axis=1).min())} of them with "
+                f"num_neighbors={k}: the index found only {int((rows >= 0).sum(axis=1).min())} of them with "
                 f"index_search={self.manifest['search']!r}; let it visit more, as with 'nprobe=64'."
             )
-        return found.astype(np.int64)
+        return rows.astype(np.int64)
 
     def attach(self, dataset: Dataset) -> None:
-        """Attaches the index to the dataset, in place: `dataset.get_nearest_examples(name, vector, k)` works then.
+        """Attach the index to its dataset, in place, for `get_nearest_examples` and the like of `datasets`.
 
         Raises:
-            ValueError: If the dataset has another number of rows.
+            InfluenceError: If the number of rows of the dataset differs from that of the index.
+
+        Example:
+            ```python
+            index.attach(train)
+            scores, examples = train.get_nearest_examples(index.name, vector, k=5)
+            ```
         """
         if len(dataset) != len(self):
-            raise InfluenceError(f"dataset has {len(dataset):,} rows, but the index holds {len(self):,}.")
+            raise InfluenceError(
+                f"dataset has {len(dataset):,} rows, but the index holds {len(self):,}; give the indexed dataset."
+            )
         dataset._indexes[self.name] = FaissIndex(custom_index=self.faiss_index)
 
     @staticmethod
@@ -119,17 +149,24 @@ class InfluenceIndex:
         parts: list[list[Part]] | None,
         add_to: InfluenceIndex | None = None,
     ) -> None:
-        """Writes an index of vectors, given block by block, into a folder that is whole or not there.
+        """Write an index into a folder, atomically.
 
-        The shards of `add_to` come before them.
+        Args:
+            folder (`Path`): The folder to create or replace.
+            name (`str`): The kind of features.
+            trained (`faiss.Index`): An empty index, trained if it needs training.
+            blocks (`Iterable[np.ndarray]`): The vectors, in blocks of shape (n, d).
+            manifest (`Mapping`): The manifest, without name and files.
+            parts (`list[list[Part]]`, *optional*): The gradient entries that the features consist of.
+            add_to ([`InfluenceIndex`], *optional*): An index whose shards are copied and precede the new vectors.
         """
         with atomic_folder(folder) as temporary:
             for shard in [] if add_to is None else shard_files(add_to.folder):
                 shutil.copyfile(shard, temporary / shard.name)
             write_shards(temporary, trained, blocks, manifest["shard_size"])
             if parts is not None:
-                layers = layers_to_json(part.layer for own in parts for part in own)
-                facts = {"layers": layers, "counts": json.dumps([len(own) for own in parts])}
+                layers = layers_to_json(part.layer for checkpoint in parts for part in checkpoint)
+                facts = {"layers": layers, "counts": json.dumps([len(checkpoint) for checkpoint in parts])}
                 save_file(_tensors(parts), temporary / PARTS, facts)
             files = describe_files(temporary, sorted(file.name for file in temporary.iterdir()))
             text = json.dumps({"name": name, **manifest, "files": files}, indent=2)
@@ -137,39 +174,48 @@ class InfluenceIndex:
 
     @classmethod
     def is_written(cls, folder: Path, name: str, manifest: Mapping[str, Any], parts: list[list[Part]] | None) -> bool:
-        """Whether an index is there, whole, that `write` would write just so, but for its vectors."""
+        """Tell whether the folder holds a complete index with this name, manifest and parts."""
         try:
-            there = cls.load(folder, on_disk=True)
+            written = cls.load(folder, on_disk=True)
         except (OSError, ValueError):
             return False
-        own, wanted = (None if each is None else _tensors(each) for each in (there.parts, parts))
-        if there.name != name or differences(there.manifest, manifest):
+        stored, wanted = (None if each is None else _tensors(each) for each in (written.parts, parts))
+        if written.name != name or differences(written.manifest, manifest):
             return False
-        if own is None or wanted is None:
-            return own is wanted
-        return own.keys() == wanted.keys() and all(torch.equal(own[key], wanted[key].cpu()) for key in own)
+        if stored is None or wanted is None:
+            return stored is wanted
+        return stored.keys() == wanted.keys() and all(torch.equal(stored[key], wanted[key].cpu()) for key in stored)
 
     @classmethod
     def load(cls, folder: str | Path, on_disk: bool = False, device: int | None = None) -> InfluenceIndex:
-        """Reads what was written.
+        """Load an index from a folder.
 
         Args:
-            folder (`str` or `Path`): The index.
-            on_disk (`bool`, *optional*, defaults to `False`): Leaves the vectors in the files and maps them.
-            device (`int`, *optional*): GPU to search on.
+            folder (`str` or `Path`): A folder that `build_index` wrote.
+            on_disk (`bool`, *optional*, defaults to `False`): Whether to memory-map the vectors instead of loading
+                them.
+            device (`int`, *optional*): The GPU to search on.
+
+        Returns:
+            [`InfluenceIndex`]: The index. It is not attached to a dataset.
 
         Raises:
-            FileNotFoundError: If there is no index.
-            ValueError: If a file is not the one that was written.
+            NotFoundError: If the folder holds no index.
+            InfluenceError: If a file differs from its entry in the manifest.
+
+        Example:
+            ```python
+            index = InfluenceIndex.load(trainer.build_index().folder, on_disk=True)
+            ```
         """
         folder = Path(folder)
         if not (folder / MANIFEST).exists():
-            raise NotFoundError(f"{folder} holds no index; trainer.build_index() makes one.")
+            raise NotFoundError(f"{folder} holds no index; trainer.build_index() writes one.")
         manifest = read_manifest(folder / MANIFEST, **MANIFEST_TYPES)
         shards = {file.name for file in shard_files(folder)}
         if not shards or shards != set(manifest["files"]) - {PARTS}:
             raise InfluenceError(
-                f"{folder}: its manifest does not list the shards that are there; build the index anew."
+                f"{folder}: its manifest does not list the shards that are there; build the index again."
             )
         check_files(folder, manifest["files"])
         whole = read_shards(folder, on_disk)
@@ -187,18 +233,28 @@ class InfluenceIndex:
         on_disk: bool = False,
         device: int | None = None,
     ) -> InfluenceIndex:
-        """Reads an index from a folder or from the Hub. Nothing in it is executed.
+        """Load an index from a folder or from the Hub, without executing any code in it.
 
         Args:
-            repo_id_or_path (`str` or `Path`): What `build_index` wrote, or the repository that `push_to_hub` made.
+            repo_id_or_path (`str` or `Path`): A folder that `build_index` wrote, or the id of a repository that
+                `push_to_hub` created.
             revision (`str`, *optional*): A branch, tag or commit of the repository.
             token (`str` or `bool`, *optional*): As in `huggingface_hub`.
-            on_disk (`bool`, *optional*, defaults to `False`): Leaves the vectors in the files and maps them.
-            device (`int`, *optional*): GPU to search on.
+            on_disk (`bool`, *optional*, defaults to `False`): Whether to memory-map the vectors instead of loading
+                them.
+            device (`int`, *optional*): The GPU to search on.
+
+        Returns:
+            [`InfluenceIndex`]: The index. It is not attached to a dataset; `trainer.load_index` does that.
 
         Raises:
-            FileNotFoundError: If there is no such folder or repository, or no index in it.
-            ValueError: If a file is not what the manifest says.
+            NotFoundError: If there is no such folder or repository, or no index in it.
+            InfluenceError: If a file differs from its entry in the manifest.
+
+        Example:
+            ```python
+            index = InfluenceIndex.from_pretrained("me/demo-index")
+            ```
         """
         return cls.load(fetch(repo_id_or_path, "indexes/", MANIFEST, revision, token), on_disk, device)
 
@@ -210,50 +266,58 @@ class InfluenceIndex:
         recall: CardSection | None = None,
         **options: Unpack[PushOptions],
     ) -> CommitInfo:
-        """Publishes the index as a dataset repository: its files, a table of the indexed rows, and a card.
+        """Publish the index as a dataset repository: its files, a table of the indexed rows, and a card.
 
-        What is uploaded already is not sent again, so a push that was interrupted goes on when it is repeated.
+        Files that are already uploaded are not sent again, so repeating an interrupted push resumes it.
 
         Args:
-            repo_id (`str`): Where to, as in `"me/mnli-index"`. The repository is created if it is not there.
-            dataset (`datasets.Dataset`, *optional*): What was indexed; only needed for its texts.
-            include_text (`bool`, *optional*, defaults to `False`): Whether the texts, labels and other plain columns
-                of the dataset are published with the positions of its rows.
-            recall ([`Recall`], *optional*): What `hf_fastif.analysis.recall` returned, for the card.
+            repo_id (`str`): The repository, as in `"me/mnli-index"`; created if it does not exist.
+            dataset (`datasets.Dataset`, *optional*): The dataset that was indexed; only needed for `include_text`.
+            include_text (`bool`, *optional*, defaults to `False`): Whether to publish the texts, labels and other
+                plain columns of the dataset along with the row numbers.
+            recall ([`Recall`], *optional*): The return value of `hf_fastif.analysis.recall`, for the card.
             **options: `private`, `revision` (a branch, created if needed), `create_pr`, `token` and `commit_message`,
                 as in `huggingface_hub`.
 
         Returns:
-            `huggingface_hub.CommitInfo`: The commit, or the pull request.
+            `huggingface_hub.CommitInfo`: The commit or pull request.
 
         Raises:
-            PermissionError: If the token may not write there.
-            ValueError: If texts are asked for without the dataset that holds them, or with another one.
+            NotAllowedError: If the token has no write access to the repository.
+            InfluenceError: If `include_text` is set and `dataset` is missing or has a different number of rows.
+
+        Example:
+            ```python
+            index.push_to_hub("me/mnli-index", private=True)
+            ```
         """
         return push_index(self, repo_id, dataset, include_text, recall, **options)
 
     def emptied(self) -> faiss.Index:
-        """An index like this one, trained and without vectors, to fill more shards."""
+        """Return a trained copy without vectors, to fill further shards."""
         index = read_shard(shard_files(self.folder)[-1])
         index.reset()
         return index
 
     def check(self, belongs: Mapping[str, str]) -> None:
-        """Refuses another model, another loss, another dataset or another order of its rows.
+        """Refuse the index if it was built with another model, loss, dataset or order of rows.
+
+        Args:
+            belongs (`Mapping[str, str]`): Current digests of model, trained parameters, dataset and loss.
 
         Raises:
-            ValueError: If the index was made with something else, naming both.
+            InfluenceError: If a digest differs; the message gives both.
         """
         for what in differences(self.manifest, belongs):
             raise InfluenceError(
-                f"The index {self.name!r} was made with the {what} {self.manifest.get(what)}, and this is "
-                f"{belongs[what]}; build it anew with trainer.build_index()."
+                f"The index {self.name!r} was built with the {what} {self.manifest.get(what)}, and this is "
+                f"{belongs[what]}; build it again with trainer.build_index()."
             )
 
 
 def _tensors(parts: list[list[Part]]) -> dict[str, torch.Tensor]:
-    every = [part for own in parts for part in own]
-    return {f"{name}/{i}": getattr(part, name).contiguous() for i, part in enumerate(every) for name in TENSORS}
+    flat = [part for checkpoint in parts for part in checkpoint]
+    return {f"{name}/{i}": getattr(part, name).contiguous() for i, part in enumerate(flat) for name in TENSORS}
 
 
 def _read_parts(path: Path) -> list[list[Part]]:
@@ -261,6 +325,6 @@ def _read_parts(path: Path) -> list[list[Part]]:
         layers = layers_from_json(file.metadata()["layers"])
         counts = json.loads(file.metadata()["counts"])
         if sum(counts) != len(layers):
-            raise InfluenceError(f"{len(layers)} parts are not {sum(counts)}")
-        every = (Part(layer, *(file.get_tensor(f"{name}/{i}") for name in TENSORS)) for i, layer in enumerate(layers))
-        return [[next(every) for _ in range(count)] for count in counts]
+            raise InfluenceError(f"it describes {len(layers)} layers and {sum(counts)} parts")
+        flat = (Part(layer, *(file.get_tensor(f"{name}/{i}") for name in TENSORS)) for i, layer in enumerate(layers))
+        return [[next(flat) for _ in range(count)] for count in counts]

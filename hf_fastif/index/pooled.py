@@ -1,4 +1,4 @@
-"""What the index compares: the representation of an example that the classifier sees."""
+"""Use pooled states as features: the representation of an example that the classifier sees."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from hf_fastif.model import IGNORED, Batch, Objective, TokenHead, without_adapte
 
 
 class PooledFeatures:
-    """The model's pooled final state: what its output layer is applied to (section 3.2, footnote 4), compared by L2.
+    """Extractor of the input of the model's output layer (section 3.2, footnote 4 of the paper), compared by L2.
 
-    For BERT that is the pooler's output, as in the authors' code; other encoders have other poolers. Heads that
-    score every token are read at the last token, where a language model knows most of the text, or their states are
-    averaged; of a sequence-to-sequence model these are the decoder's, at the labels.
+    For BERT this is the output of the pooler, as in the authors' code; other encoders have other poolers. For heads
+    that score every token it is the state of the last token, where a language model has read the whole text, or the
+    mean of all states. For sequence-to-sequence models it is taken from the decoder, at the labels.
 
     Args:
         objective (`Objective`): The model.
-        mean (`bool`, *optional*, defaults to `False`): Whether the states of all tokens are averaged.
+        mean (`bool`, *optional*, defaults to `False`): Whether to average the states of all tokens.
 
     Raises:
-        ValueError: If the model has no linear output layer for its labels.
+        InfluenceError: If the model has no linear output layer for its labels.
     """
 
     inner_product = False
@@ -36,11 +36,11 @@ class PooledFeatures:
         self.size = self.head.in_features
 
     def of_batch(self, batch: Batch) -> torch.Tensor:
-        """The features (B, size) of a batch, from one forward pass."""
+        """Compute the features (B, size) of a batch, with one forward pass."""
         seen: list[torch.Tensor] = []
         hook = self.head.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
         try:
-            with torch.no_grad():  # not inference_mode: its tensors cannot enter a later derivative
+            with torch.no_grad():  # not inference_mode, whose tensors cannot enter a later derivative
                 self.objective.logits(self.objective.theta, batch)
         finally:
             hook.remove()
@@ -50,14 +50,14 @@ class PooledFeatures:
         if states.ndim == 2:
             return states
         mask = self._inside(states, batch)
-        states = states[:, -mask.shape[1] :]  # prompts of adapters stand before the text
+        states = states[:, -mask.shape[1] :]  # prompt-tuning adapters put virtual tokens before the text
         if self.mean:
             return (states * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp_min(1)
-        last = mask.shape[1] - 1 - mask.flip(1).long().argmax(dim=1)  # the rightmost one
+        last = mask.shape[1] - 1 - mask.flip(1).long().argmax(dim=1)  # the last token that is not padding
         return states[torch.arange(len(states), device=states.device), last]
 
     def _inside(self, states: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Which of the states (B, T, size) are those of tokens (B, T), and not of padding."""
+        """Return a mask (B, T) of the states (B, T, size) that belong to tokens and not to padding."""
         head = self.objective.head
         if isinstance(head, TokenHead) and head.prepare is not None:
             return batch["labels"] != IGNORED
@@ -65,15 +65,15 @@ class PooledFeatures:
         return batch.get("attention_mask", whole).bool()
 
     def of_queries(self, queries: ExampleBatches, sweep: DatasetSweep) -> np.ndarray:
-        """The features (Q, size) of all examples of a dataset."""
+        """Compute the features (Q, size) of all queries."""
         return sweep.over(queries, np.arange(len(queries)), self.size, self.of_batch, "Features")
 
 
 def output_layer(objective: Objective) -> nn.Linear:
-    """The last linear layer: of a language model over its vocabulary, else with one output for each label.
+    """Return the output layer: over the vocabulary for language models, otherwise the last with one output per label.
 
     Raises:
-        ValueError: If there is none outside of the encoder.
+        InfluenceError: If there is no such linear layer outside the encoder.
     """
     model = without_adapters(objective.model)
     if isinstance(objective.head, TokenHead) and isinstance(model.get_output_embeddings(), nn.Linear):
@@ -84,6 +84,6 @@ def output_layer(objective: Objective) -> nn.Linear:
         if isinstance(module, nn.Linear) and module.out_features == count and id(module) not in encoder:
             return module
     raise InfluenceError(
-        f"model: found no linear layer with {count} outputs (config.num_labels) behind the encoder of "
-        f"{type(model).__name__}; give index_features='gradient_sketch'."
+        f"model: {type(model).__name__} has no linear layer with {count} outputs (config.num_labels) after its "
+        "encoder; give index_features='gradient_sketch'."
     )

@@ -22,7 +22,7 @@ MANIFEST = "manifest.json"
 
 
 class WrittenIndex(Protocol):
-    """What is published of an [`InfluenceIndex`]."""
+    """The attributes of an [`InfluenceIndex`] that are published."""
 
     name: str
     faiss_index: faiss.Index
@@ -41,12 +41,12 @@ def push_index(
     recall: CardSection | None,
     **options: Unpack[PushOptions],
 ) -> CommitInfo:
-    """Publishes an index; see `InfluenceIndex.push_to_hub`."""
+    """Publish an index; see `InfluenceIndex.push_to_hub` for arguments and errors."""
     if include_text and (dataset is None or len(dataset) != len(index)):
         given = "None" if dataset is None else f"{len(dataset):,} rows"
         raise InfluenceError(
-            f"include_text=True, dataset={given}: the texts are those of the {len(index):,} rows that were indexed; "
-            "give the dataset that holds them."
+            f"include_text=True, dataset={given}: the texts come from the {len(index):,} rows that were indexed; "
+            "give the dataset that was indexed."
         )
 
     def stage(folder: Path, repo_id: str) -> tuple[DatasetCard, dict[str, Path]]:
@@ -70,14 +70,14 @@ FEATURES = {
     "mean_pooled": "the mean of the model's last states",
     "last_layer_gradient": "the gradient of the loss in the output layer, (softmax − onehot) × [h; 1]",
     "gradient_sketch": "the entries of the loss gradient that carry most curvature, in EK-FAC's eigenbasis",
-    "own": "features of the publisher's own",
+    "own": "features that the publisher supplied",
 }
 
 
 def index_card(
     index: WrittenIndex, repo_id: str, include_text: bool, recall: CardSection | None, has_figure: bool
 ) -> DatasetCard:
-    """The card of an index; see `push_index`."""
+    """Return the card of an index; see `InfluenceIndex.push_to_hub` for the arguments."""
     manifest = index.manifest
     return dataset_card(
         "index.md",

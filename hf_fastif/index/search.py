@@ -17,20 +17,20 @@ from hf_fastif.index.features import features_of
 from hf_fastif.index.influence_index import InfluenceIndex
 
 
-# Finds the candidates (n, k) of n queries, given their numbers and their s_test (n, P).
+# Returns the candidates (n, k) of n queries, given their positions and their s_test (n, P).
 Search = Callable[[range, torch.Tensor], np.ndarray]
 
 
 @dataclass(frozen=True)
 class IndexSearch:
-    """Finds k candidates of queries: by their s_test where the index holds gradients, else by their features.
+    """A search for the k candidates of each query: by s_test if the index holds gradients, otherwise by features.
 
     Attributes:
-        index ([`InfluenceIndex`]): What is searched.
-        checkpoints ([`CheckpointSet`]): Where features are computed.
-        k (`int`): Candidates of each query.
-        sweep (`DatasetSweep`): How passes over the queries are cut up.
-        query_features (`np.ndarray` of shape `(Q, d)`, *optional*): Features of the queries, unless the index holds
+        index ([`InfluenceIndex`]): The index to search.
+        checkpoints ([`CheckpointSet`]): The checkpoints at which features are computed.
+        k (`int`): The number of candidates per query.
+        sweep (`DatasetSweep`): Divides a pass over the queries into batches and processes.
+        query_features (`np.ndarray` of shape `(Q, d)`, *optional*): Features of the queries; None if the index holds
             gradients.
     """
 
@@ -41,8 +41,8 @@ class IndexSearch:
     query_features: np.ndarray | None
 
     def __call__(self, numbers: range, vectors: torch.Tensor) -> np.ndarray:
-        """Find the candidates (n, k) of the queries with these numbers and this s_test (n, P)."""
-        return from_main(  # the other processes have the index on disk
+        """Return the candidates (n, k) of the queries at these positions, whose s_test is `vectors` (n, P)."""
+        return from_main(  # only the main process holds the vectors in memory
             lambda: self.index.search(self._features(numbers, vectors), self.k), self.sweep.accelerator
         )
 
@@ -66,18 +66,18 @@ def query_features_of(
     as_one: bool,
     sweep: DatasetSweep,
 ) -> np.ndarray | None:
-    """Return the features (Q, d) that queries are searched by; None where the index compares with s_test.
+    """Return the features (Q, d) to search with; None if the index is searched with s_test.
 
     Args:
-        index ([`InfluenceIndex`]): What is searched.
-        checkpoints ([`CheckpointSet`]): Where features are computed.
+        index ([`InfluenceIndex`]): The index to search.
+        checkpoints ([`CheckpointSet`]): The checkpoints at which features are computed.
         queries (`ExampleBatches`): The examples.
-        given (`np.ndarray` of shape `(Q, d)`, *optional*): The user's, for an index of the user's own features.
-        as_one (`bool`): Whether all examples are one query; its features are their mean (1, d).
-        sweep (`DatasetSweep`): How passes over the queries are cut up.
+        given (`np.ndarray` of shape `(Q, d)`, *optional*): The user's features, for an index of the user's features.
+        as_one (`bool`): Whether all examples form a single query; its features are their mean (1, d).
+        sweep (`DatasetSweep`): Divides a pass over the queries into batches and processes.
 
     Raises:
-        InfluenceError: If the index is of the user's own features and those of the queries are missing.
+        InfluenceError: If the index holds the user's features and there is not one row of them per query.
     """
     if index.parts is not None:
         return None
@@ -86,8 +86,8 @@ def query_features_of(
         features = _pooled(index, checkpoints, queries, sweep)
     if features is None or len(features) != len(queries):
         raise InfluenceError(
-            "query_features: the index is of features of your own; give those of the examples, an array of shape "
-            f"({len(queries)}, d)."
+            "query_features: the index was built from features that you supplied; give those of the queries too, an "
+            f"array of shape ({len(queries)}, d)."
         )
     return features.mean(axis=0, keepdims=True) if as_one else features
 

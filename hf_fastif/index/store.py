@@ -1,4 +1,4 @@
-"""FAISS indexes: made, filled, searched at both ends, and kept in shards that may stay on disk."""
+"""Create, fill and search FAISS indexes, which are stored in shards that may stay on disk."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from hf_fastif.errors import InfluenceError
 
 
 def made_index(size: int, factory: str, inner_product: bool, search: str | None) -> faiss.Index:
-    """What `faiss.index_factory` makes, neither trained nor filled.
+    """Return an index of `faiss.index_factory`, neither trained nor filled.
 
     Args:
-        size (`int`): Numbers in a vector.
-        factory (`str`): Such as `"Flat"`, `"SQfp16"` (half the memory), `"IVF256,Flat"`, `"HNSW32"`, `"IVF256,PQ32"`.
-        inner_product (`bool`): Whether vectors are compared by inner product; else by L2 distance.
-        search (`str`, *optional*): Parameters of the search, such as `"nprobe=16"`; they are saved with the index.
+        size (`int`): The length of a vector.
+        factory (`str`): A factory string: `"Flat"`, `"SQfp16"` (half the memory), `"IVF256,Flat"`, `"HNSW32"`, ...
+        inner_product (`bool`): Whether vectors are compared by inner product; otherwise by L2 distance.
+        search (`str`, *optional*): Search parameters such as `"nprobe=16"`; they are saved with the index.
 
     Raises:
-        ValueError: If FAISS does not know the factory string or the parameters.
+        InfluenceError: If FAISS does not know the factory string or the parameters.
     """
     metric = faiss.METRIC_INNER_PRODUCT if inner_product else faiss.METRIC_L2
-    with _named(f"index_factory={factory!r}, index_search={search!r}, vectors of {size} numbers"):
+    with _faiss_errors(f"index_factory={factory!r}, index_search={search!r}, vectors of {size} numbers"):
         index = faiss.index_factory(size, factory, metric)
         if search is not None:
             faiss.ParameterSpace().set_index_parameters(index, search)
@@ -34,20 +34,20 @@ def made_index(size: int, factory: str, inner_product: bool, search: str | None)
 
 
 def train_index(index: faiss.Index, factory: str, vectors: np.ndarray) -> None:
-    """Trains an index of that factory, in place, on vectors (n, size) drawn from those to come.
+    """Train an index in place on a sample (n, d) of the vectors that it will hold.
 
     Raises:
-        ValueError: If the sample is too small.
+        InfluenceError: If the sample is too small for the factory.
     """
-    with _named(f"index_factory={factory!r}, trained on {len(vectors)} vectors"):
+    with _faiss_errors(f"index_factory={factory!r}, trained on {len(vectors)} vectors"):
         index.train(np.ascontiguousarray(vectors, dtype=np.float32))
 
 
 def on_device(index: faiss.Index, device: int | None) -> faiss.Index:
-    """The index on a GPU, or as it is for None.
+    """Return a copy of the index on a GPU, or the index itself if `device` is None.
 
     Raises:
-        ValueError: If FAISS sees no such GPU.
+        InfluenceError: If FAISS sees no such GPU.
     """
     if device is None:
         return index
@@ -60,9 +60,9 @@ def on_device(index: faiss.Index, device: int | None) -> faiss.Index:
 
 
 def write_shards(folder: Path, trained: faiss.Index, blocks: Iterable[np.ndarray], shard_size: int) -> None:
-    """Adds vectors, given block by block, and writes a file for every `shard_size` of them.
+    """Write blocks of vectors into one file per `shard_size` vectors.
 
-    Files that are there already stay, and the new ones follow them: that is how an index is added to.
+    Existing shards stay and the new ones follow them, which extends an index.
     """
     first = len(shard_files(folder))
     shard, number = faiss.clone_index(trained), first
@@ -79,9 +79,9 @@ def write_shards(folder: Path, trained: faiss.Index, blocks: Iterable[np.ndarray
 
 
 def read_shards(folder: Path, on_disk: bool = False) -> faiss.Index:
-    """The index whose shards lie in a folder; `on_disk` leaves the vectors in the files and maps them.
+    """Read the index whose shards are in a folder; `on_disk` memory-maps the vectors instead of loading them.
 
-    Shards are searched one after the other and their answers merged; rows are numbered through.
+    A search visits one shard after the other and merges the results; rows are numbered across shards.
     """
     shards = [read_shard(file, on_disk) for file in shard_files(folder)]
     if len(shards) == 1:
@@ -96,19 +96,19 @@ def read_shards(folder: Path, on_disk: bool = False) -> faiss.Index:
 
 
 def read_shard(file: Path, on_disk: bool = False) -> faiss.Index:
-    """Reads one file, which may be damaged, or somebody else's.
+    """Read one shard; the file may be damaged or come from an untrusted source.
 
     Raises:
-        ValueError: If FAISS cannot read it.
+        InfluenceError: If FAISS cannot read it.
     """
-    # A file may name another one, for lists that stay on disk; then it must be one beside it.
+    # A file may refer to another one, for inverted lists that stay on disk; this flag confines it to the same folder.
     flags = faiss.IO_FLAG_ONDISK_SAME_DIR | (faiss.IO_FLAG_MMAP_IFC if on_disk else 0)
     before = faiss.get_deserialization_loop_limit(), faiss.get_deserialization_vector_byte_limit()
-    most = 2 * file.stat().st_size + (1 << 20)  # what it can hold; lengths in a damaged file may be any number
-    faiss.set_deserialization_loop_limit(most)
-    faiss.set_deserialization_vector_byte_limit(most)
+    limit = 2 * file.stat().st_size + (1 << 20)  # a damaged file may declare lengths that exhaust the memory
+    faiss.set_deserialization_loop_limit(limit)
+    faiss.set_deserialization_vector_byte_limit(limit)
     try:
-        with _named(f"{file} cannot be read"):
+        with _faiss_errors(f"{file} cannot be read"):
             return faiss.read_index(str(file), flags)
     finally:
         faiss.set_deserialization_loop_limit(before[0])
@@ -116,32 +116,32 @@ def read_shard(file: Path, on_disk: bool = False) -> faiss.Index:
 
 
 def shard_files(folder: Path) -> list[Path]:
-    """The files of an index, in the order of their rows."""
+    """List the shards in a folder, in the order of their rows."""
     return sorted(folder.glob("shard-*.faiss"))
 
 
 def search_both_ends(index: faiss.Index, queries: np.ndarray, k: int) -> np.ndarray:
-    """The rows (Q, k) with the largest and with the smallest inner product with each query, in turns.
+    """Return the rows (Q, k) with the largest and the smallest inner product with each query, alternating.
 
-    Helpful and harmful examples lie at opposite ends of an inner product, and one end is often the stronger one: half
-    of k for each end finds the strongest of both. Where an index finds too few, -1 fills the rest.
+    Helpful and harmful examples are at opposite ends of the inner product. One end is often stronger than the other,
+    so each gets half of k. If an approximate index returns fewer rows, the rest are -1.
     """
     ends = index.search(queries, k)[1], index.search(-queries, k)[1]
-    found = np.full((len(queries), k), -1, dtype=np.int64)
+    nearest = np.full((len(queries), k), -1, dtype=np.int64)
     for query, rows in enumerate(np.stack(ends, axis=2).reshape(len(queries), -1)):
-        first = np.sort(np.unique(rows, return_index=True)[1])  # a row may be found at both ends
+        first = np.sort(np.unique(rows, return_index=True)[1])  # both ends may return the same row
         rows = rows[first][rows[first] >= 0][:k]
-        found[query, : len(rows)] = rows
-    return found
+        nearest[query, : len(rows)] = rows
+    return nearest
 
 
 @contextmanager
-def _named(what: str) -> Iterator[None]:
-    """Says what FAISS was asked for when it refuses."""
+def _faiss_errors(prefix: str) -> Iterator[None]:
+    """Raise the errors of FAISS as InfluenceErrors that begin with `prefix`."""
     try:
         yield
     except RuntimeError as error:
-        raise InfluenceError(f"{what}: {str(error).strip().splitlines()[-1]}") from error
+        raise InfluenceError(f"{prefix}: {str(error).strip().splitlines()[-1]}") from error
 
 
 def _write(folder: Path, number: int, shard: faiss.Index) -> None:

@@ -1,4 +1,4 @@
-"""Solving for some queries and scoring candidates for them, a few queries at a time, at one checkpoint or several."""
+"""Compute s_test and scores, a few queries at a time, at one checkpoint or several."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ from hf_fastif.scoring import (
 from hf_fastif.solvers import Repeated, Solution, Solver, SolverSetup
 
 
-# What a solver makes of the queries of some numbers, by some processes.
+# Applies a solver to the queries at some positions, on one process or on all.
 Solve = Callable[[Solver, range, Accelerator | SingleProcess], Tensors]
-# A candidate that several queries share is scored for all of them from its gradient, which costs about that many
-# times what scoring it for one of them costs in forward mode.
+# The cost of scoring a candidate for all queries from its gradient, relative to scoring it for one query in forward
+# mode.
 SHARED_COST = 1.5
 
 
 @dataclass
 class Attribution:
-    """One piece of work: no more than the vectors of `args.query_batch_size` queries are in memory.
+    """A computation of s_test or scores, with the vectors of at most `args.query_batch_size` queries in memory.
 
     Attributes:
-        objective (`Objective`): The loss of training.
-        args ([`InfluenceConfig`]): Solver, scoring and sizes.
-        checkpoints ([`CheckpointSet`]): The moments of training that are summed over.
-        setup (`Callable`): Makes the `SolverSetup` of the checkpoint that is in the model, if one is needed.
-        sweep (`DatasetSweep`): How passes over examples are cut up.
-        partials (`PartialResults`): Keeps what is finished.
+        objective (`Objective`): The training loss.
+        args ([`InfluenceConfig`]): Solver, scoring method and batch sizes.
+        checkpoints ([`CheckpointSet`]): The checkpoints to sum over.
+        setup (`Callable`): Returns the `SolverSetup` of the checkpoint that is currently loaded.
+        sweep (`DatasetSweep`): Divides a pass over examples into batches and processes.
+        partials (`PartialResults`): Stores finished parts, so that an interrupted computation can resume.
     """
 
     objective: Objective
@@ -65,14 +65,14 @@ class Attribution:
 
     @property
     def scoring(self) -> str:
-        """How the candidates of all queries were scored."""
+        """A description of how the candidates were scored."""
         if len(self._scorings) < 2:
             return "".join(self._scorings)
         return "; ".join(f"{count} queries by {why}" for why, count in self._scorings.items())
 
     def s_test(self, queries: Queries) -> Solution:
-        """Solve for every query."""
-        return Solution.stack([self._solution(queries, i) for i in range(len(queries.groups()))])
+        """Compute s_test of every query."""
+        return Solution.concat_queries([self._solution(queries, i) for i in range(len(queries.groups()))])
 
     def score(
         self,
@@ -87,10 +87,10 @@ class Attribution:
         Args:
             queries (`Queries`): Q queries.
             pool (`ExampleBatches`): The candidates.
-            search (`Search`, *optional*): Finds the candidates (n, k) of n queries, given their numbers and their
-                s_test; None scores the whole pool for all queries in one pass.
-            s_test ([`Solution`], *optional*): Of the queries, if it is known.
-            num_shown (`int`, *optional*): For how many candidates of each direction tokens are scored too.
+            search (`Search`, *optional*): Returns the candidates (n, k) of n queries, given their positions and their
+                s_test. None scores the whole pool for all queries in one pass.
+            s_test ([`Solution`], *optional*): s_test of the queries, if it is already known.
+            num_shown (`int`, *optional*): The number of candidates per direction whose tokens are scored too.
         """
         for i, numbers in enumerate(queries.groups()):
 
@@ -114,7 +114,7 @@ class Attribution:
             yield from group
 
     def self_influence(self, pool: ExampleBatches) -> np.ndarray:
-        """Compute grad L^T (C + lambda I)^-1 grad L (N,) of every example of a pool, summed over the checkpoints."""
+        """Compute grad L^T (C + lambda I)^-1 grad L (N,) of each example of a pool, summed over the checkpoints."""
         total = np.zeros(len(pool), dtype=np.float32)
         for number in range(len(self.checkpoints)):
             with self.checkpoints.at(number) as weight:
@@ -135,7 +135,7 @@ class Attribution:
         return self.sweep.over(pool, rows, 1, compute, "Self-influence", self.partials, name)[:, 0]
 
     def _direct_solver(self) -> Literal["ekfac", "identity"] | None:
-        """Name the solver that answers for all examples at once, if it is the one that is meant."""
+        """Return the configured solver if it can solve for all examples at once; otherwise None."""
         if self.args.solver == "auto":
             return "ekfac" if self.args.curvature == "gauss_newton" else None
         return self.args.solver if self.args.solver in ("ekfac", "identity") else None
@@ -151,13 +151,13 @@ class Attribution:
         return torch.cat(parts).float().cpu().numpy()
 
     def _solution(self, queries: Queries, i: int) -> Solution:
-        """Solve for a group of queries at all checkpoints, whose vectors lie one behind the other."""
+        """Compute s_test of the i-th group of queries; the vectors of all checkpoints are concatenated."""
         if len(self.checkpoints) == 1:
             return self._solution_at(queries, i, 0)
 
         def solve_at_all() -> Tensors:
             parts = [self._solution_at(queries, i, number) for number in range(len(self.checkpoints))]
-            return Solution.joined(parts, self.checkpoints.weights).to_tensors()
+            return Solution.concat_checkpoints(parts, self.checkpoints.weights).to_tensors()
 
         return Solution.from_tensors(self.partials.get(f"queries-{i}.s_test", solve_at_all))
 
@@ -169,22 +169,22 @@ class Attribution:
         return Solution.from_tensors(self._solved(queries.groups(), i, names, number, solve))
 
     def _solved(self, groups: list[range], i: int, names: str, number: int, solve: Solve) -> Tensors:
-        """Apply a solver to a group of examples at a checkpoint.
+        """Apply a solver to the i-th group of examples at a checkpoint.
 
-        Where one group does not keep all processes busy, each process gets a group of its own, as long as there are
-        as many groups as processes. All work together on the groups that are left.
+        If a single group does not keep all processes busy, each process solves for a separate group, as long as there
+        are as many groups as processes. The processes solve for the remaining groups together.
         """
         count = self.sweep.accelerator.num_processes
         first = i - i % count
         shared_out = dict(enumerate(groups[first : first + count], first))
         if 1 < count == len(shared_out) and not self.partials.has(names.format(i)):
             with self.checkpoints.at(number):
-                solver = self._solver(number)  # what it needs is fitted by all
+                solver = self._solver(number)  # all processes fit its factors and spectra together
                 if isinstance(solver, Repeated) and not solver.keeps_all_busy:
                     alone = solver.by_itself()
                     self.partials.compute_missing(
                         {
-                            names.format(j): partial(solve, alone, numbers, alone.accelerator)
+                            names.format(j): partial(solve, alone, numbers, alone.system.accelerator)
                             for j, numbers in shared_out.items()
                         }
                     )
@@ -198,7 +198,7 @@ class Attribution:
     def _scores(
         self, pool: ExampleBatches, vectors: torch.Tensor, candidates: np.ndarray | None, name: str
     ) -> np.ndarray:
-        """Score the candidates (Q, k) of each query, or all examples for all queries; returns (Q, k)."""
+        """Return the scores (Q, k) of the candidates (Q, k) of each query, or of all examples."""
         if candidates is None:
             return self._scores_of_rows(pool, vectors, np.arange(len(pool)), name)
         if self._is_shared(candidates):
@@ -210,7 +210,7 @@ class Attribution:
         return np.concatenate(parts)
 
     def _scores_of_rows(self, pool: ExampleBatches, vectors: torch.Tensor, rows: np.ndarray, name: str) -> np.ndarray:
-        """Score some candidates for all queries; returns (Q, k), summed over the checkpoints."""
+        """Return the scores (Q, k) of the same rows for all queries, summed over the checkpoints."""
         total = np.zeros((len(vectors), len(rows)), dtype=np.float32)
         for number, vectors_there in enumerate(vectors.split(self.objective.space.size, dim=1)):
             with self.checkpoints.at(number):  # Solution has multiplied the vectors by the checkpoint's weight
@@ -228,19 +228,19 @@ class Attribution:
 
     @staticmethod
     def _is_shared(candidates: np.ndarray | None) -> bool:
-        """Tell whether queries are scored together, given the candidates (Q, k) of each, or None for all examples."""
+        """Tell whether to score all queries together, given the candidates (Q, k) of each; None means all examples."""
         return candidates is None or SHARED_COST * len(np.unique(candidates)) < candidates.size
 
     def _tokens(
         self, pool: ExampleBatches, vectors: torch.Tensor, query: QueryScores, num_shown: int
     ) -> TokenInfluence:
-        """Score the tokens of the candidates that a query will be shown, by their rows."""
+        """Return the influence of the tokens of the strongest candidates of a query, by row."""
         rows = query.rows[np.concatenate(list(strongest(query.rows, query.scores, num_shown).values()))]
         by_row = influence_of_tokens(self.objective, self.checkpoints, pool, vectors, rows, self.sweep)
         return {row: values[0] for row, values in zip(rows.tolist(), by_row, strict=True)}
 
     def _solver(self, number: int) -> Solver:
-        """Return the solver of the checkpoint that is in the model."""
+        """Return the solver of the checkpoint that is currently loaded."""
         if number not in self._solvers:
             self._solvers[number] = self.setup().solver()
         return self._solvers[number]

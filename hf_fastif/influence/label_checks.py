@@ -1,4 +1,4 @@
-"""Checks of labels: each row must have one that the model knows and can compute a loss from."""
+"""Check labels: each row must have labels that the model knows and can compute a loss from."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from hf_fastif.data import ExampleBatches
 from hf_fastif.errors import InfluenceError
 from hf_fastif.influence.row_checks import (
     RowCheck,
+    check_column,
     flat,
     is_list,
     is_seen,
-    look_at,
     most_tokens,
     outside,
     rows_with,
@@ -32,20 +32,21 @@ from hf_fastif.influence.row_checks import (
 from hf_fastif.model import IGNORED, Objective, TokenHead, without_adapters
 
 
-LABELS = ("label", "labels", "label_ids")  # columns that collators make "labels" of
+LABELS = ("label", "labels", "label_ids")  # columns that collators turn into "labels"
 
 
 def check_rows_of(name: str, examples: ExampleBatches, objective: Objective, custom_loss: bool = False) -> None:
-    """Look at the labels and lengths of all rows of a dataset.
+    """Check the labels and lengths of all rows of a dataset.
 
     Args:
-        name (`str`): The argument.
+        name (`str`): The argument that the dataset was given as, for messages.
         examples (`ExampleBatches`): Its rows.
         objective (`Objective`): The loss.
-        own_loss (`bool`, *optional*, defaults to `False`): Whether the user computes it, from labels of any shape.
+        custom_loss (`bool`, *optional*, defaults to `False`): Whether the user computes the loss, from labels of any
+            shape.
 
     Raises:
-        InfluenceError: Naming column, row, value and fix, if the model cannot take a row.
+        InfluenceError: If the model cannot take a row; the message names column, row, value and fix.
     """
     dataset, model = examples.dataset, without_adapters(objective.model)
     checks = []
@@ -57,13 +58,13 @@ def check_rows_of(name: str, examples: ExampleBatches, objective: Objective, cus
             checks += _label_checks(name, column, examples, objective)
             checks += [] if custom_loss else _width_checks(name, column, objective)
     for column in dict.fromkeys(check.column for check in checks):
-        look_at(examples, column, [check for check in checks if check.column == column])
+        check_column(examples, column, [check for check in checks if check.column == column])
     if isinstance(objective.head, TokenHead) and objective.head.prepare is None:
         _check_one_each(name, examples)
 
 
 def _check_one_each(name: str, examples: ExampleBatches) -> None:
-    """Check that each row has a label for each of its tokens."""
+    """Check that each row has one label per token."""
     columns, start = ["input_ids", "labels"], 0
     if not set(columns) <= set(examples.dataset.column_names):
         return
@@ -73,8 +74,8 @@ def _check_one_each(name: str, examples: ExampleBatches) -> None:
             if is_seen(examples, start + row, _differ):
                 raise InfluenceError(
                     f"{name}: column 'labels' holds {labels[row]} labels in row {start + row}, which has "
-                    f"{tokens[row]} tokens; give one for each token, -100 where there is no loss (special tokens, the "
-                    "other tokens of a word)."
+                    f"{tokens[row]} tokens; give one per token, -100 where there is no loss (special tokens, and all "
+                    "but the first token of a word)."
                 )
         start += len(table)
 
@@ -90,9 +91,9 @@ def _label_checks(name: str, column: str, examples: ExampleBatches, objective: O
             lambda part: rows_with(part, _is_missing),
             lambda batch: not _is_number(batch.get("labels", batch.get(column))),
             lambda row, _: (
-                f"{name}: column {column!r} holds None or nan in row {row}, and influence is about the loss; leave "
-                f"such rows out with {name}.filter, or put the label in (for a prediction whose true label is not "
-                "known the predicted one)."
+                f"{name}: column {column!r} holds None or nan in row {row}, and influence is defined by the loss; "
+                f"remove such rows with {name}.filter, or fill in the label (the predicted one, if the true label of "
+                "a query is unknown)."
             ),
         ),
         RowCheck(
@@ -125,7 +126,7 @@ def _label_checks(name: str, column: str, examples: ExampleBatches, objective: O
 
 
 def _width_checks(name: str, column: str, objective: Objective) -> list[RowCheck]:
-    """Check that labels that are lists have a number for each output of the model."""
+    """Return the check that a list of labels has one number per output of the model."""
     num_labels = getattr(without_adapters(objective.model).config, "num_labels", 1)
     if objective.head.has_token_outputs or objective.head.choices or num_labels == 1:
         return []
@@ -136,48 +137,48 @@ def _width_checks(name: str, column: str, objective: Objective) -> list[RowCheck
             lambda batch: not isinstance(batch.get("labels"), torch.Tensor) or batch["labels"].shape[-1] != num_labels,
             lambda row, value: (
                 f"{name}: column {column!r} holds a list of {len(value)} in row {row}, and the model has {num_labels} "
-                "labels (config.num_labels); give a float32 for each, 1.0 for those that the example has and 0.0 for "
-                "the others."
+                "labels (config.num_labels); give one float32 per label, 1.0 for those that the example has and 0.0 "
+                "otherwise."
             ),
         )
     ]
 
 
 def _answer_checks(name: str, column: str, model: nn.Module) -> list[RowCheck]:
-    """Check that the decoder has positions for the labels of sequence to sequence, which it reads."""
-    most = most_tokens(model, "labels")
-    if most is None:
+    """Return the check that the decoder of a sequence-to-sequence model has positions for the labels it reads."""
+    limit = most_tokens(model, "labels")
+    if limit is None:
         return []
     return [
         RowCheck(
             column,
-            lambda part: token_counts(part, np.maximum.reduceat, 0) > most,
-            lambda batch: "labels" in batch and batch["labels"].shape[-1] > most,
+            lambda part: token_counts(part, np.maximum.reduceat, 0) > limit,
+            lambda batch: "labels" in batch and batch["labels"].shape[-1] > limit,
             lambda row, value: (
                 f"{name}: column {column!r} holds {len(value)} tokens in row {row}, and the decoder has positions for "
-                f"{most}; tokenize answers with truncation=True, max_length={most}."
+                f"{limit}; tokenize answers with truncation=True, max_length={limit}."
             ),
         )
     ]
 
 
 def check_label_type(name: str, dataset: Dataset, labels: Any, row: int, objective: Objective) -> None:
-    """Check that classes are whole numbers, and several labels at once a float for each class.
+    """Check that classes are whole numbers, and that several labels per row are one float per class.
 
     Args:
-        name (`str`): The argument.
-        dataset (`Dataset`): It.
-        labels (`torch.Tensor`): Of a few rows, as the model gets them.
+        name (`str`): The argument that the dataset was given as, for messages.
+        dataset (`datasets.Dataset`): The dataset.
+        labels (`torch.Tensor`): Labels of a few rows, as the model gets them.
         row (`int`): The first of these rows.
         objective (`Objective`): The loss.
 
     Raises:
-        InfluenceError: Saying what to cast.
+        InfluenceError: If labels have the wrong type; the message says what to cast.
     """
     column = next((one for one in LABELS if one in dataset.column_names), "labels")
     whole = f"{name}.cast_column({column!r}, datasets.Value('int64'))"
     if not isinstance(labels, torch.Tensor):
-        raise InfluenceError(f"data_collator: it gives labels as a {type(labels).__name__}; give a torch.Tensor.")
+        raise InfluenceError(f"data_collator: it returns labels as a {type(labels).__name__}; return a torch.Tensor.")
     kind, example = labels.dtype, f"{labels[0].tolist()} in row {row}"
     integral = not kind.is_floating_point and kind is not torch.bool
     if objective.head.has_token_outputs or objective.head.choices:
@@ -193,22 +194,22 @@ def check_label_type(name: str, dataset: Dataset, labels: Any, row: int, objecti
     one_each = labels.ndim == 1 or labels.shape[1:] == (1,)
     if one_each and num_labels > 1 and not integral:
         raise InfluenceError(
-            f"{name}: column {column!r} gives one {kind} a row ({example}), and classes are whole numbers; cast "
-            f"them, with {whole}."
+            f"{name}: column {column!r} gives one {kind} per row ({example}), and classes are whole numbers; cast "
+            f"them with {whole}."
         )
     several = problem == "multi_label_classification" or not one_each
     if several and num_labels > 1 and (labels.shape[1:] != (num_labels,) or not kind.is_floating_point):
         raise InfluenceError(
-            f"{name}: column {column!r} gives labels of {kind} and shape {tuple(labels.shape[1:])} a row "
-            f"({example}); for several labels at once the model (config.num_labels={num_labels}) takes "
+            f"{name}: column {column!r} gives labels of {kind} and shape {tuple(labels.shape[1:])} per row "
+            f"({example}); for several labels per row the model (config.num_labels={num_labels}) takes "
             f"{num_labels} floats, 0 or 1: "
-            f"{name}.cast_column({column!r}, datasets.List(datasets.Value('float32'))). For one label a row give its "
-            "number."
+            f"{name}.cast_column({column!r}, datasets.List(datasets.Value('float32'))). For one label per row, give "
+            "its number."
         )
 
 
 def _known_labels(objective: Objective, examples: ExampleBatches) -> int | None:
-    """Count the labels that the model knows; None where labels are not classes."""
+    """Return the number of labels that the model knows; None if labels are not classes."""
     head, model = objective.head, without_adapters(objective.model)
     if head.label_names != ("labels",):
         return None
@@ -240,7 +241,7 @@ def _is_number(labels: Any) -> bool:
 
 
 def _ends(dataset: Dataset, column: str, ignored: bool) -> str:
-    """Name the smallest and the largest label of a column."""
+    """Return the smallest and the largest label of a column, as text."""
     low, high = [], []
     for table in dataset.select_columns(column).with_format("arrow").iter(batch_size=10_000):
         values = table[column].combine_chunks()
@@ -263,6 +264,6 @@ def _names_for_numbers(name: str, column: str, row: int, value: Any, config: Pre
     elif text not in names and not isinstance(value, list):
         fix = f"{name}.class_encode_column({column!r}) (alphabetically), or with {name}.map and a dict"
     return (
-        f"{name}: column {column!r} holds texts ({text!r} in row {row}), and the model takes numbers; map them, with "
-        f"{fix}. The model's names are {', '.join(map(str, names))}."
+        f"{name}: column {column!r} holds texts ({text!r} in row {row}), and the model takes numbers; map them with "
+        f"{fix}. The names of the model's labels are {', '.join(map(str, names))}."
     )

@@ -1,4 +1,4 @@
-"""What a model says about the queries: predictions, losses and the gradients of the losses."""
+"""Compute predictions, losses and loss gradients of queries."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Predictions:
     """Outputs and losses of Q examples, in their order.
 
     Attributes:
-        logits (`np.ndarray` of shape `(Q, C)`): Outputs; no columns where an example has several places (tokens).
+        logits (`np.ndarray` of shape `(Q, C)`): Outputs; C is 0 if examples have several labels (tokens).
         losses (`np.ndarray` of shape `(Q,)`): Losses.
-        labels (`np.ndarray` of shape `(Q,)`): True classes as floats; NaN where the label is not one of several.
-        right (`np.ndarray` of shape `(Q, 2)`, *optional*): Where an example has several places: at how many of its
-            labels the model predicts them, and how many there are.
+        labels (`np.ndarray` of shape `(Q,)`): True classes as floats; NaN if labels are not classes.
+        right (`np.ndarray` of shape `(Q, 2)`, *optional*): If examples have several labels: how many of them the
+            model predicts, and how many there are.
     """
 
     logits: np.ndarray
@@ -36,7 +36,7 @@ class Predictions:
     right: np.ndarray | None = None
 
     def names(self, label_names: list[str]) -> list[str]:
-        """The predicted label of each query; for regression the number; of several places how many are right."""
+        """Return each prediction as text: the label, the number (regression), or how many of several are right."""
         if self.right is not None:
             return [f"{right:.0f} of {count:.0f} right" for right, count in self.right]
         if not self.logits.shape[1]:
@@ -48,34 +48,36 @@ class Predictions:
         return [label_names[label] if named else str(label) for label in classes.tolist()]
 
     def probabilities(self) -> np.ndarray:
-        """The probability (Q,) of the predicted label; NaN where it is not one."""
+        """Return the probability (Q,) of the predicted label; NaN if labels are not classes."""
         if self.logits.shape[1] <= 1:
             return np.full(len(self.logits), np.nan)
         return softmax(self.logits, axis=1).max(axis=1)
 
     def wrong(self) -> np.ndarray:
-        """Whether the label, or one of several, is not the predicted one, bool (Q,).
+        """Tell for each example whether its label, or any of its labels, is not predicted, as booleans (Q,).
 
         Raises:
-            ValueError: If the labels are not one of several classes.
+            InfluenceError: If the labels are not classes.
         """
         if self.right is not None:
             return self.right[:, 0] < self.right[:, 1]
         if np.isnan(self.labels).any() or not self.logits.shape[1]:
             raise InfluenceError(
-                "examples: the labels are not classes (one whole number a row), so no prediction is right or wrong."
+                "examples: the labels are not classes (one whole number per row), so no prediction is right or wrong; "
+                "give a dataset of a classification task."
             )
         return self.logits.argmax(axis=1) != self.labels
 
 
 def predict(objective: Objective, examples: ExampleBatches, sweep: DatasetSweep) -> Predictions:
-    """Runs the model on every example; all processes get the whole answer.
+    """Compute predictions and losses of all examples; every process gets the result for all of them.
 
     Raises:
-        ValueError: If the loss of an example is NaN or infinite.
+        InfluenceError: If the loss of an example is NaN or infinite.
     """
-    own, head = objective.custom_loss is not None or objective.custom_compute_loss is not None, objective.head
-    counted = head.has_token_outputs and not own  # how many labels are predicted
+    custom = objective.custom_loss is not None or objective.custom_compute_loss is not None
+    head = objective.head
+    counted = head.has_token_outputs and not custom  # whether to count the labels that are predicted
     with torch.no_grad():
         shown = objective.custom_compute_loss is None and not head.has_token_outputs
         width = objective.logits(objective.theta, examples.take([0])).shape[1] if shown else 0
@@ -96,41 +98,41 @@ def predict(objective: Objective, examples: ExampleBatches, sweep: DatasetSweep)
 
     columns = 3 if counted else 2 + width if shown else 1
     outputs = sweep.over(examples, np.arange(len(examples)), columns, compute, "Predicting")
-    found = Predictions(
+    predictions = Predictions(
         logits=outputs[:, 2 : 2 + width],
         losses=outputs[:, 0],
         labels=outputs[:, 1] if shown else np.full(len(outputs), np.nan),
         right=outputs[:, 1:] if counted else None,
     )
-    if not np.isfinite(found.losses).all():
-        row = int(np.flatnonzero(~np.isfinite(found.losses))[0])
+    losses = predictions.losses
+    if not np.isfinite(losses).all():
+        row = int(np.flatnonzero(~np.isfinite(losses))[0])
         raise InfluenceError(
-            f"examples: the loss of row {row} is {found.losses[row]}; look at its text and label, and at whether the "
-            "model's weights are whole."
+            f"examples: the loss of row {row} is {losses[row]}; check its text and label, and the model's weights."
         )
-    return found
+    return predictions
 
 
 def loss_gradients(objective: Objective, queries: ExampleBatches, rows: Sequence[int]) -> torch.Tensor:
-    """grad L(z') for chosen queries, shape (Q, P): all at once where layers can tell them apart, else one by one."""
+    """Compute grad L(z') (Q, P) of the given queries: together if all layers can be captured, otherwise one by one."""
     layers = captured_layers(objective, queries.take(rows[:2])) if len(rows) > 1 else []
     if objective.weight_decay or len(covered_names(layers)) < len(objective.theta):
         return torch.stack([objective.gradient(queries.take([row])) for row in rows])
-    found, own = objective.space.empty(len(rows))
+    gradients, by_name = objective.space.empty(len(rows))
     for capture in loss_captures(objective, queries.take(rows), layers):
-        for name, gradients in capture.rows().items():
-            own[name].copy_(gradients[0])
-    return found
+        for name, values in capture.rows().items():
+            by_name[name].copy_(values[0])
+    return gradients
 
 
 def sharded_gradients(
     objective: Objective, queries: ExampleBatches, rows: Sequence[int], accelerator: Accelerator | SingleProcess
 ) -> torch.Tensor:
-    """`loss_gradients`, with the queries dealt to the processes; the same to the last bit on each of them."""
+    """Compute `loss_gradients` with the queries divided among the processes; all get bitwise the same result."""
     if accelerator.num_processes == 1:
         return loss_gradients(objective, queries, rows)
-    found = objective.space.zeros(len(rows), objective.space.size)
-    own = shard_for_rank(range(len(rows)), accelerator)
-    if own:
-        found[own] = loss_gradients(objective, queries, [rows[i] for i in own])
-    return accelerator.reduce(found, "sum")
+    gradients = objective.space.zeros(len(rows), objective.space.size)
+    shard = shard_for_rank(range(len(rows)), accelerator)
+    if shard:
+        gradients[shard] = loss_gradients(objective, queries, [rows[i] for i in shard])
+    return accelerator.reduce(gradients, "sum")

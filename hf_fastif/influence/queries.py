@@ -1,4 +1,4 @@
-"""Queries: what influence is asked about, checked and prepared once per call."""
+"""Check and prepare queries and candidates, once per call."""
 
 from __future__ import annotations
 
@@ -19,29 +19,38 @@ from hf_fastif.model import Objective
 
 @dataclass(frozen=True)
 class QuerySet:
-    """Examples to ask about, and whether each is a query of its own.
+    """Examples whose predictions are attributed, either one query per example or a single query.
 
     Attributes:
-        dataset (`datasets.Dataset`): The examples, tokenized as the training set is, with labels.
-        reduce (`"mean"`, *optional*): Makes one query of all examples, which are called anchors: their mean loss, or
-            the mean of their measure. Unless given, each example is a query.
+        dataset (`datasets.Dataset`): The examples, tokenized like the training set, with labels.
+        reduce (`"mean"`, *optional*): Whether to combine all examples, which are then called anchors, into a single
+            query: their mean loss, or the mean of their measure. By default, each example is a query.
+        rather_than (`datasets.Dataset`, *optional*): As many examples to contrast with, such as the same prompts with
+            other completions. What is attributed is then the difference of the two losses, or measures: why a model
+            prefers each completion to its alternative.
 
     Example:
         ```python
         trainer.find_influential(QuerySet(anchors, reduce="mean"))
+        trainer.find_influential(QuerySet(paris, rather_than=london))
         ```
     """
 
     dataset: Dataset
     reduce: Literal["mean"] | None = None
+    rather_than: Dataset | None = None
 
     def __post_init__(self):
         if self.reduce not in (None, "mean"):
-            raise InfluenceError(f"reduce={self.reduce!r}: give 'mean', or None for a query an example.")
+            raise InfluenceError(f"reduce={self.reduce!r}: give 'mean', or None for one query per example.")
+        if self.rather_than is not None and len(self.rather_than) != len(self.dataset):
+            raise InfluenceError(
+                f"rather_than has {len(self.rather_than)} rows; give one for each of the {len(self.dataset)} examples."
+            )
 
     @classmethod
     def of(cls, examples: Dataset | QuerySet) -> QuerySet:
-        """Return a query set as it is, and a dataset as one in which every example is a query."""
+        """Return a query set unchanged, and a dataset as a query set with one query per example."""
         return examples if isinstance(examples, QuerySet) else cls(examples)
 
 
@@ -50,16 +59,18 @@ class Queries:
     """Queries that are ready to be solved for.
 
     Attributes:
-        query_set (`QuerySet`): What the user gave.
-        batches (`ExampleBatches`): Its examples as the model sees them.
-        objective (`Objective`): What is attributed: the loss, or a measure in its place.
+        query_set (`QuerySet`): The examples and their reduction.
+        batches (`ExampleBatches`): The examples as the model sees them.
+        alternatives (`ExampleBatches`, *optional*): The examples that they are contrasted with.
+        objective (`Objective`): The function to attribute: the loss, or a measure instead.
         loss (`Objective`): The loss.
-        sweep (`DatasetSweep`): How passes over the examples are cut up.
-        group_size (`int`): How many queries are solved and scored together.
+        sweep (`DatasetSweep`): Divides a pass over the examples into batches and processes.
+        group_size (`int`): The number of queries that are solved and scored together.
     """
 
     query_set: QuerySet
     batches: ExampleBatches
+    alternatives: ExampleBatches | None
     objective: Objective
     loss: Objective
     sweep: DatasetSweep
@@ -67,26 +78,36 @@ class Queries:
 
     @property
     def as_one(self) -> bool:
-        """Tell whether all examples are one query."""
+        """Whether all examples form a single query."""
         return self.query_set.reduce is not None
 
     def __len__(self) -> int:
         return 1 if self.as_one else len(self.batches)
 
     @property
+    def measured(self) -> str:
+        """What is attributed, in words."""
+        what = self.objective.measured
+        return what if self.alternatives is None else f"{what} minus that of the alternative"
+
+    @property
     def identity(self) -> str:
-        """What the answers depend on: examples, reduction and measure."""
-        return hexdigest([self.batches.digest, self.query_set.reduce, self.objective.measured])
+        """A digest of everything that results depend on: examples, reduction and measure."""
+        alternatives = None if self.alternatives is None else self.alternatives.digest
+        return hexdigest([self.batches.digest, alternatives, self.query_set.reduce, self.measured])
 
     @cached_property
     def row_digests(self) -> tuple[str, ...]:
-        """A digest of what the model sees of each query."""
+        """A digest of the model's input for each query."""
         digests = self.batches.row_digests
+        if self.alternatives is not None:
+            pairs = zip(digests, self.alternatives.row_digests, strict=True)
+            digests = tuple(hexdigest(pair) for pair in pairs)
         return (hexdigest(digests),) if self.as_one else digests
 
     @cached_property
     def predictions(self) -> Predictions:
-        """What the model says about the examples.
+        """Predictions and losses of the examples.
 
         Raises:
             InfluenceError: If the loss of an example is NaN or infinite.
@@ -94,30 +115,42 @@ class Queries:
         return predict(self.loss, self.batches, self.sweep)
 
     def check_losses(self) -> None:
-        """Refuse queries whose loss is NaN or infinite, now and not in an hour."""
+        """Refuse queries whose loss is NaN or infinite, before the long computation.
+
+        Raises:
+            InfluenceError: If a loss is not finite; the message names the row.
+        """
         _ = self.predictions
 
     def groups(self) -> list[range]:
-        """Return the numbers of the queries of each group."""
+        """Return the positions of the queries of each group."""
         return groups_of(len(self), self.group_size)
 
     def gradients(self, numbers: range, accelerator: Accelerator | SingleProcess) -> torch.Tensor:
-        """Compute the gradient (Q, P) of each of some queries; of anchors (1, P), the mean."""
+        """Compute the gradients (Q, P) of the queries at these positions; for anchors their mean (1, P)."""
+        gradients = self._gradients(self.batches, numbers, accelerator)
+        if self.alternatives is not None:
+            gradients -= self._gradients(self.alternatives, numbers, accelerator)
+        return gradients
+
+    def _gradients(
+        self, examples: ExampleBatches, numbers: range, accelerator: Accelerator | SingleProcess
+    ) -> torch.Tensor:
         if not self.as_one:
-            return sharded_gradients(self.objective, self.batches, numbers, accelerator)
-        count, space = len(self.batches), self.objective.space
+            return sharded_gradients(self.objective, examples, numbers, accelerator)
+        count, space = len(examples), self.objective.space
         total = space.zeros(1, space.size)
         for rows in shard_for_rank(groups_of(count, self.group_size), accelerator):
-            total += loss_gradients(self.objective, self.batches, rows).sum(dim=0, keepdim=True)
+            total += loss_gradients(self.objective, examples, rows).sum(dim=0, keepdim=True)
         return accelerator.reduce(total, "sum") / count
 
 
 @dataclass(frozen=True)
 class CandidatePool:
-    """Training examples that are scored.
+    """The examples to score.
 
     Attributes:
-        name (`str`): The argument that they come from, for messages.
+        name (`str`): The argument that they were given as, for messages.
         dataset (`datasets.Dataset`): The examples with all columns.
         batches (`ExampleBatches`): The examples as the model sees them.
     """
@@ -128,10 +161,10 @@ class CandidatePool:
 
     @property
     def digest(self) -> str:
-        """A digest of what the model sees of them."""
+        """A digest of the model's inputs."""
         return self.batches.digest
 
 
 def groups_of(count: int, size: int) -> list[range]:
-    """Cut numbers from 0 to `count` into ranges of `size`; the last one may be shorter."""
+    """Split the positions from 0 to `count` into ranges of `size`; the last one may be shorter."""
     return [range(start, min(start + size, count)) for start in range(0, count, size)]

@@ -1,4 +1,4 @@
-"""Checks of stored rows: texts must not be empty, longer than the model reads, or of unknown tokens."""
+"""Check stored rows: texts must not be empty, too long for the model, or hold unknown tokens."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from hf_fastif.model import IGNORED
 
 
 TABLES = ("position_embeddings", "position_embedding", "wpe", "embed_positions", "positions_embed")
-ROTATED = ("rotary", "rope", "alibi")  # kinds of positions that need no table, though a model may hold one
-HEAD = 1000  # rows that an example batch is chosen from
+ROTATED = ("rotary", "rope", "alibi")  # these need no table of position embeddings, though a model may have one
+HEAD = 1000  # number of first rows from which an example batch is chosen
 
 
 @dataclass(frozen=True)
 class RowCheck:
-    """Something that a stored column must not hold.
+    """A check of the values of a stored column.
 
     Attributes:
-        column (`str`): Its name.
-        bad (`Callable`): The rows of a part of it that are bad, bool.
-        reaches_model (`Callable`): Whether the collated batch of such a row is bad too; collators may mend rows.
-        message (`Callable`): What to say of the first such row and its value.
+        column (`str`): The name of the column.
+        bad (`Callable`): Returns a mask of the bad rows of a part of the column.
+        reaches_model (`Callable`): Tells whether the collated batch of such a row is bad too; collators may repair
+            rows.
+        message (`Callable`): Returns the error message for the first such row and its value.
     """
 
     column: str
@@ -40,19 +41,19 @@ class RowCheck:
 
 
 def is_seen(examples: ExampleBatches, row: int, reaches_model: Callable[[dict[str, Any]], bool]) -> bool:
-    """Tell whether the model gets the bad value of a row, or the collator fails at it."""
+    """Tell whether the bad value of a row reaches the model, or makes the collator fail."""
     try:
         batch = examples.collate(examples.dataset.__getitems__([row]))
-    except Exception:  # whatever a collator raises
+    except Exception:  # a collator may raise anything
         return True
     return reaches_model(batch)
 
 
-def look_at(examples: ExampleBatches, column: str, checks: list[RowCheck]) -> None:
-    """Look for bad rows in all of a stored column.
+def check_column(examples: ExampleBatches, column: str, checks: list[RowCheck]) -> None:
+    """Apply checks to all rows of a stored column.
 
     Raises:
-        InfluenceError: Naming the first one that reaches the model.
+        InfluenceError: If a bad row reaches the model; the message names the first.
     """
     start = 0
     for table in examples.dataset.select_columns(column).with_format("arrow").iter(batch_size=10_000):
@@ -64,33 +65,33 @@ def look_at(examples: ExampleBatches, column: str, checks: list[RowCheck]) -> No
             row = int(rows[0])
             if is_seen(examples, start + row, check.reaches_model):
                 raise InfluenceError(check.message(start + row, part[row].as_py()))
-            checks.remove(check)  # the collator mends such rows
+            checks.remove(check)  # the collator repairs such rows
         start += len(part)
 
 
 def text_checks(name: str, model: nn.Module) -> list[RowCheck]:
-    """Check that rows have tokens, that the model knows them, and that it has positions for all of them."""
-    most, vocabulary = most_tokens(model, "input_ids"), vocabulary_of(model)
+    """Return the checks that rows have tokens, that the model knows them, and that it has positions for them."""
+    limit, vocabulary = most_tokens(model, "input_ids"), vocabulary_of(model)
     checks = [
         RowCheck(
             "input_ids",
             lambda part: token_counts(part, np.minimum.reduceat, 0) == 0,
             _has_no_token,
             lambda row, _: (
-                f"{name}: column 'input_ids' holds no token in row {row}, and a text of no token has no prediction; "
-                f"leave such rows out, with {name}.filter(lambda row: len(row['input_ids']) > 0)."
+                f"{name}: column 'input_ids' holds no token in row {row}, and without tokens there is no prediction; "
+                f"remove such rows with {name}.filter(lambda row: len(row['input_ids']) > 0)."
             ),
         )
     ]
-    if most is not None:
+    if limit is not None:
         checks.append(
             RowCheck(
                 "input_ids",
-                lambda part: token_counts(part, np.maximum.reduceat, 0) > most,
-                lambda batch: "input_ids" in batch and batch["input_ids"].shape[-1] > most,
+                lambda part: token_counts(part, np.maximum.reduceat, 0) > limit,
+                lambda batch: "input_ids" in batch and batch["input_ids"].shape[-1] > limit,
                 lambda row, value: (
                     f"{name}: column 'input_ids' holds {_longest(value)} tokens in row {row}, and the model has "
-                    f"positions for {most}; tokenize with truncation=True, max_length={most}."
+                    f"positions for {limit}; tokenize with truncation=True, max_length={limit}."
                 ),
             )
         )
@@ -111,7 +112,7 @@ def text_checks(name: str, model: nn.Module) -> list[RowCheck]:
 
 
 def lengths_of(dataset: Dataset) -> list[int]:
-    """Count the tokens of the first rows; the list is empty where they are not known."""
+    """Return the numbers of tokens of the first rows, or an empty list if there are no token ids."""
     if "input_ids" not in dataset.column_names:
         return []
     part = dataset.select_columns("input_ids").with_format("arrow")[:HEAD]["input_ids"].combine_chunks()
@@ -119,64 +120,64 @@ def lengths_of(dataset: Dataset) -> list[int]:
 
 
 def shortest_and_longest(dataset: Dataset) -> list[int]:
-    """Choose two of the first rows, or the only one; if any of them need padding to make a batch, these do."""
+    """Choose the shortest and the longest of the first rows, which need padding if any do; or the only row."""
     lengths = lengths_of(dataset)
     ends = {int(np.argmin(lengths)), int(np.argmax(lengths))} if lengths else {0}
     return sorted(ends) if len(ends) == 2 else list(range(min(2, len(dataset))))
 
 
 def most_tokens(model: nn.Module, column: str) -> int | None:
-    """Count the tokens that a model has position embeddings for; None where it has no table of them.
+    """Return the number of tokens that a model has position embeddings for; None if it has no table of them.
 
     Args:
-        model (`torch.nn.Module`): A model of transformers, without adapters.
-        column (`str`): `"input_ids"`, or the `"labels"` that a decoder reads.
+        model (`torch.nn.Module`): A transformers model, without adapters.
+        column (`str`): `"input_ids"`, or `"labels"` for those that a decoder reads.
     """
     if getattr(model.config, "position_embedding_type", None) in ROTATED:
         return None
     sizes = []
     for path, module in model.named_modules():
-        own, of_decoder = path.split("."), "decoder" in path.split(".")
-        read = not model.config.is_encoder_decoder or of_decoder == (column == "labels")
-        if own[-1] in TABLES and isinstance(module, nn.Embedding) and read and "vision" not in path:
-            # The first rows may be for padding (RoBERTa), or for nothing (BART, OPT).
+        names = path.split(".")
+        reads_column = not model.config.is_encoder_decoder or ("decoder" in names) == (column == "labels")
+        if names[-1] in TABLES and isinstance(module, nn.Embedding) and reads_column and "vision" not in path:
+            # The first rows of the table may be for padding (RoBERTa) or unused (BART, OPT).
             unused = 0 if module.padding_idx is None else module.padding_idx + 1
             sizes.append(module.num_embeddings - getattr(module, "offset", unused))
     return min(sizes, default=None)
 
 
 def vocabulary_of(model: nn.Module) -> int | None:
-    """Count the tokens that a model knows; None where it reads something else."""
+    """Return the size of a model's vocabulary; None if it does not read tokens."""
     size = getattr(model.config.get_text_config(), "vocab_size", None)
     try:
         embeddings = model.get_input_embeddings()
-    except NotImplementedError:  # of a model of sounds, whatever its configuration says of letters
+    except NotImplementedError:  # speech models, though their configuration has a vocabulary
         return None
     return max(size, embeddings.num_embeddings) if size and isinstance(embeddings, nn.Embedding) else None
 
 
 def rows_with(part: pa.Array, bad: Callable[[pa.Array], np.ndarray]) -> np.ndarray:
-    """Find the rows that are bad, or hold a bad value in a list, or in a list of lists."""
+    """Return a mask (n,) of the rows that are bad or hold a bad value in a list or nested lists."""
     if not is_list(part.type):
         return bad(part)
     inner = rows_with(pc.list_flatten(part), bad)
-    found = np.asarray(part.is_null())
-    found[np.asarray(pc.list_parent_indices(part))[inner]] = True
-    return found
+    mask = np.asarray(part.is_null())
+    mask[np.asarray(pc.list_parent_indices(part))[inner]] = True
+    return mask
 
 
 def token_counts(part: pa.Array, reduce: Callable, of_none: int) -> np.ndarray:
-    """Count the tokens (n,) of the text of each row, or of the shortest or longest of several texts."""
+    """Return the number of tokens (n,) of each row, or `reduce` of those of several texts; `of_none` if missing."""
     if not is_list(part.type):
         return np.ones(len(part), dtype=np.int64)
     lengths = np.asarray(pc.fill_null(pc.list_value_length(part), of_none))
     if not is_list(part.type.value_type):
         return lengths
     inner = token_counts(pc.list_flatten(part), reduce, of_none)
-    found = np.full(len(part), of_none)
+    counts = np.full(len(part), of_none)
     starts = np.cumsum(lengths) - lengths
-    found[lengths > 0] = reduce(inner, starts[lengths > 0]) if len(inner) else of_none
-    return found
+    counts[lengths > 0] = reduce(inner, starts[lengths > 0]) if len(inner) else of_none
+    return counts
 
 
 def is_list(kind: pa.DataType) -> bool:
@@ -185,7 +186,7 @@ def is_list(kind: pa.DataType) -> bool:
 
 
 def outside(values: pa.Array, size: int, ignored: bool = False) -> np.ndarray:
-    """Find the integers that are not a class or token; other types are for other checks."""
+    """Return a mask (n,) of the integers that are no class or token; other types are left to other checks."""
     if not pa.types.is_integer(values.type):
         return np.zeros(len(values), dtype=bool)
     numbers = pc.fill_null(values, 0).to_numpy(zero_copy_only=False)
@@ -207,11 +208,11 @@ def _longest(value: Sequence) -> int:
 
 
 def flat(value: Any) -> list:
-    """List the values in nested lists; a single value makes a list of one."""
+    """Return the values of nested lists; a single value becomes a list of one."""
     return [one for inner in value for one in flat(inner)] if isinstance(value, list) else [value]
 
 
 def span_of(value: Any) -> str:
-    """Name the smallest and the largest of the numbers in a value, or the only one."""
+    """Return the smallest and the largest number in a value, or the only one, as text."""
     numbers = flat(value)
     return f"{numbers[0]}" if len(numbers) == 1 else f"{min(numbers)} to {max(numbers)}"

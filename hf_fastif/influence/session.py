@@ -1,4 +1,4 @@
-"""The engine's door: a session checks, batches, digests and predicts once per call."""
+"""Open sessions, which check, batch, hash and predict examples once per call."""
 
 from __future__ import annotations
 
@@ -66,20 +66,20 @@ logger = logging.get_logger(__name__)
 
 BatchesOf = Callable[[Dataset, str | None], ExampleBatches]
 Identity = str | int | torch.Tensor | None
-UNFINISHED = "unfinished"  # under the folder of influence
+UNFINISHED = "unfinished"  # subfolder of `output_dir/influence`
 
 
 class InfluenceSession:
-    """A model, its data and settings, ready for influence: what every call of a trainer works with.
+    """A model with its data and settings, prepared for influence; every method of the trainer works through one.
 
-    A session is opened by `trainer.session()`. While it is open the model is in the state that exact derivatives need.
+    `trainer.session()` opens a session. While it is open, the model is in the state that exact derivatives need.
 
     Args:
-        trainer (`Trainer`): With an `InfluenceConfig` for arguments.
-        objective (`Objective`): Its loss.
-        cache (`SessionCache`): What earlier sessions have made.
-        batches_of (`Callable`): Makes the examples of a dataset, as the model sees them, given the name of the
-            argument it comes from.
+        trainer (`Trainer`): A trainer whose `args` are an `InfluenceConfig`.
+        objective (`Objective`): The trainer's loss.
+        cache (`SessionCache`): Results of earlier sessions.
+        batches_of (`Callable`): Returns the examples of a dataset as the model sees them, given the dataset and the
+            name of the argument it was given as.
 
     Example:
         ```python
@@ -105,41 +105,60 @@ class InfluenceSession:
 
     @property
     def sweep(self) -> DatasetSweep:
-        """How passes over examples are cut up."""
+        """How to divide a pass over examples into batches and processes."""
         show = not self.args.disable_tqdm
         return DatasetSweep(self.args.influence_batch_size, self.trainer.accelerator, show_progress=show)
 
     def queries(self, examples: Dataset | QuerySet, measure: Measure | None = None) -> Queries:
-        """Check queries and prepare them.
+        """Check and prepare queries.
 
         Args:
             examples (`datasets.Dataset` or [`QuerySet`]): The queries.
-            measure ([`Measure`], *optional*): What is attributed; the loss unless given.
+            measure ([`Measure`], *optional*): The quantity to attribute instead of the loss.
 
         Raises:
-            InfluenceError: If the examples lack what the model reads, or the measure does not suit the model.
+            InfluenceError: If the examples lack a column that the model reads, or the measure does not fit the model.
         """
         query_set = QuerySet.of(examples)
-        batches = self.examples("examples", query_set.dataset)
-        objective = self.objective.measuring(measure)
-        return Queries(query_set, batches, objective, self.objective, self.sweep, self.args.query_batch_size)
+        batches, alternatives = self.examples("examples", query_set.dataset), None
+        if query_set.rather_than is not None:
+            alternatives = self.examples("rather_than", query_set.rather_than)
+        processor = self.trainer.processing_class
+        objective = self.objective.measuring(measure, getattr(processor, "tokenizer", processor))
+        size = self.args.query_batch_size
+        return Queries(query_set, batches, alternatives, objective, self.objective, self.sweep, size)
 
     def candidates(self, dataset: Dataset | None = None, name: str = "candidates") -> CandidatePool:
-        """Check candidates and prepare them; `trainer.train_dataset` unless given."""
+        """Check and prepare candidates, by default `trainer.train_dataset`.
+
+        Args:
+            dataset (`datasets.Dataset`, *optional*): The candidates.
+            name (`str`, *optional*): The argument that they were given as, for messages.
+
+        Raises:
+            InfluenceError: If the examples lack a column that the model reads, or have invalid labels.
+        """
         name, dataset = self.named(dataset, name)
         return CandidatePool(name, dataset, self.pool(name, dataset))
 
     def named(self, dataset: Dataset | None, name: str) -> tuple[str, Dataset]:
-        """Return a dataset and the name of its argument; without one `trainer.train_dataset`."""
+        """Return the name and dataset of an argument, or those of `trainer.train_dataset` if it is None."""
         return ("train_dataset", self.trainer.train_dataset) if dataset is None else (name, dataset)
 
     def search(
         self, queries: Queries, pool: CandidatePool, k: int, query_features: np.ndarray | None = None
     ) -> IndexSearch:
-        """Return the search of the index of some candidates.
+        """Return a search for the k candidates of each query in the index of the candidates.
+
+        Args:
+            queries (`Queries`): The queries.
+            pool (`CandidatePool`): The candidates.
+            k (`int`): The number of candidates per query.
+            query_features (`np.ndarray` of shape `(Q, d)`, *optional*): Features of the queries, if the index was
+                built from features that the user supplied.
 
         Raises:
-            InfluenceError: If the candidates have no index, or it does not belong to this model, loss or these rows.
+            InfluenceError: If the candidates have no index, or it was built with another model, loss or other rows.
         """
         index = check_index(pool.name, pool.dataset, self.cache.indexes, self.belongs(pool.batches))
         sweep, checkpoints = self.sweep, self.checkpoints
@@ -147,15 +166,23 @@ class InfluenceSession:
         return IndexSearch(index, checkpoints, k, sweep, features)
 
     def check_s_test(self, s_test: Solution | None, queries: Queries) -> None:
-        """Refuse an s_test of other queries, or of another model, training set, loss or measure."""
+        """Refuse an s_test that was computed for other queries, or with another model, training set, loss or measure.
+
+        Raises:
+            InfluenceError: If a digest differs; the message names what.
+        """
         if s_test is not None:
             check_s_test(s_test, self.origin(queries), self.checkpoints.size)
 
     def examples(self, name: str, dataset: Dataset) -> ExampleBatches:
-        """Check the examples of a dataset and return them as the model sees them."""
+        """Check the examples of a dataset, given as the argument `name`, and return them as the model sees them.
+
+        Raises:
+            InfluenceError: If the examples lack a column that the model reads, or have invalid labels.
+        """
         examples = self._checked(name, dataset)
         if not self._loss_known:
-            train = self.trainer.train_dataset  # has many examples that tell losses apart
+            train = self.trainer.train_dataset  # probed first, since more examples distinguish losses better
             has_rows = isinstance(train, Dataset) and len(train)
             probed = self._checked("train_dataset", train) if has_rows else examples
             self.objective.use_loss(resolve_training_loss(self.trainer, self.objective, probed, self.cache.losses))
@@ -178,7 +205,7 @@ class InfluenceSession:
 
     @property
     def loss(self) -> str:
-        """What stands for the loss; the same text for losses that compute the same."""
+        """The identity of the loss; losses that compute the same values share one."""
         identity, before = self.objective.loss_identity, self.cache.loss_identities
         for other in before:
             if same_loss(identity, other):
@@ -187,17 +214,17 @@ class InfluenceSession:
         return identity
 
     def belongs(self, pool: ExampleBatches) -> dict[str, str]:
-        """What an artifact about a dataset must belong to: model, dataset and loss."""
+        """Return the digests of model, dataset and loss that an artifact of a dataset must match."""
         model = {"trained": trained_part(self.objective.model), "model": self.checkpoints.fingerprint}
         return model | {"dataset": pool.digest, "loss": self.loss}
 
     def origin(self, queries: Queries) -> Origin:
-        """What the s_test of some queries belongs to."""
-        belongs = self.belongs(self.train) | {"measure": queries.objective.measured}
+        """Return the digests that the s_test of these queries must match."""
+        belongs = self.belongs(self.train) | {"measure": queries.measured}
         return Origin(queries=queries.row_digests, belongs=belongs)
 
     def training_facts(self) -> dict[str, str]:
-        """What a checkpoint keeps about the run that it is of."""
+        """Return the digests of training set, loss and frozen parameters that each checkpoint of a run stores."""
         examples = self.examples("train_dataset", self.trainer.train_dataset)
         return {
             "train_dataset": examples.training_digest,
@@ -206,7 +233,7 @@ class InfluenceSession:
         }
 
     def pool(self, name: str, dataset: Dataset) -> ExampleBatches:
-        """The examples of a dataset that many passes are made over: what frozen layers make of them is kept."""
+        """Return the examples of a dataset for repeated passes, with the outputs of frozen layers cached."""
         examples, states = self.examples(name, dataset), self.cache.states
         memory = int(self.args.frozen_states_gb * 2**30)
         model = self.objective.model
@@ -215,7 +242,7 @@ class InfluenceSession:
         if memory and self.objective.custom_compute_loss is None and key not in states:
             states[key] = find_frozen_states(self.objective, examples, memory)
         if key in states:
-            states[key] = states.pop(key)  # now the last one used
+            states[key] = states.pop(key)  # now the most recently used
             evict(states, memory)
         examples.states = states.get(key)
         if examples.states is not None:
@@ -224,26 +251,26 @@ class InfluenceSession:
 
     @cached_property
     def train(self) -> ExampleBatches:
-        """The training set."""
+        """The training set as the model sees it."""
         return self.pool("train_dataset", self.trainer.train_dataset)
 
     @cached_property
     def checkpoints(self) -> CheckpointSet:
-        """The moments of training that influence is summed over, checked."""
+        """The checkpoints to sum over, chosen by `args.checkpoints` and checked."""
         args = self.args
-        self.trainer.accelerator.wait_for_everyone()  # the main process may have written one just now
+        self.trainer.accelerator.wait_for_everyone()  # the main process may have just written one
         objective = self.objective
         members, line = find_checkpoints(args.checkpoints, args.output_dir, objective.model)
-        if line and (line != self.cache.said or members == [Checkpoint()]):
+        if line and (line != self.cache.checkpoint_notice or members == [Checkpoint()]):
             logger.warning(line)
-        self.cache.said = line
+        self.cache.checkpoint_notice = line
         checkpoints = CheckpointSet(objective, members, weights_of(members, args.checkpoint_weights))
         if any(member.path for member in members):
             checkpoints.check(self.train)
         return checkpoints
 
     def signals(self) -> list[CheckpointSignal]:
-        """What each checkpoint that training left still holds, and the final model."""
+        """Measure how much signal each checkpoint of the training run, and the final model, still holds."""
         folder, model = self.args.output_dir, self.objective.model
         members = checkpoints_of(folder, run_that_led_to(folder, model))
         if members and has_same_parameters(members[-1], trained_state(model)):
@@ -251,18 +278,22 @@ class InfluenceSession:
         members.append(Checkpoint())
         checkpoints = CheckpointSet(self.objective, members, [1.0] * len(members))
         checkpoints.check(self.train)
-        found = []
+        signals = []
         for number, member in enumerate(members):
             with checkpoints.at(number):
-                found.append(measure_checkpoint_signal(self.setup(), member, self.sweep))
-        return found
+                signals.append(measure_checkpoint_signal(self.setup(), member, self.sweep))
+        return signals
 
     def predict(self, examples: ExampleBatches) -> Predictions:
-        """Return what the model says about examples; a NaN loss is an error now, not in an hour."""
+        """Compute predictions and losses of examples.
+
+        Raises:
+            InfluenceError: If the loss of an example is NaN or infinite.
+        """
         return predict(self.objective, examples, self.sweep)
 
     def setup(self) -> SolverSetup:
-        """Curvature, damping and solver, at the checkpoint that is in the model."""
+        """Return curvature, damping and solver for the checkpoint that is currently loaded."""
         accelerator, fitted = self.trainer.accelerator, self.cache.fitted
         final = self.checkpoints.present.path is None
         name = "ekfac" if final else f"ekfac-{hexdigest([self.objective.fingerprint])}"
@@ -271,21 +302,21 @@ class InfluenceSession:
 
     @contextmanager
     def attribution(self, work: str, *identity: Identity) -> Iterator[Attribution]:
-        """Open what solves and scores; it keeps what is finished until the work is done.
+        """Open a computation of s_test and scores, which stores finished parts on disk until it is complete.
 
         Args:
-            work (`str`): The name of the work, for a folder.
-            *identity: What it depends on beside model, training set and settings: digests, numbers, vectors.
+            work (`str`): The name of the computation; names its folder.
+            *identity: What the result depends on besides model, training set and settings: digests, numbers, vectors.
         """
         with self.partial_results(work, *identity) as partials:
             yield Attribution(self.objective, self.args, self.checkpoints, self.setup, self.sweep, partials)
 
     def partial_results(self, work: str, *identity: Identity) -> AbstractContextManager[PartialResults]:
-        """Keep what is finished of some work, under `output_dir/influence`, until all of it is.
+        """Open a store of finished parts under `output_dir/influence`, which is removed when all parts are finished.
 
         Args:
-            work (`str`): The name of the work, for a folder.
-            *identity: What it depends on beside model, training set and settings: digests, numbers, vectors.
+            work (`str`): The name of the computation; names its folder.
+            *identity: What the result depends on besides model, training set and settings: digests, numbers, vectors.
         """
         train = self.trainer.train_dataset
         manifest = {
@@ -299,7 +330,7 @@ class InfluenceSession:
         return open_partial_results(folder, manifest, self.trainer.accelerator)
 
     def settings(self, num_neighbors: int | None, num_examples: int | None) -> dict[str, Any]:
-        """What a result says about how it was made."""
+        """Return the settings that a result records, given k and the number of examples per direction."""
         setup, largest = self.setup(), []
         for number in range(0 if setup.name == "identity" or setup.damps_by_layer else len(self.checkpoints)):
             with self.checkpoints.at(number):
@@ -327,7 +358,7 @@ def open_session(trainer: Trainer, cache: SessionCache, batches_of: BatchesOf) -
     """Open a session on a trainer; see [`InfluenceSession`].
 
     Raises:
-        InfluenceError: If no exact derivatives of the model can be taken.
+        InfluenceError: If exact derivatives of the model cannot be computed.
     """
     args = trainer.args
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
@@ -346,12 +377,12 @@ def open_session(trainer: Trainer, cache: SessionCache, batches_of: BatchesOf) -
 
 
 def folder_of(args: InfluenceConfig) -> Path:
-    """Where everything about influence is written."""
+    """Return the folder of all files that influence computations write."""
     return Path(args.output_dir) / "influence"
 
 
 def _prepare_folder(args: InfluenceConfig, accelerator: Accelerator) -> None:
-    """Looks whether all machines see the folder; forgets what earlier runs left to go on from, if that is wanted."""
+    """Check that all machines share the output folder; with `args.overwrite`, delete results of earlier runs."""
     folder = folder_of(args)
     check_same_folder(Path(args.output_dir), accelerator)
     check_shared_folder(folder, accelerator)

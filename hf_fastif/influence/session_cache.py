@@ -1,4 +1,4 @@
-"""What earlier sessions of a trainer have made and later ones may use."""
+"""Keep results of earlier sessions of a trainer for later ones."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from hf_fastif.model import FrozenStates, LossFacts
 
 @dataclass
 class SessionCache:
-    """What earlier calls have made and later ones may use.
+    """Results of earlier calls that later calls reuse.
 
     Attributes:
-        indexes (`dict`): Indexes by the fingerprint of their dataset.
-        states (`dict`): States behind frozen layers, by dataset; None where there are none to keep.
-        fitted (`dict`): Spectra, factors and the like, by what they belong to.
-        digests (`dict`): Of the stored rows of datasets, by their fingerprint.
-        checked (`dict`): The collators that datasets were checked with.
-        positions (`dict`): Whether a model is told the positions of tokens, by collator and dataset.
-        losses (`dict`): What was found out about losses.
-        loss_identities (`list[str]`): What stands for the losses that there were.
-        said (`str`): What the user was last told about the moment of training.
-        prepared (`bool`): Whether the folder for all this was looked at.
-        begun (`set[Path]`): Folders of what is kept for good that were opened.
+        indexes (`dict`): Indexes, by the fingerprint of their dataset.
+        states (`dict`): Cached outputs of frozen layers, by dataset; None if a dataset has none to cache.
+        fitted (`dict`): Fitted spectra, factors and the like, by the model and settings that they belong to.
+        digests (`dict`): Digests of the stored rows of datasets, by fingerprint.
+        checked (`dict`): The collator that each dataset was checked with.
+        positions (`dict`): The collator, and whether token positions are counted from the mask, by model and dataset.
+        losses (`dict`): Facts that were established by probing a loss.
+        loss_identities (`list[str]`): Identities of the losses used so far.
+        checkpoint_notice (`str`): The last message to the user that tells which checkpoints are used.
+        prepared (`bool`): Whether the output folder was checked and prepared.
+        begun (`set[Path]`): Folders with permanent results that were opened already.
     """
 
     indexes: dict[str, InfluenceIndex] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class SessionCache:
     positions: dict[tuple[Hashable, ...], tuple[Any, bool]] = field(default_factory=dict)
     losses: dict[Hashable, LossFacts] = field(default_factory=dict)
     loss_identities: list[str] = field(default_factory=list)
-    said: str = ""
+    checkpoint_notice: str = ""
     prepared: bool = False
     begun: set[Path] = field(default_factory=set)
 

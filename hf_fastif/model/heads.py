@@ -18,8 +18,8 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
-from hf_fastif.config import Reduction
 from hf_fastif.model.parameters import without_adapters
+from hf_fastif.settings import Reduction
 
 
 Batch = dict[str, torch.Tensor]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import nn
@@ -13,6 +13,9 @@ from hf_fastif.errors import InfluenceError, did_you_mean
 from hf_fastif.model.heads import IGNORED, Head, TokenHead
 from hf_fastif.model.parameters import without_adapters
 
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 LOSS = "loss"  # what is measured unless a measure is given
 
@@ -48,7 +51,7 @@ class Measure(ABC):
             `torch.Tensor` of shape `(B,)`: The measure, a differentiable function of `logits`.
         """
 
-    def bound_to(self, model: nn.Module, head: Head) -> Self:
+    def bound_to(self, model: nn.Module, head: Head, tokenizer: PreTrainedTokenizerBase | None = None) -> Self:
         """Return the measure with the names of classes replaced by their numbers.
 
         Raises:
@@ -61,7 +64,7 @@ class Measure(ABC):
 class _ClassMeasure(Measure):
     """A measure of heads that choose one of several classes, at one place or at several."""
 
-    def bound_to(self, model: nn.Module, head: Head) -> Self:
+    def bound_to(self, model: nn.Module, head: Head, tokenizer: PreTrainedTokenizerBase | None = None) -> Self:
         config = without_adapters(model).config
         regression = config.problem_type in ("regression", "multi_label_classification") or config.num_labels == 1
         if regression and not (head.has_token_outputs or head.choices):
@@ -92,7 +95,7 @@ class Logit(_ClassMeasure):
 
     Attributes:
         label (`str` or `int`, *optional*): The class, by its name in `model.config.label2id` or its number (for
-            language models the id of a token). Unless given, it is the label of the query.
+            language models a token or its id). Unless given, it is the label of the query.
 
     Example:
         ```python
@@ -107,9 +110,13 @@ class Logit(_ClassMeasure):
         logits, labels, labelled = _places(logits, labels)
         return (_chosen(logits, _instead(labels, self.label)) * labelled).sum(dim=1)
 
-    def bound_to(self, model: nn.Module, head: Head) -> Self:
-        super().bound_to(model, head)
-        return self if self.label is None else replace(self, label=_class_number(self, self.label, model, head))
+    def bound_to(self, model: nn.Module, head: Head, tokenizer: PreTrainedTokenizerBase | None = None) -> Self:
+        super().bound_to(model, head, tokenizer)
+        return (
+            self
+            if self.label is None
+            else replace(self, label=_class_number(self, self.label, model, head, tokenizer))
+        )
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,7 @@ class LogProbability(_ClassMeasure):
 
     Attributes:
         label (`str` or `int`, *optional*): The class, by its name in `model.config.label2id` or its number (for
-            language models the id of a token). Unless given, it is the label of the query.
+            language models a token or its id). Unless given, it is the label of the query.
     """
 
     label: str | int | None = None
@@ -128,9 +135,13 @@ class LogProbability(_ClassMeasure):
         logits, labels, labelled = _places(logits, labels)
         return (_chosen(logits.log_softmax(dim=-1), _instead(labels, self.label)) * labelled).sum(dim=1)
 
-    def bound_to(self, model: nn.Module, head: Head) -> Self:
-        super().bound_to(model, head)
-        return self if self.label is None else replace(self, label=_class_number(self, self.label, model, head))
+    def bound_to(self, model: nn.Module, head: Head, tokenizer: PreTrainedTokenizerBase | None = None) -> Self:
+        super().bound_to(model, head, tokenizer)
+        return (
+            self
+            if self.label is None
+            else replace(self, label=_class_number(self, self.label, model, head, tokenizer))
+        )
 
 
 @dataclass(frozen=True)
@@ -138,7 +149,7 @@ class Contrast(_ClassMeasure):
     """Why this class rather than that one: the difference of their outputs, which is log(p / p').
 
     Attributes:
-        label (`str` or `int`): The class, by its name or number (for language models the id of a token).
+        label (`str` or `int`): The class, by its name or number (for language models a token or its id).
         rather_than (`str` or `int`): The class that it is compared with.
 
     Example:
@@ -155,9 +166,11 @@ class Contrast(_ClassMeasure):
         logits, _, labelled = _places(logits, labels)
         return ((logits[..., self.label] - logits[..., self.rather_than]) * labelled).sum(dim=1)
 
-    def bound_to(self, model: nn.Module, head: Head) -> Self:
-        super().bound_to(model, head)
-        first, second = (_class_number(self, label, model, head) for label in (self.label, self.rather_than))
+    def bound_to(self, model: nn.Module, head: Head, tokenizer: PreTrainedTokenizerBase | None = None) -> Self:
+        super().bound_to(model, head, tokenizer)
+        first, second = (
+            _class_number(self, label, model, head, tokenizer) for label in (self.label, self.rather_than)
+        )
         if first == second:
             raise InfluenceError(f"measure={self!r}: both are the same class; give two different ones.")
         return replace(self, label=first, rather_than=second)
@@ -181,8 +194,10 @@ def _instead(labels: torch.Tensor, label: str | int | None) -> torch.Tensor:
     return labels if label is None else torch.full_like(labels, label)
 
 
-def _class_number(measure: Measure, label: str | int, model: nn.Module, head: Head) -> int:
-    """Return the number of a class, by its name or number.
+def _class_number(
+    measure: Measure, label: str | int, model: nn.Module, head: Head, tokenizer: PreTrainedTokenizerBase | None
+) -> int:
+    """Return the number of a class, by its name or number; for language models the id of a token, by its text.
 
     Raises:
         InfluenceError: If the model has no such class.
@@ -194,10 +209,7 @@ def _class_number(measure: Measure, label: str | int, model: nn.Module, head: He
     )
     if isinstance(label, str):
         if has_vocabulary:
-            raise InfluenceError(
-                f"measure={measure!r}: {type(model).__name__} predicts tokens; give their ids, as in "
-                "tokenizer.convert_tokens_to_ids(...)."
-            )
+            return _token_id(measure, label, tokenizer)
         if label not in names:
             raise InfluenceError(
                 f"measure={measure!r}: the model's classes are {', '.join(names)}{did_you_mean(label, names)}."
@@ -207,6 +219,23 @@ def _class_number(measure: Measure, label: str | int, model: nn.Module, head: He
     if not (head.choices or 0 <= label < size):
         raise InfluenceError(f"measure={measure!r}: the model's classes are 0 to {size - 1}.")
     return label
+
+
+def _token_id(measure: Measure, text: str, tokenizer: PreTrainedTokenizerBase | None) -> int:
+    """Return the id of the one token that a text consists of.
+
+    Raises:
+        InfluenceError: If there is no tokenizer, or the text is not one token.
+    """
+    if tokenizer is None:
+        raise InfluenceError(f"measure={measure!r}: the trainer has no tokenizer to look {text!r} up; give token ids.")
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+        raise InfluenceError(
+            f"measure={measure!r}: {text!r} is {tokenizer.convert_ids_to_tokens(ids)} to the tokenizer, and must be "
+            "one token of its vocabulary. Whole completions are contrasted by QuerySet(dataset, rather_than=other)."
+        )
+    return ids[0]
 
 
 def measured_loss(measure: Measure, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

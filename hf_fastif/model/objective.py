@@ -13,11 +13,10 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from hf_fastif.artifacts import loss_identity
-from hf_fastif.config import Reduction
 from hf_fastif.errors import InfluenceError
 from hf_fastif.model.compiled import take_compiled_calls
 from hf_fastif.model.custom_loss import CustomComputeLoss, CustomLoss
@@ -30,6 +29,7 @@ from hf_fastif.model.parameters import (
     trained_state,
     without_adapters,
 )
+from hf_fastif.settings import Reduction
 
 
 logger = logging.get_logger(__name__)
@@ -120,12 +120,12 @@ class Objective:
         if loss is not None and isinstance(self.head, TokenHead):
             self.head = replace(self.head, whole=True)
 
-    def measuring(self, measure: Measure | None) -> Objective:
+    def measuring(self, measure: Measure | None, tokenizer: PreTrainedTokenizerBase | None = None) -> Objective:
         """Return this objective with a measure in place of its loss; itself where there is none."""
         if measure is None:
             return self
         measured = copy.copy(self)
-        measured.measure = measure.bound_to(self.model, self.head)
+        measured.measure = measure.bound_to(self.model, self.head, tokenizer)
         measured.measured, measured.weight_decay = repr(measure), 0.0
         measured.custom_compute_loss = measured.custom_loss = None
         return measured

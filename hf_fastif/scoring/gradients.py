@@ -1,4 +1,4 @@
-"""Influence from the gradients of single examples, layer by layer: cheaper as soon as there are two queries."""
+"""Compute influence from per-example gradients, layer by layer; cheaper than forward mode from two queries on."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from hf_fastif.model import Batch, Objective
 
 
 def gradient_scores(objective: Objective, batch: Batch, s_test: torch.Tensor, layers: list[Layer]) -> torch.Tensor:
-    """I(z, z') = - s_test(z') . grad L(z) for Q queries and the B examples z of a batch.
+    """Compute I(z, z') = - s_test(z') . grad L(z) (equation 1 of the paper) for Q queries z' and B candidates z.
 
-    One forward and one backward pass give what each layer received and got back; the gradients of single examples
-    follow layer by layer, no more than one layer's at a time, and a query then costs a matrix product.
+    One forward and one backward pass capture the inputs and output gradients of each layer. Per-example gradients are
+    formed from them, one layer at a time, and each query costs a matrix product.
 
     Args:
         objective (`Objective`): The per-example loss.
-        batch (`dict`): B examples.
-        s_test (`torch.Tensor` of shape `(Q, P)`): One vector for each query.
-        layers (`list[Layer]`): Layers that hold all trained parameters (`covering_layers`).
+        batch (`dict`): The B candidates.
+        s_test (`torch.Tensor` of shape `(Q, P)`): One vector per query.
+        layers (`list[Layer]`): Layers that together hold all trained parameters (see `covering_layers`).
 
     Returns:
-        `torch.Tensor` of shape `(Q, B)`: Positive is harmful, negative helpful.
+        `torch.Tensor` of shape `(Q, B)`: Positive is harmful, negative is helpful.
     """
     vectors = objective.space.split(s_test)
     return -sum(capture.along(vectors)[:, 0] for capture in loss_captures(objective, batch, layers))
@@ -30,17 +30,17 @@ def gradient_scores(objective: Objective, batch: Batch, s_test: torch.Tensor, la
 def self_influence(
     objective: Objective, batch: Batch, layers: list[Layer], factors: KroneckerFactors | None, damping: Damping
 ) -> torch.Tensor:
-    """grad L(z)^T (C + lambda I)^-1 grad L(z) for the B examples z of a batch, with C as EK-FAC has it.
+    """Compute grad L(z)^T (C + lambda I)^-1 grad L(z) for the B examples z of a batch, with EK-FAC's C.
 
     Args:
         objective (`Objective`): The per-example loss.
-        batch (`dict`): B examples.
-        layers (`list[Layer]`): Layers that hold all trained parameters (`covering_layers`).
-        factors (`KroneckerFactors`, *optional*): C. Without it the answer is ||grad L(z)||^2.
-        damping (`float` or `Mapping[str, float]`): lambda, or one for each parameter, by name.
+        batch (`dict`): The B examples.
+        layers (`list[Layer]`): Layers that together hold all trained parameters (see `covering_layers`).
+        factors (`KroneckerFactors`, *optional*): The factors of C. Without them, the result is ||grad L(z)||^2.
+        damping (`float` or `Mapping[str, float]`): lambda, or one value per parameter name.
 
     Returns:
-        `torch.Tensor` of shape `(B,)`, not negative.
+        `torch.Tensor` of shape `(B,)`: Nonnegative values.
     """
     return sum(_quadratic_form(capture, factors, damping)[0] for capture in loss_captures(objective, batch, layers))
 

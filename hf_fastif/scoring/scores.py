@@ -1,4 +1,4 @@
-"""Scores of one query, their sign, and the strongest of them."""
+"""Store the scores of queries, explain their sign, and rank them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ DIRECTIONS = ("helpful", "harmful")
 
 
 def sign_of(measured: str) -> str:
-    """Return the sentence that says what the sign of an influence means; `measured` names what is attributed."""
+    """Return a sentence that explains the sign of an influence; `measured` names what is attributed."""
     if measured == LOSS:
         return SIGN
+    harmful, helpful = ("raises", "lowers") if measured.startswith(LOSS) else ("lowers", "raises")
     return (
-        f"A positive influence is harmful: giving the training example more weight lowers {measured} of the query. "
-        "A negative one is helpful: more weight raises it."
+        f"A positive influence is harmful: giving the training example more weight {harmful} {measured} of the query. "
+        f"A negative one is helpful: more weight {helpful} it."
     )
 
 
@@ -34,10 +35,10 @@ class QueryScores:
     """Scores of one query.
 
     Attributes:
-        rows (`np.ndarray` of shape `(k,)`): The candidates that were scored.
+        rows (`np.ndarray` of shape `(k,)`): Positions of the candidates that were scored.
         scores (`np.ndarray` of shape `(k,)`): Their influence.
-        quality (`dict`): `residual`, `std_err`, `damping` and `scale` of its s_test.
-        tokens (`dict`, *optional*): By the rows of the strongest candidates the influence (T,) of their tokens.
+        quality (`dict`): `residual`, `std_err`, `damping` and `scale` of the query's s_test.
+        tokens (`dict`, *optional*): The influence (T,) of the tokens of the strongest candidates, by row.
     """
 
     rows: np.ndarray
@@ -46,7 +47,7 @@ class QueryScores:
     tokens: Mapping[int, np.ndarray] | None = None
 
 
-TokenInfluence = Mapping[int, np.ndarray]  # by the row of a candidate, (T,) of its tokens
+TokenInfluence = Mapping[int, np.ndarray]  # the influence (T,) of the tokens of a candidate, by row
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,11 @@ class GroupScores:
     """Scores of Q queries that were solved and scored together.
 
     Attributes:
-        scores (`np.ndarray` of shape `(Q, k)`, float32): Influence of each candidate.
-        solution (`Solution`): The quality of their s_test, without vectors.
-        candidates (`np.ndarray` of shape `(Q, k)`, *optional*): The candidates of each query; None for all examples.
-        tokens (`list[TokenInfluence]`, *optional*): Of each query, the influence of the tokens of its strongest
+        scores (`np.ndarray` of shape `(Q, k)`, float32): The influence of each candidate.
+        solution (`Solution`): The quality of the queries' s_test, without vectors.
+        candidates (`np.ndarray` of shape `(Q, k)`, *optional*): The candidates of each query; None if every example
+            is a candidate.
+        tokens (`list[TokenInfluence]`, *optional*): For each query, the influence of the tokens of its strongest
             candidates.
     """
 
@@ -74,7 +76,7 @@ class GroupScores:
             yield QueryScores(rows, scores, self.solution[query : query + 1].quality(), tokens)
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
-        """Return everything as tensors, for a file."""
+        """Return all attributes as named tensors, to write them to a file."""
         tensors = {"scores": torch.from_numpy(self.scores), **self.solution.to_tensors()}
         if self.candidates is not None:
             tensors["candidates"] = torch.from_numpy(self.candidates)
@@ -90,7 +92,7 @@ class GroupScores:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> GroupScores:
-        """Return what `to_tensors` was made of."""
+        """Return the scores that `to_tensors` converted."""
         arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items() if tensor.dtype != torch.bfloat16}
         tokens = None
         if "tokens" in arrays:
@@ -102,9 +104,15 @@ class GroupScores:
 
 
 def strongest(rows: np.ndarray, scores: np.ndarray, count: int | None) -> dict[str, np.ndarray]:
-    """The places of the `count` strongest scores (k,) of some rows (k,) in each direction (None: of all)."""
-    found = {}
+    """Return the positions of the strongest scores in each direction, strongest first.
+
+    Args:
+        rows (`np.ndarray` of shape `(k,)`): The rows that were scored; of equal scores the smaller row comes first.
+        scores (`np.ndarray` of shape `(k,)`): Their scores.
+        count (`int`, *optional*): The maximum number per direction; None for all.
+    """
+    positions = {}
     for direction, chosen in zip(DIRECTIONS, (scores < 0, scores > 0), strict=True):
         places = np.flatnonzero(chosen)
-        found[direction] = places[np.lexsort((rows[places], -np.abs(scores[places])))][:count]  # ties: smaller first
-    return found
+        positions[direction] = places[np.lexsort((rows[places], -np.abs(scores[places])))][:count]
+    return positions

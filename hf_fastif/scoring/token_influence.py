@@ -1,4 +1,4 @@
-"""The tokens of training examples: which of them carry an influence, and what they read."""
+"""Compute the influence of the tokens of training examples, and decode their texts."""
 
 from __future__ import annotations
 
@@ -29,49 +29,50 @@ def influence_of_tokens(
     rows: np.ndarray,
     sweep: DatasetSweep,
 ) -> list[np.ndarray]:
-    """The influence of predicting each token of some candidates, summed over the checkpoints.
+    """Compute the influence of predicting each token of some candidates, summed over the checkpoints.
 
     Args:
-        objective (`Objective`): Of a head with a label for each token.
-        checkpoints ([`CheckpointSet`]): The moments of training that are summed over.
+        objective (`Objective`): The loss, for a head with one label per token.
+        checkpoints ([`CheckpointSet`]): The checkpoints to sum over.
         pool (`ExampleBatches`): The candidates.
-        vectors (`torch.Tensor` of shape `(Q, P)`): s_test of Q queries; of several checkpoints one behind the other.
-        rows (`np.ndarray` of shape `(k,)`): Which candidates.
-        passes (`DatasetSweep`): How the work is cut up.
+        vectors (`torch.Tensor` of shape `(Q, C * P)`): s_test of Q queries, concatenated over C checkpoints.
+        rows (`np.ndarray` of shape `(k,)`): The positions of the candidates.
+        sweep (`DatasetSweep`): Divides the pass over the candidates into batches and processes.
 
     Returns:
-        `list` over rows of `np.ndarray` of shape `(Q, T)`, float32, T being the length of the row's own labels.
+        `list` over rows of `np.ndarray` of shape `(Q, T)`, float32, where T is the length of the row's labels.
 
     Raises:
-        ValueError: If examples have one label each, or the loss is one of the user's.
+        InfluenceError: If examples have a single label, or the loss is the user's.
     """
     check_token_losses(objective)
-    own = [pool.take([row])["labels"][0] for row in rows]
-    lengths = [len(labels) for labels in own]
+    labels = [pool.take([row])["labels"][0] for row in rows]
+    lengths = [len(tokens) for tokens in labels]
     longest = max(lengths, default=0)
-    padded_behind = not own or _padded_behind(pool, rows, own, lengths)
-    found = np.zeros((len(rows), len(vectors), longest), dtype=np.float32)
+    pads_right = not labels or _pads_right(pool, rows, labels)
+    totals = np.zeros((len(rows), len(vectors), longest), dtype=np.float32)
     for number, part in enumerate(vectors.split(objective.space.size, dim=1)):
 
         def compute(batch: Batch, part: torch.Tensor = part) -> torch.Tensor:
             scores = token_scores(objective, batch, part).transpose(0, 1)
-            missing = longest - scores.shape[2]  # the batch may lack the longest example
-            return pad(scores, (0, missing) if padded_behind else (missing, 0)).flatten(1)
+            missing = longest - scores.shape[2]  # the longest example may be in another batch
+            return pad(scores, (0, missing) if pads_right else (missing, 0)).flatten(1)
 
-        with checkpoints.at(number):  # the weights are in the vectors
-            width = found.shape[1] * longest
-            found += sweep.over(pool, rows, width, compute, "Tokens").reshape(found.shape)
+        with checkpoints.at(number):  # Solution has multiplied the vectors by the checkpoint's weight
+            width = totals.shape[1] * longest
+            totals += sweep.over(pool, rows, width, compute, "Tokens").reshape(totals.shape)
     return [
-        scores[:, :size] if padded_behind else scores[:, longest - size :]
-        for scores, size in zip(found, lengths, strict=True)
+        scores[:, :size] if pads_right else scores[:, longest - size :]
+        for scores, size in zip(totals, lengths, strict=True)
     ]
 
 
-def _padded_behind(pool: ExampleBatches, rows: np.ndarray, own: list[torch.Tensor], lengths: list[int]) -> bool:
-    """Whether labels are padded behind in a batch, and not in front."""
+def _pads_right(pool: ExampleBatches, rows: np.ndarray, labels: list[torch.Tensor]) -> bool:
+    """Tell whether a batch pads the labels of its shorter examples on the right, given the labels of each row."""
+    lengths = [len(tokens) for tokens in labels]
     short, long = int(np.argmin(lengths)), int(np.argmax(lengths))
-    together = pool.take([rows[short], rows[long]])["labels"][0]
-    return torch.equal(together[: lengths[short]], own[short])
+    padded = pool.take([rows[short], rows[long]])["labels"][0]
+    return torch.equal(padded[: lengths[short]], labels[short])
 
 
 def texts_of_tokens(
@@ -80,10 +81,10 @@ def texts_of_tokens(
     outcomes: Sequence[QueryScores],
     processor: PreTrainedTokenizerBase | ProcessorMixin | None,
 ) -> dict[int, list[str]] | None:
-    """What each token reads of the candidates whose tokens were scored, by their rows; None if none were.
+    """Return the texts of the tokens of all candidates whose tokens were scored, by row; None if none were.
 
-    A text has the space before it, and where there is no tokenizer it is a number. The tokens are those that are read,
-    or of sequence to sequence those of the answer.
+    A text includes the space that precedes the token. Without a tokenizer it is the number of the token. For
+    sequence-to-sequence models the tokens are those of the answer, otherwise those of the input.
     """
     if any(outcome.tokens is None for outcome in outcomes):
         return None
@@ -104,6 +105,6 @@ def _texts(ids: list[int], tokenizer: PreTrainedTokenizerBase | None) -> list[st
     texts = []
     for place in range(len(ids)):
         before, both = decoded(ids[max(0, place - 1) : place]), decoded(ids[max(0, place - 1) : place + 1])
-        # A token by itself may lack the space or the joint that it has behind another.
+        # Decoded alone, a token may lose the space or the continuation mark that it has after another one.
         texts.append(both.removeprefix(before) if both.startswith(before) else decoded(ids[place : place + 1]))
     return texts

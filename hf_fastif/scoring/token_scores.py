@@ -1,4 +1,4 @@
-"""Which tokens of an example carry its influence: its loss is a sum over them, and so is its score."""
+"""Divide the influence of an example among its tokens: the loss is a sum over tokens, and so is the score."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hf_fastif.model import Batch, Objective, TokenHead, derivatives_along
 
 
 def has_token_losses(objective: Objective) -> bool:
-    """Whether the loss of an example is a sum over its tokens."""
+    """Tell whether the loss of an example is a sum over its tokens."""
     return (
         isinstance(objective.head, TokenHead)
         and objective.custom_loss is None
@@ -18,34 +18,35 @@ def has_token_losses(objective: Objective) -> bool:
 
 
 def check_token_losses(objective: Objective) -> None:
-    """Refuses examples that have one label each, and losses of the user's.
+    """Refuse heads with a single label per example, and losses of the user's.
 
     Raises:
-        ValueError: Saying which heads have losses of single tokens.
+        InfluenceError: If the loss of an example is not a sum over tokens; the message names the heads that work.
     """
     if not has_token_losses(objective):
         raise InfluenceError(
-            f"model: {type(objective.model).__name__} with this loss has no losses of single tokens; language models, "
-            "sequence to sequence and token classification have, with transformers' own loss."
+            f"model: {type(objective.model).__name__} with this loss has no loss per token; give a model for causal "
+            "language modeling, sequence to sequence or token classification, with the loss of transformers."
         )
 
 
 def token_scores(objective: Objective, batch: Batch, s_test: torch.Tensor) -> torch.Tensor:
-    """- s_test(z') . grad L_t(z) for Q queries, the B examples z of a batch, and their labelled tokens t.
+    """Compute - s_test(z') . grad L_t(z) for Q queries z', B candidates z and their labelled tokens t.
 
-    One forward pass with tangents, as for the scores of whole examples (`forward_mode_scores`), which these add up to.
+    This takes one forward pass with tangents. Over the tokens of an example, the scores add up to the score of the
+    example (equation 1 of the paper, see `forward_mode_scores`).
 
     Args:
-        objective (`Objective`): Of a head with a label for each token.
-        batch (`dict`): B examples.
-        s_test (`torch.Tensor` of shape `(Q, P)`): One vector for each query.
+        objective (`Objective`): The loss, for a head with one label per token.
+        batch (`dict`): The B candidates.
+        s_test (`torch.Tensor` of shape `(Q, P)`): One vector per query.
 
     Returns:
-        `torch.Tensor` of shape `(Q, B, T)`, T being the length of the labels: zero where a token has none, else the
-        part of the loss of predicting it.
+        `torch.Tensor` of shape `(Q, B, T)`, where T is the length of the labels: the influence of predicting each
+        token, 0 for tokens without a label.
 
     Raises:
-        ValueError: If examples have one label each, or the loss is one of the user's.
+        InfluenceError: If examples have a single label, or the loss is the user's.
     """
     check_token_losses(objective)
     head = objective.head
@@ -55,6 +56,7 @@ def token_scores(objective: Objective, batch: Batch, s_test: torch.Tensor) -> to
         return objective.losses_of_places(objective.logits(theta, batch), labels)
 
     with torch.no_grad():
-        found = -derivatives_along(objective, losses, s_test)[1]
-    total = found.new_zeros(*found.shape[:2], batch["labels"].shape[1] + 1)  # the last one for places without a label
-    return total.scatter_(2, places.expand_as(found), found)[..., :-1]
+        scores = -derivatives_along(objective, losses, s_test)[1]
+    # Places without a label are scattered into one more column, which is dropped.
+    by_token = scores.new_zeros(*scores.shape[:2], batch["labels"].shape[1] + 1)
+    return by_token.scatter_(2, places.expand_as(scores), scores)[..., :-1]

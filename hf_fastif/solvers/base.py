@@ -1,4 +1,4 @@
-"""What every solver answers."""
+"""The protocol of solvers, and their solutions."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Solution:
         trace (`torch.Tensor` of shape `(steps, Q)`): The residual before each step, estimated from the examples
             that the solver itself works with; no rows where it has no steps or too few examples.
         scale (`float`, *optional*): The step size was 1 / scale.
-        origin ([`Origin`], *optional*): What it was computed for; only what `compute_s_test` returns says so.
+        origin ([`Origin`], *optional*): What it was computed for; only `compute_s_test` sets it.
     """
 
     vectors: torch.Tensor
@@ -73,7 +73,7 @@ class Solution:
 
     @classmethod
     def direct(cls, vectors: torch.Tensor, residual: torch.Tensor, damping: float) -> Solution:
-        """The answer of a solver that takes no steps and has nothing to repeat."""
+        """Make the solution of a solver that takes no steps and has nothing to repeat."""
         unknown, trace = torch.full_like(residual, torch.nan), vectors.new_zeros(0, len(vectors))
         return cls(vectors, residual, unknown, damping, steps=0, trace=trace)
 
@@ -91,24 +91,24 @@ class Solution:
         )
 
     def without_vectors(self) -> Solution:
-        """The numbers alone, for keeping."""
+        """Return the numbers beside the vectors, which are left out."""
         return replace(self, vectors=self.vectors[:, :0])
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
-        """Everything as tensors, for a file."""
+        """Return everything as tensors, for a file."""
         scale = float("nan") if self.scale is None else self.scale
         numbers = torch.tensor([self.damping, self.steps, scale], dtype=torch.float64)
         return {name: getattr(self, name) for name in TENSORS} | {"numbers": numbers}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> Solution:
-        """The inverse of `to_tensors`."""
+        """Make a solution of what `to_tensors` returned."""
         damping, steps, scale = tensors["numbers"].tolist()
         scale = None if math.isnan(scale) else scale
         return cls(**{name: tensors[name] for name in TENSORS}, damping=damping, steps=int(steps), scale=scale)
 
     def quality(self) -> dict[str, float | int | None]:
-        """The numbers beside the vector, of a single query."""
+        """Return the numbers beside the vector of a single query."""
         return {
             "residual": float(self.residual),
             "std_err": float(self.std_err),
@@ -118,8 +118,8 @@ class Solution:
         }
 
     @classmethod
-    def stack(cls, parts: Sequence[Solution]) -> Solution:
-        """Joins the solutions of several groups of queries, solved alike."""
+    def concat_queries(cls, parts: Sequence[Solution]) -> Solution:
+        """Concatenate the solutions of several groups of queries, solved alike."""
         steps = max(part.steps for part in parts)
         longest = max(len(part.trace) for part in parts)
         traces = [pad(part.trace, (0, 0, 0, longest - len(part.trace)), value=torch.nan) for part in parts]
@@ -133,8 +133,8 @@ class Solution:
         )
 
     @classmethod
-    def joined(cls, parts: Sequence[Solution], weights: Sequence[float]) -> Solution:
-        """The solutions of the same queries at several checkpoints, each times its weight, one behind the other.
+    def concat_checkpoints(cls, parts: Sequence[Solution], weights: Sequence[float]) -> Solution:
+        """Concatenate the solutions of the same queries at several checkpoints, each times its weight.
 
         Residual and standard error are those of the worst checkpoint, lambda is their mean.
         """
@@ -160,15 +160,19 @@ class Solution:
 
 
 class Solver(Protocol):
-    """Answers (C + lambda I) x = v for a stack of right-hand sides."""
+    """Solve (C + lambda I) x = v for a stack of right-hand sides."""
 
     def solve(self, vectors: torch.Tensor) -> Solution:
-        """Solves for Q right-hand sides, shape (Q, P)."""
+        """Solve for Q right-hand sides, shape (Q, P)."""
         ...
 
 
 def check_s_test(s_test: Solution | None, origin: Origin, num_parameters: int) -> None:
-    """A given s_test must be that of these queries, and of this model, training set and loss."""
+    """Check that a given s_test is that of these queries, and of this model, training set and loss.
+
+    Raises:
+        InfluenceError: If it is not, naming what differs.
+    """
     if s_test is None:
         return
     num_queries = len(origin.queries)

@@ -9,56 +9,70 @@ import torch
 from accelerate.utils import tqdm
 
 from hf_fastif.curvature import CurvatureSample
+from hf_fastif.settings import check_at_least_one, setting
 from hf_fastif.solvers.base import Callback, DivergenceError, Precondition, Solution
+from hf_fastif.solvers.registry import register
+from hf_fastif.solvers.setup import SolverSetup
+from hf_fastif.solvers.system import DampedSystem
+
+
+TOLERANCE = 0.01  # unless another is given
+
+
+@dataclass(frozen=True)
+class CgSettings:
+    """Settings of conjugate gradient."""
+
+    samples: int = setting(1024, "Training examples whose mean curvature CG solves for.")
+    steps: int = setting(30, "Maximum number of CG steps.")
+
+    def __post_init__(self):
+        check_at_least_one(cg_samples=self.samples, cg_steps=self.steps)
 
 
 @dataclass
 class ConjugateGradient:
-    """Solves (C_S + lambda I) x = v for the curvature C_S of one sample S of the training set, in few steps.
+    """Solve (C_S + lambda I) x = v for the curvature C_S of one sample S of the training set, in few steps.
 
     Each step takes one product with C_S for every query that is not done, all in the same passes. The answer differs
     from that for the whole training set by the error of the sample, which no further step can remove: the residual is
     therefore taken on another sample.
 
     Attributes:
-        matrix (`CurvatureSample`): C_S.
-        sample (`CurvatureSample`): Another sample, for the residual.
-        damping (`float`): lambda.
-        max_steps (`int`): Steps at most.
+        system (`DampedSystem`): The system; its sample gives the residual of the solution.
+        matrix (`CurvatureSample`): C_S, of another sample.
+        settings (`CgSettings`): How many steps are taken.
         tolerance (`float`): A query is done when its residual on S has fallen to this.
         precondition (`Callable`, *optional*): An approximate inverse of C + lambda I; EK-FAC's.
-        show_progress (`bool`): Whether the main process shows a bar.
         callback (`Callable`, *optional*): Called after each step with its number and the present solutions (Q, P).
     """
 
+    system: DampedSystem
     matrix: CurvatureSample
-    sample: CurvatureSample
-    damping: float
-    max_steps: int
-    tolerance: float
+    settings: CgSettings
+    tolerance: float = TOLERANCE
     precondition: Precondition | None = None
-    show_progress: bool = True
     callback: Callback | None = None
 
     def solve(self, vectors: torch.Tensor) -> Solution:
-        """Solves for Q right-hand sides, shape (Q, P).
+        """Solve for Q right-hand sides, shape (Q, P).
 
         Raises:
             DivergenceError: If C_S + lambda I is not positive definite.
         """
-        norm = vectors.norm(dim=1).clamp_min(torch.finfo(vectors.dtype).tiny)
+        damping, norm = self.system.damping, vectors.norm(dim=1).clamp_min(torch.finfo(vectors.dtype).tiny)
         x, residuals = torch.zeros_like(vectors), vectors.clone()
         directions = self._preconditioned(residuals)
         sizes = (residuals * directions).sum(dim=1)
         trace: list[torch.Tensor] = []
-        for _ in tqdm(range(self.max_steps), desc="CG", disable=not self.show_progress, leave=False):
+        for _ in tqdm(range(self.settings.steps), desc="CG", disable=not self.system.show_progress, leave=False):
             trace.append(residuals.norm(dim=1) / norm)
             left = (trace[-1] > self.tolerance).nonzero().squeeze(1)
             if not len(left):
                 trace.pop()
                 break
             p = directions[left]
-            image = self.matrix.product(p) + self.damping * p
+            image = self.matrix.product(p) + damping * p
             curvature = (p * image).sum(dim=1)
             self._check_definite(curvature, p)
             step = (sizes[left] / curvature)[:, None]
@@ -72,9 +86,9 @@ class ConjugateGradient:
                 self.callback(len(trace), x)
         return Solution(
             vectors=x,
-            residual=self.sample.residual(vectors, x, self.damping),
+            residual=self.system.residual(vectors, x),
             std_err=torch.full_like(norm, math.nan),
-            damping=self.damping,
+            damping=damping,
             steps=len(trace),
             trace=torch.stack(trace) if trace else vectors.new_zeros(0, len(vectors)),
         )
@@ -84,9 +98,35 @@ class ConjugateGradient:
 
     def _check_definite(self, curvature: torch.Tensor, directions: torch.Tensor) -> None:
         if (curvature <= 0).any():
-            worst = float((curvature / directions.square().sum(dim=1)).min()) - self.damping
+            damping = self.system.damping
+            worst = float((curvature / directions.square().sum(dim=1)).min()) - damping
             raise DivergenceError(
-                f"damping={self.damping:.3g}: the curvature of the sample falls to {worst:.3g} along some direction, "
+                f"damping={damping:.3g}: the curvature of the sample falls to {worst:.3g} along some direction, "
                 f"so that C + damping I is not positive definite; give damping above {-1.1 * worst:.3g}, or "
                 "curvature='gauss_newton'."
             )
+
+
+def _build(setup: SolverSetup, settings: CgSettings) -> ConjugateGradient:
+    tolerance = setup.args.solver_tolerance
+    return ConjugateGradient(
+        system=setup.system,
+        matrix=setup.draw_sample(settings.samples, setup.args.seed + 1),  # not the sample that gives the residual
+        settings=settings,
+        tolerance=TOLERANCE if tolerance is None else tolerance,
+        precondition=setup.preconditioner(),
+    )
+
+
+def _describe(setup: SolverSetup, settings: CgSettings) -> str:
+    return f"conjugate gradient on {setup.at_most(settings.samples):,} examples{setup.preconditioned_by}"
+
+
+register(
+    "cg",
+    help="conjugate gradient on a sample",
+    settings=CgSettings,
+    build=_build,
+    describe=_describe,
+    takes_preconditioner=True,
+)

@@ -10,6 +10,8 @@ import torch
 from hf_fastif.curvature import Curvature, CurvatureSample, GaussNewton, jacobian_gram
 from hf_fastif.errors import InfluenceError
 from hf_fastif.solvers.base import Solution
+from hf_fastif.solvers.registry import NoSettings, register
+from hf_fastif.solvers.setup import SolverSetup
 
 
 MAX_PRIMAL = 4_000  # parameters up to which the curvature itself is decomposed
@@ -33,13 +35,13 @@ class Decomposition:
     eigenvalues: torch.Tensor | None = None
 
     def inverse(self, vectors: torch.Tensor, dampings: Sequence[float]) -> torch.Tensor:
-        """(M + lambda I)^-1 for L dampings and Q vectors (Q, n), shape (L, Q, n); M is the decomposed matrix."""
+        """Return (M + lambda I)^-1 v for L dampings and Q vectors v (Q, n), shape (L, Q, n), M being decomposed."""
         rotated = vectors.double() @ self.eigenvectors
         return torch.stack([(rotated / (self.eigenvalues + d)) @ self.eigenvectors.T for d in dampings])
 
 
 def decompose(curvature: Curvature, whole: CurvatureSample, show_progress: bool = False) -> Decomposition:
-    """Decomposes the curvature of the training set: as it is for a tiny model, through the Gram matrix for others.
+    """Decompose the curvature of the training set: as it is for a tiny model, through the Gram matrix for others.
 
     Args:
         curvature (`Curvature`): Gauss-Newton, or for tiny models the Hessian too.
@@ -47,7 +49,7 @@ def decompose(curvature: Curvature, whole: CurvatureSample, show_progress: bool 
         show_progress (`bool`): Whether the main process shows a bar.
 
     Raises:
-        ValueError: If the model has too many parameters and the training set too many examples.
+        InfluenceError: If the model has too many parameters and the training set too many examples.
     """
     objective = curvature.objective
     if objective.space.size <= MAX_PRIMAL:
@@ -80,7 +82,7 @@ class Exact:
     A query then costs two passes over the training set, which all queries and all dampings share.
 
     Attributes:
-        decomposition (`Decomposition`): What `decompose` found.
+        decomposition (`Decomposition`): Made by `decompose`.
         whole (`CurvatureSample`): All of the training set.
         damping (`float`): lambda.
     """
@@ -90,25 +92,38 @@ class Exact:
     damping: float
 
     def solve(self, vectors: torch.Tensor) -> Solution:
-        """Solves for Q right-hand sides, shape (Q, P)."""
+        """Solve for Q right-hand sides, shape (Q, P)."""
         x = self.solve_all(vectors, [self.damping])[0]
         return Solution.direct(x, self.whole.residual(vectors, x, self.damping), self.damping)
 
     def solve_all(self, vectors: torch.Tensor, dampings: Sequence[float]) -> torch.Tensor:
-        """Solves for L dampings and Q right-hand sides (Q, P); the answer has shape (L, Q, P)."""
+        """Solve for L dampings and Q right-hand sides (Q, P); the result has shape (L, Q, P)."""
         if self.decomposition.primal:
             return self._inverse(vectors, dampings)
         along = self.whole.jacobian_product(vectors)
         inverses = self._inverse(along.flatten(1), dampings).unflatten(2, along.shape[1:])
-        found = []
+        solutions = []
         for damping, inverse in zip(dampings, inverses, strict=True):
             removed = self.whole.jacobian_transpose_product(inverse / damping) / self.whole.num_examples
-            found.append(vectors / damping - removed)
-        return torch.stack(found)
+            solutions.append(vectors / damping - removed)
+        return torch.stack(solutions)
 
     def _inverse(self, vectors: torch.Tensor, dampings: Sequence[float]) -> torch.Tensor:
-        """What the main process finds for (L, Q, n), on every process."""
-        found = vectors.new_zeros(len(dampings), *vectors.shape)
+        """Return the products (L, Q, n) of the inverses, which the main process computes, on every process."""
+        products = vectors.new_zeros(len(dampings), *vectors.shape)
         if self.decomposition.eigenvectors is not None:
-            found.copy_(self.decomposition.inverse(vectors, dampings))
-        return self.whole.accelerator.reduce(found, "sum")
+            products.copy_(self.decomposition.inverse(vectors, dampings))
+        return self.whole.accelerator.reduce(products, "sum")
+
+
+def _build(setup: SolverSetup, settings: NoSettings) -> Exact:
+    whole, show = setup.draw_sample(len(setup.examples), setup.args.seed), not setup.args.disable_tqdm
+    decomposition = setup.fit_once(("exact",), lambda: decompose(setup.curvature, whole, show))
+    return Exact(decomposition, whole, setup.damping)
+
+
+def _describe(setup: SolverSetup, settings: NoSettings) -> str:
+    return f"exact inverse for {len(setup.examples):,} examples"
+
+
+register("exact", help="the inverse itself, for a few thousand training examples", build=_build, describe=_describe)

@@ -1,26 +1,26 @@
-"""What stochastic solvers share: independent repeats that are averaged, and a residual that is watched on the way."""
+"""What stochastic solvers share: independent repeats, and a residual that is estimated on the way."""
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
 from accelerate import Accelerator
 
-from hf_fastif.curvature import CurvatureSample
 from hf_fastif.execution import SingleProcess, from_main
+from hf_fastif.solvers.base import Callback
+from hf_fastif.solvers.system import DampedSystem
 
 
 WINDOW = 8  # estimates that the watched residual is a mean of
 
 
-class Watch:
-    """The residuals of Q queries as a solver sees them on its way, and whether they are small enough.
+class ResidualMonitor:
+    """Follow the residuals of Q queries while a solver runs, and tell when they are small enough.
 
     An estimate of ||r||^2 is the product of the residuals on two halves of a step's examples: their errors are
     independent, so that it is not biased by them. It is noisy, so the mean of the last few is taken.
@@ -33,14 +33,14 @@ class Watch:
     def __init__(self, vectors: torch.Tensor, tolerance: float | None):
         self.squared_norms = vectors.square().sum(dim=1).clamp_min(torch.finfo(vectors.dtype).tiny)
         self.tolerance = tolerance
-        self.last: deque[torch.Tensor] = deque(maxlen=WINDOW)
+        self.recent: deque[torch.Tensor] = deque(maxlen=WINDOW)
         self.values: list[torch.Tensor] = []
 
     def add(self, squares: torch.Tensor) -> bool:
-        """Takes estimates of ||r||^2, shape (Q,); whether all queries are done."""
-        self.last.append(squares / self.squared_norms)
-        self.values.append(torch.stack(list(self.last)).mean(dim=0).clamp_min(0).sqrt())
-        enough = self.tolerance is not None and len(self.last) == WINDOW
+        """Add estimates of ||r||^2, shape (Q,); return whether all queries are done."""
+        self.recent.append(squares / self.squared_norms)
+        self.values.append(torch.stack(list(self.recent)).mean(dim=0).clamp_min(0).sqrt())
+        enough = self.tolerance is not None and len(self.recent) == WINDOW
         return enough and bool((self.values[-1] <= self.tolerance).all())
 
 
@@ -63,29 +63,32 @@ class Averaged:
     trace: torch.Tensor
 
 
+@dataclass
 class Repeated:
-    """A solver of independent repeats, which are dealt to the processes.
+    """A solver whose answer is the mean of independent repeats, which are divided among the processes.
+
+    Repeat t draws its examples from the seed (seed, t), whatever process runs it.
 
     Attributes:
-        accelerator (`Accelerator`): The processes.
-        sample (`CurvatureSample`): For the residual.
+        system (`DampedSystem`): The system to solve.
         repeats (`int`): T.
+        tolerance (`float`, *optional*): Stop when the residuals that the solver sees have fallen to this.
+        callback (`Callable`, *optional*): Called after each step with its number and the present solutions (Q, P).
     """
 
-    accelerator: Accelerator | SingleProcess
-    sample: CurvatureSample
-    repeats: int
+    system: DampedSystem
+    repeats: int = field(default=1, kw_only=True)
+    tolerance: float | None = field(default=None, kw_only=True)
+    callback: Callback | None = field(default=None, kw_only=True)
 
     @property
     def keeps_all_busy(self) -> bool:
         """Whether the repeats are enough work for all processes."""
-        return self.repeats % self.accelerator.num_processes == 0
+        return self.repeats % self.system.accelerator.num_processes == 0
 
     def by_itself(self) -> Self:
-        """The same for one process, which runs all repeats of queries of its own."""
-        alone, sample = SingleProcess(self.accelerator.device), copy.copy(self.sample)
-        sample.accelerator = alone
-        return replace(self, accelerator=alone, sample=sample)
+        """Return the same solver for one process, which runs all repeats of its share of the queries."""
+        return replace(self, system=self.system.for_one_process())
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ class RunningMoments:
 
     @classmethod
     def of(cls, runs: Iterable[Run], vectors: torch.Tensor) -> RunningMoments:
-        """Runs for right-hand sides (Q, P), of which one is held at a time."""
+        """Sum up runs for right-hand sides (Q, P), one at a time."""
         total, squares = torch.zeros_like(vectors), vectors.new_zeros(len(vectors))
         first = None
         for run in runs:
@@ -111,7 +114,7 @@ class RunningMoments:
 
 
 def average(tally: RunningMoments, repeats: int, accelerator: Accelerator | SingleProcess) -> Averaged:
-    """Averages the runs of all processes (section 3.4 of the paper)."""
+    """Average the runs of all processes (section 3.4 of the paper)."""
     mean = accelerator.reduce(tally.total, "sum") / repeats
     squares = accelerator.reduce(tally.squares, "sum")
     steps, trace = from_main(lambda: tally.first, accelerator)  # which has repeat 0

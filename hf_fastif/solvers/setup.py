@@ -1,4 +1,4 @@
-"""The solver that a configuration asks for, with what has to be fitted for it once."""
+"""The chosen solver, and what all solvers share: curvature, damping, Kronecker factors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from accelerate import Accelerator
 from transformers.utils import logging
 
 from hf_fastif.artifacts import atomic_write, differences
-from hf_fastif.config import InfluenceConfig
 from hf_fastif.curvature import (
     CurvatureSample,
     GaussNewton,
@@ -27,12 +26,10 @@ from hf_fastif.data import ExampleBatches
 from hf_fastif.errors import InfluenceError
 from hf_fastif.execution import from_main
 from hf_fastif.model import Objective, trained_part
+from hf_fastif.settings import SolverSettings
 from hf_fastif.solvers.base import Precondition, Solver
-from hf_fastif.solvers.conjugate_gradient import ConjugateGradient
-from hf_fastif.solvers.direct import Ekfac, Identity
-from hf_fastif.solvers.exact import Exact, decompose
-from hf_fastif.solvers.lissa import Lissa, batch_scale
-from hf_fastif.solvers.sdca import DualAscent
+from hf_fastif.solvers.registry import AUTO, RegisteredSolver, find_solver
+from hf_fastif.solvers.system import DampedSystem, rows_fit
 
 
 logger = logging.get_logger(__name__)
@@ -44,27 +41,27 @@ FEW_THRESHOLD = 0.5  # of the parameters in Kronecker blocks: less is worth a wa
 class SolverSetup:
     """Curvature, damping and solver for one model and one training set.
 
-    Eigenvalues, Kronecker factors and the like are fitted when they are first needed and stay in `kept` for as long
+    Eigenvalues, Kronecker factors and the like are fitted when they are first needed and stay in `fitted` for as long
     as weights, training set and settings are the same. Kronecker factors are also written to a file and read from it.
 
     Args:
-        args ([`InfluenceConfig`]): What is asked for.
+        args ([`InfluenceConfig`]): The settings.
         objective (`Objective`): The loss.
         examples (`ExampleBatches`): The training set.
-        loss (`str`): What stands for the loss.
+        loss (`str`): The identity of the loss.
         accelerator (`Accelerator`): The processes.
-        kept (`dict`): What earlier setups have fitted.
-        factors_file (`Path`): For Kronecker factors.
+        fitted (`dict`): Fits of earlier setups, to which this one adds.
+        factors_file (`Path`): Where Kronecker factors are read from and written to.
     """
 
     def __init__(
         self,
-        args: InfluenceConfig,
+        args: SolverSettings,
         objective: Objective,
         examples: ExampleBatches,
         loss: str,
         accelerator: Accelerator,
-        kept: dict[tuple[Hashable, ...], Any],
+        fitted: dict[tuple[Hashable, ...], Any],
         factors_file: Path,
     ):
         self.args = args
@@ -72,22 +69,50 @@ class SolverSetup:
         self.examples = examples
         self.loss = loss
         self.accelerator = accelerator
-        self.kept = kept
+        self.fitted = fitted
         self.factors_file = factors_file
         self.curvature = GaussNewton(objective) if args.curvature == "gauss_newton" else Hessian(objective)
-        self.sample = self._sample(args.curvature_samples, args.seed)
+        self.sample = self.draw_sample(args.curvature_samples, args.seed)
 
     @cached_property
     def name(self) -> str:
-        """The solver, "auto" resolved."""
-        if self.args.solver != "auto":
-            return self.args.solver
-        return "sdca" if self._rows_fit() else "lissa"
+        """The name of the solver, "auto" resolved."""
+        return self._automatic() if self.args.solver == AUTO else self.args.solver
+
+    def _automatic(self) -> str:
+        """Return "sdca" where the Jacobian rows of several examples fit into memory, else "lissa"."""
+        return "sdca" if rows_fit(self.curvature, self.examples) else "lissa"
+
+    def solver(self) -> Solver:
+        """Build the solver.
+
+        Raises:
+            InfluenceError: If it does not work for this model or training set, naming one that does.
+        """
+        return self._registered.build(self, self._registered.read_settings(self.args))
+
+    def describe(self) -> str:
+        """Put the solver and its settings into a line."""
+        return self._registered.describe(self, self._registered.read_settings(self.args))
+
+    @property
+    def _registered(self) -> RegisteredSolver:
+        return find_solver(self.name)
+
+    @cached_property
+    def system(self) -> DampedSystem:
+        """The system that iterative solvers solve."""
+        return self.system_damped_by(self.damping)
+
+    def system_damped_by(self, damping: float) -> DampedSystem:
+        """Return that system with another lambda."""
+        show, seed = not self.args.disable_tqdm, self.args.seed
+        return DampedSystem(self.curvature, self.examples, self.sample, damping, self.accelerator, seed, show)
 
     @cached_property
     def spectrum(self) -> Spectrum:
         """Eigenvalues on a sample of the training set."""
-        return self._once(("spectrum", self.args.curvature_samples), self.sample.spectrum)
+        return self.fit_once(("spectrum", self.args.curvature_samples), self.sample.spectrum)
 
     @cached_property
     def damping(self) -> float:
@@ -112,145 +137,48 @@ class SolverSetup:
 
     @property
     def damps_by_layer(self) -> bool:
-        """Whether each layer has a lambda of its own in the answer of the solver."""
-        return self.name == "ekfac" and self.args.damping == "auto"
+        """Whether the solver damps each layer with a lambda of its own."""
+        return self._registered.damps_by_layer and self.args.damping == "auto"
 
     @property
     def _decay(self) -> float:
         return self.args.weight_decay if self.args.weight_decay_in_damping else 0.0
 
-    @property
-    def lissa_batch_size(self) -> int:
-        """B, at most the training set."""
-        return min(self.args.lissa_batch_size, len(self.examples))
-
-    @property
-    def lissa_scale(self) -> float:
-        """A step size at which LiSSA converges, unless one is given."""
-        args, precondition = self.args, self._precondition()
-        if args.lissa_scale != "auto":
-            return args.lissa_scale
-        size = self.lissa_batch_size
-        return self._once(
-            ("scale", size, self.damping, args.preconditioner),
-            lambda: batch_scale(
-                self.curvature, self.examples, size, args.seed, self.damping, self.accelerator, precondition
-            ),
-        )
-
-    def solver(self) -> Solver:
-        """The solver, ready.
-
-        Raises:
-            ValueError: If it does not work for this model or training set, naming one that does.
-        """
-        makers = {
-            "sdca": self._sdca,
-            "lissa": self._lissa,
-            "cg": self._cg,
-            "ekfac": self._ekfac,
-            "identity": self._identity,
-            "exact": self._exact,
-        }
-        return makers[self.name]()
-
-    def describe(self) -> str:
-        """The solver and its settings in a line."""
-        args = self.args
-        repeats = f", mean of T = {args.num_repeats} runs" if args.num_repeats > 1 else ""
-        preconditioned = ", preconditioned by EK-FAC" if args.preconditioner else ""
-        by_layer = ", each layer damped by a tenth of its mean eigenvalue" if self.damps_by_layer else ""
-        return {
-            "sdca": f"SDCA, at most {args.sdca_visits:,} examples visited{repeats}",
-            "lissa": f"LiSSA, J = {args.lissa_depth:,} steps, B = {args.lissa_batch_size} examples a step, "
-            f"T = {args.num_repeats} repeats{preconditioned}",
-            "cg": f"conjugate gradient on {self._count(args.cg_samples):,} examples{preconditioned}",
-            "ekfac": f"EK-FAC fitted to {self._count(args.ekfac_samples):,} examples{by_layer}",
-            "identity": "none (product of gradients)",
-            "exact": f"exact inverse for {len(self.examples):,} examples",
-        }[self.name]
-
-    def _identity(self) -> Solver:
-        return Identity()
-
-    def _ekfac(self) -> Solver:
-        return Ekfac(self.factors(), self.objective.space, self.sample, self.ekfac_damping)
-
-    def _exact(self) -> Solver:
-        whole = self._sample(len(self.examples), self.args.seed)
-        show = not self.args.disable_tqdm
-        return Exact(self._once(("exact",), lambda: decompose(self.curvature, whole, show)), whole, self.damping)
-
-    def _cg(self) -> Solver:
-        args = self.args
-        matrix = self._sample(args.cg_samples, args.seed + 1)  # not the sample that judges the answer
-        return ConjugateGradient(
-            matrix=matrix,
-            sample=self.sample,
-            damping=self.damping,
-            max_steps=args.cg_steps,
-            tolerance=0.01 if args.solver_tolerance is None else args.solver_tolerance,
-            precondition=self._precondition(),
-            show_progress=not args.disable_tqdm,
-        )
-
-    def _sdca(self) -> Solver:
-        args = self.args
-        if not self._rows_fit():
-            raise InfluenceError(
-                "solver='sdca': it holds the Jacobian rows of several examples, which takes trained parameters that "
-                "are few enough and all in linear layers and norms (freeze embeddings with hf_fastif.freeze), and one "
-                "prediction an example, not one a token; give solver='lissa' or 'cg'."
-            )
-        return DualAscent(
-            curvature=self.curvature,
-            examples=self.examples,
-            sample=self.sample,
-            damping=self.damping,
-            visits=args.sdca_visits,
-            batch_size=args.influence_batch_size,
-            repeats=args.num_repeats,
-            seed=args.seed,
-            tolerance=args.solver_tolerance,
-            accelerator=self.accelerator,
-            show_progress=not args.disable_tqdm,
-        )
-
-    def _lissa(self) -> Solver:
-        args = self.args
-        return Lissa(
-            curvature=self.curvature,
-            examples=self.examples,
-            sample=self.sample,
-            damping=self.damping,
-            scale=self.lissa_scale,
-            adapts=args.lissa_scale == "auto",
-            depth=args.lissa_depth,
-            batch_size=self.lissa_batch_size,
-            repeats=args.num_repeats,
-            seed=args.seed,
-            accelerator=self.accelerator,
-            tolerance=args.solver_tolerance,
-            precondition=self._precondition(),
-            show_progress=not args.disable_tqdm,
-        )
-
-    def _rows_fit(self) -> bool:
-        return isinstance(self.curvature, GaussNewton) and self.curvature.holds_rows(self.examples.take([0]))
-
-    def _precondition(self) -> Precondition | None:
+    def preconditioner(self) -> Precondition | None:
+        """Return the approximate inverse of C + lambda I that `args.preconditioner` names, if it names one."""
         if self.args.preconditioner is None:
             return None
         factors, damping = self.factors(), self.damping
         return lambda vectors: factors.solve(self.objective.space, vectors, damping)
 
+    @property
+    def preconditioned_by(self) -> str:
+        """The preconditioner, as the end of a description."""
+        return ", preconditioned by EK-FAC" if self.args.preconditioner else ""
+
+    def draw_sample(self, count: int, seed: int) -> CurvatureSample:
+        """Return a sample of the training set of `count` examples, or all of them if there are fewer."""
+        size = self.args.influence_batch_size
+        return CurvatureSample(self.curvature, self.examples, count, size, seed, self.accelerator)
+
+    def at_most(self, count: int) -> int:
+        """Return a number of training examples, or how many there are if that is less."""
+        return min(count, len(self.examples))
+
+    def fit_once(self, key: tuple[Hashable, ...], fit: Callable[[], Any]) -> Any:
+        """Return what `fit` returns, computed once for the same key, weights, training set, loss, curvature, seed."""
+        key = (*key, self.objective.fingerprint, self.examples.digest, self.loss, self.args.curvature, self.args.seed)
+        if key not in self.fitted:
+            self.fitted[key] = fit()
+        return self.fitted[key]
+
     def factors(self) -> KroneckerFactors:
-        """EK-FAC of the training loss, fitted or read."""
-        return self._once(("ekfac", self.args.ekfac_samples), self._load_or_fit_factors)
+        """Return EK-FAC of the training loss, fitted or read."""
+        return self.fit_once(("ekfac", self.args.ekfac_samples), self._load_or_fit_factors)
 
     @cached_property
     def factors_manifest(self) -> dict[str, str]:
-        """What Kronecker factors will not be used without."""
+        """What must be the same for Kronecker factors to be used."""
         args, seed = self.args, self.args.seed
         return {
             "trained": trained_part(self.objective.model),
@@ -261,34 +189,34 @@ class SolverSetup:
             f"batch={args.influence_batch_size}",
         }
 
-    def adopt_factors(self, path: Path, found: Mapping[str, Any]) -> KroneckerFactors:
-        """Takes over factors that were fitted elsewhere.
+    def adopt_factors(self, path: Path, manifest: Mapping[str, Any]) -> KroneckerFactors:
+        """Take over factors that were fitted elsewhere.
 
         Args:
             path (`Path`): Their file.
-            found (`Mapping`): Its manifest.
+            manifest (`Mapping`): Its manifest.
 
         Raises:
-            ValueError: If they were fitted to another model or training set, or otherwise, naming both.
+            InfluenceError: If they were fitted to another model or training set, or otherwise, naming both.
         """
-        for what in differences(found, self.factors_manifest):
+        for what in differences(manifest, self.factors_manifest):
             raise InfluenceError(
-                f"The EK-FAC factors were fitted with the {what} {found.get(what)}, and this is "
+                f"The EK-FAC factors were fitted with the {what} {manifest.get(what)}, and this is "
                 f"{self.factors_manifest[what]}; do not load them, and EK-FAC is fitted here when it is needed."
             )
         if self.accelerator.is_main_process:
             self.factors_file.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(self.factors_file, lambda file: shutil.copyfile(path, file))
         self.accelerator.wait_for_everyone()
-        for key in [key for key in self.kept if key[0] == "ekfac"]:
-            del self.kept[key]
+        for key in [key for key in self.fitted if key[0] == "ekfac"]:
+            del self.fitted[key]
         return self.factors()
 
     def _load_or_fit_factors(self) -> KroneckerFactors:
         args, path, manifest = self.args, self.factors_file, self.factors_manifest
         if from_main(self._factors_fit, self.accelerator):
             return KroneckerFactors.load(path, manifest, self.accelerator.device)
-        sample = self._sample(args.ekfac_samples, args.seed)
+        sample = self.draw_sample(args.ekfac_samples, args.seed)
         show = not args.disable_tqdm
         factors = fit_kronecker_factors(
             GaussNewton(self.objective), self.examples, sample.batches, args.seed, self.accelerator, show
@@ -303,29 +231,16 @@ class SolverSetup:
         return factors
 
     def _factors_fit(self) -> bool:
-        """Whether there is a file of factors, and it is whole and belongs here."""
+        """Tell whether there is a file of factors, and it is whole and fits."""
         if not self.factors_file.exists():
             return False
         try:
-            found = KroneckerFactors.load(self.factors_file, self.factors_manifest, torch.device("cpu"))
+            factors = KroneckerFactors.load(self.factors_file, self.factors_manifest, torch.device("cpu"))
         except ValueError as error:
             logger.warning(f"{error} EK-FAC is fitted anew.")
             return False
-        if found is None:
+        if factors is None:
             logger.warning(
                 f"{self.factors_file} was fitted to another model, training set or setting; EK-FAC is fitted anew."
             )
-        return found is not None
-
-    def _sample(self, count: int, seed: int) -> CurvatureSample:
-        size = self.args.influence_batch_size
-        return CurvatureSample(self.curvature, self.examples, count, size, seed, self.accelerator)
-
-    def _count(self, wanted: int) -> int:
-        return min(wanted, len(self.examples))
-
-    def _once(self, what: tuple[Hashable, ...], fit: Callable[[], Any]) -> Any:
-        key = (*what, self.objective.fingerprint, self.examples.digest, self.loss, self.args.curvature, self.args.seed)
-        if key not in self.kept:
-            self.kept[key] = fit()
-        return self.kept[key]
+        return factors is not None

@@ -1,4 +1,4 @@
-"""A trainer of a compiled model, with the model itself in its place."""
+"""Replace the compiled model of a trainer by the original model, temporarily."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from transformers import Trainer
 
 @contextmanager
 def uncompiled(trainer: Trainer, plain: nn.Module) -> Iterator[None]:
-    """Give a trainer of `torch.compile(model)` the model itself for a while: compiled graphs hide what a model takes.
+    """Replace the result of `torch.compile(model)` by the model within a context; other models stay.
+
+    A compiled model hides the arguments of `forward`, from which the trainer derives the columns to keep.
 
     Args:
-        trainer (`Trainer`): Its model may be compiled.
-        plain (`torch.nn.Module`): The model itself.
+        trainer (`Trainer`): The trainer, whose model may be compiled.
+        plain (`torch.nn.Module`): The original model.
     """
     given = trainer.model
     if not hasattr(given, "_orig_mod"):
         yield
         return
-    trainer.model, trainer._signature_columns = plain, None  # the columns that the model takes
+    trainer.model, trainer._signature_columns = plain, None  # derived again from the original model
     try:
         yield
     finally:

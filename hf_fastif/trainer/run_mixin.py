@@ -1,4 +1,4 @@
-"""Training that leaves behind what influence needs: checkpoints, and which run left the model."""
+"""Save what influence needs during training: checkpoints, and the run that produced the model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.get_logger(__name__)
 
 
 class RunMixin:
-    """Keeping checkpoints while training, for [`InfluenceTrainer`]."""
+    """The methods of [`InfluenceTrainer`] that save checkpoints during training."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -26,11 +26,18 @@ class RunMixin:
         self.add_callback(self._keeper)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Trains as `Trainer.train` does, and notes which run left the model, however it ends."""
+        """Train like `Trainer.train`, and record which run produced the model, even if training fails.
+
+        Example:
+            ```python
+            trainer.train()
+            result = trainer.find_influential(dev)
+            ```
+        """
         try:
             output = super().train(*args, **kwargs)
         except BaseException:
-            with suppress(Exception):  # what stopped training is what the user must see
+            with suppress(Exception):  # the error that stopped training must reach the user
                 self._note_run_end()
             raise
         self._note_run_end()
@@ -38,20 +45,20 @@ class RunMixin:
         return output
 
     def _note_run_end(self) -> None:
-        # A model in shards is not known by its weights; influence refuses it.
+        # A sharded model cannot be identified by its weights, and influence refuses it anyway.
         if self._keeper.run is not None and sharded_by(self.model) is None:
             write_run_end(self.args.output_dir, self._keeper.end(self.state, self.model))
 
     def _training_facts(self) -> dict[str, str] | None:
-        """What checkpoints say about the run that begins: None where there can be none, since the model is sharded."""
+        """Return what checkpoints store about this run; None for sharded models, which get no checkpoints."""
         if sharded_by(self.model) is not None:
             return None
         with same_random_state():
             try:
                 with self.session() as session:
                     return session.training_facts()
-            except Exception as error:  # a model that influence does not know may be trained all the same
-                logger.info(f"Checkpoints for influence will not say what they were trained on: {error}")
+            except Exception as error:  # models that influence does not support can still be trained
+                logger.info(f"Checkpoints for influence will not record what they were trained on: {error}")
                 return {}
 
     def _unwrapped(self, model: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""`InfluenceTrainer`: a `Trainer` that also says which training examples made the model answer as it did."""
+"""Define `InfluenceTrainer`, a `Trainer` that also computes which training examples influenced a prediction."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from datasets import Dataset
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from hf_fastif.artifacts import model_name, sources
 from hf_fastif.config import with_influence
 from hf_fastif.data import ExampleBatches, check_dataset, check_rows, check_train_dataset, without_indexes
 from hf_fastif.diagnosis import Diagnosis, diagnose
 from hf_fastif.errors import InfluenceError
-from hf_fastif.index import InfluenceIndex, Vectors, check_num_neighbors, choose_features, write_index
+from hf_fastif.index import check_num_neighbors
 from hf_fastif.influence import InfluenceSession, QuerySet, SessionCache, open_session
 from hf_fastif.model import Measure, check_model
 from hf_fastif.results import InfluenceResult, build_result
@@ -26,13 +25,14 @@ from hf_fastif.scoring import has_token_losses, influence_of_tokens, texts_of_to
 from hf_fastif.solvers import Solution
 from hf_fastif.trainer.compiled import uncompiled
 from hf_fastif.trainer.hub_mixin import HubMixin
+from hf_fastif.trainer.index_mixin import IndexMixin
 from hf_fastif.trainer.run_mixin import RunMixin
 
 
-class InfluenceMixin(HubMixin, RunMixin):
-    """What [`InfluenceTrainer`] can do, for any subclass of `Trainer`, such as trl's `SFTTrainer`.
+class InfluenceMixin(IndexMixin, HubMixin, RunMixin):
+    """The methods of [`InfluenceTrainer`], for any subclass of `Trainer`, such as trl's `SFTTrainer`.
 
-    Its arguments must hold the settings of influence:
+    The arguments must include the settings of [`InfluenceConfig`]:
 
     ```python
     @dataclass
@@ -41,7 +41,7 @@ class InfluenceMixin(HubMixin, RunMixin):
     class InfluenceSFTTrainer(InfluenceMixin, SFTTrainer): ...
     ```
 
-    Queries are rows of the kind that the trainer makes of its datasets, such as `trainer.eval_dataset.select([0])`.
+    Queries must be preprocessed like the trainer's datasets, such as `trainer.eval_dataset.select([0])`.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class InfluenceMixin(HubMixin, RunMixin):
 
     @contextmanager
     def session(self) -> Iterator[InfluenceSession]:
-        """Open the engine on this trainer's model, data and settings: see [`InfluenceSession`].
+        """Open an [`InfluenceSession`] on this trainer's model, data and settings, for custom computations.
 
         Example:
             ```python
@@ -71,115 +71,47 @@ class InfluenceMixin(HubMixin, RunMixin):
             yield session
 
     def example_batches(self, dataset: Dataset, name: str | None = None) -> ExampleBatches:
-        """Return the rows of a dataset as the model sees them; `name` is that of the argument, for messages."""
-        rows = self._remove_unused_columns(dataset, name)
-        return ExampleBatches(rows, self.data_collator, self._prepare_inputs, self._cache.digests)
-
-    def build_index(
-        self,
-        dataset: Dataset | None = None,
-        features: np.ndarray | str | None = None,
-        add_to: InfluenceIndex | None = None,
-    ) -> InfluenceIndex:
-        """Makes a FAISS index of the features of a dataset, writes it, and attaches it to the dataset, in place.
-
-        The features are those of `args.index_features`. The index is written to `output_dir/influence/indexes`, from
-        where `load_index` reads it; one that was made in the same way is not made again, unless `args.overwrite`
-        says so. Afterwards `dataset.get_nearest_examples(index.name, vector, k)` works too.
-        Other datasets made from this one have no index: of `datasets`' operations some drop it (`map`, `cast`,
-        `add_column`), and some refuse to work on a dataset that has one (`select`, `shuffle`, `filter`, `push_to_hub`;
-        `hf_fastif.index.without_indexes(dataset)` is a view of the same rows for these).
-
-        Args:
-            dataset (`datasets.Dataset`, *optional*): `trainer.train_dataset` unless given; give a candidate pool that
-                was never trained on to search that.
-            features (`np.ndarray` of shape `(N, d)` or `str`, *optional*): Features of your own, or the column that
-                holds them, compared by L2 distance. `find_influential` then needs `query_features`.
-            add_to ([`InfluenceIndex`], *optional*): An index of the first rows of the dataset, to which the others
-                are added; only their features are computed.
-
-        Returns:
-            [`InfluenceIndex`]: The index.
-
-        Raises:
-            ValueError: If FAISS does not know `args.index_factory` or `args.index_search`, or `add_to` was made with
-                another model or other rows.
-        """
-        with self.session() as session:
-            pool, checkpoints = session.candidates(dataset, "dataset"), session.checkpoints
-            if add_to is not None:
-                rows = without_indexes(pool.dataset).select(range(min(len(add_to), len(pool.dataset))))
-                add_to.check(session.belongs(session.examples(pool.name, rows)))
-            kind, made = choose_features(pool.dataset, features, add_to, checkpoints, session.setup)
-            folder = self._influence_folder / "indexes" / f"{kind}-{pool.digest}"
-            extended = None if add_to is None else add_to.identity
-            with session.partial_results("build_index", pool.digest, kind, extended) as partials:
-                vectors = Vectors(made, pool.batches, checkpoints, session.sweep, partials)
-                provenance = {"model_name": model_name(self.model), **sources(self.model, pool.dataset)}
-                write_index(folder, kind, vectors, self.args, session.belongs(pool.batches) | provenance, add_to)
-        return self._attach(InfluenceIndex.load(folder, **self._index_place()), pool.dataset)
-
-    def find_candidates(
-        self,
-        examples: Dataset | QuerySet,
-        num_neighbors: int,
-        candidates: Dataset | None = None,
-        s_test: Solution | None = None,
-        query_features: np.ndarray | None = None,
-        measure: Measure | None = None,
-    ) -> np.ndarray:
-        """Return the rows (queries, k) that the index ranks highest for each query, strongest first.
-
-        Where the index compares with s_test, helpful and harmful ones take turns.
-        The arguments are those of `find_influential`, which scores the candidates that this method returns.
+        """Return the rows of a dataset as the model sees them; `name` is the argument to name in messages.
 
         Example:
             ```python
-            trainer.build_index()
-            rows = trainer.find_candidates(dev.select([0]), num_neighbors=100)[0]
+            first = trainer.example_batches(train).take([0])  # one row, collated
             ```
         """
-        self._check_candidates(candidates, num_neighbors)
-        solution = self.compute_s_test(examples, measure) if s_test is None else s_test
-        with self.session() as session:
-            queries, pool = session.queries(examples, measure), session.candidates(candidates)
-            session.check_s_test(solution, queries)
-            search = session.search(queries, pool, num_neighbors, query_features)
-            return search(range(len(solution)), solution.vectors)
+        rows = self._remove_unused_columns(dataset, name)
+        return ExampleBatches(rows, self.data_collator, self._prepare_inputs, self._cache.digests)
 
     def find_misclassified(self, examples: Dataset) -> np.ndarray:
-        """The rows (ascending) of a dataset whose label the model does not predict: the ones to ask about.
-
-        Of examples with several labels (tokens, or where an answer starts and ends) one that is not predicted is
-        enough.
+        """Return the rows, ascending, whose label (or any label, if they have several) the model does not predict.
 
         Raises:
-            ValueError: If the labels are not one of several classes.
+            InfluenceError: If the labels are not classes.
+
+        Example:
+            ```python
+            errors = dev.select(trainer.find_misclassified(dev))
+            ```
         """
         with self.session() as session:
             return np.flatnonzero(session.queries(examples).predictions.wrong())
 
     def compute_s_test(self, examples: Dataset | QuerySet, measure: Measure | None = None) -> Solution:
-        """Compute s_test = (C + lambda I)^-1 grad L for every query (sections 3.3 and 3.4 of the paper).
+        """Compute s_test = (C + lambda I)^-1 grad L of each query with `args.solver` (sections 3.3 and 3.4).
 
-        The solver is `args.solver`. C is the curvature of the mean loss over `train_dataset`. All queries share the
-        batches it is drawn from, so that solving for several at once costs less than solving one by one, and gives the
-        same answer.
+        C is the curvature of the mean loss over `train_dataset`. Queries share the batches that it is estimated from:
+        solving for several at once gives the same result at a lower cost.
 
         Args:
-            examples (`datasets.Dataset` or [`QuerySet`]): The queries; `QuerySet(anchors, reduce="mean")` makes one
-                query of all.
-            measure ([`Measure`], *optional*): What is differentiated in place of the loss of a query, such as
-                `Margin()`.
+            examples (`datasets.Dataset` or [`QuerySet`]): The queries.
+            measure ([`Measure`], *optional*): The quantity to differentiate instead of the loss.
 
         Returns:
-            [`Solution`]: Vectors of shape (queries, parameters), residual and standard error. With several
-            `args.checkpoints` the parameters of each come one behind the other.
+            [`Solution`]: Vectors (queries, checkpoints x parameters), residual and standard error.
 
         Raises:
-            DivergenceError: If `lissa_scale` was given and is too small, naming one that converges.
-            InfluenceError: If the Hessian is so indefinite that `damping` does not outweigh it, or the solver does
-                not work for this model or training set.
+            DivergenceError: If `args.lissa_scale` is too small; the message names one that converges.
+            InfluenceError: If `damping` is too small for an indefinite Hessian, or the solver does not support the
+                model or training set.
 
         Example:
             ```python
@@ -200,17 +132,19 @@ class InfluenceMixin(HubMixin, RunMixin):
         s_test: Solution | None = None,
         measure: Measure | None = None,
     ) -> np.ndarray:
-        """Compute the influence of every candidate on every query: the full scan.
+        """Compute the influence of every candidate on every query (equation 1 of the paper), in a full scan.
 
         Args:
             examples (`datasets.Dataset` or [`QuerySet`]): The queries.
-            candidates (`datasets.Dataset`, *optional*): `trainer.train_dataset` unless given.
-            s_test ([`Solution`], *optional*): What `compute_s_test(examples, measure)` returned, if it was called
-                before.
-            measure ([`Measure`], *optional*): What is attributed in place of the loss of a query.
+            candidates (`datasets.Dataset`, *optional*): By default `trainer.train_dataset`.
+            s_test ([`Solution`], *optional*): The return value of `compute_s_test(examples, measure)`, to reuse it.
+            measure ([`Measure`], *optional*): The quantity to attribute instead of the loss.
 
         Returns:
             `np.ndarray` of shape `(queries, candidates)`, float32: Positive is harmful, negative is helpful.
+
+        Raises:
+            InfluenceError: If `s_test` was computed for other queries or another model, or a loss or score is NaN.
 
         Example:
             ```python
@@ -234,27 +168,26 @@ class InfluenceMixin(HubMixin, RunMixin):
         s_test: Solution | None = None,
         measure: Measure | None = None,
     ) -> list[list[np.ndarray]]:
-        """Compute which tokens of some training examples carry their influence, for heads that predict tokens.
+        """Compute the influence of each token of some training examples, for heads that predict tokens.
 
         Args:
-            examples (`datasets.Dataset`): Q queries.
-            rows (`Sequence[int]`): Candidates, such as `result.helpful(0)["train_index"]`.
-            candidates (`datasets.Dataset`, *optional*): `trainer.train_dataset` unless given.
-            s_test ([`Solution`], *optional*): What `compute_s_test(examples, measure)` returned, if it was called
-                before.
-            measure ([`Measure`], *optional*): What is attributed in place of the loss of a query.
+            examples (`datasets.Dataset`): The queries.
+            rows (`Sequence[int]`): Positions of candidates, such as `result.helpful(0)["train_index"]`.
+            candidates (`datasets.Dataset`, *optional*): By default `trainer.train_dataset`.
+            s_test ([`Solution`], *optional*): The return value of `compute_s_test(examples, measure)`, to reuse it.
+            measure ([`Measure`], *optional*): The quantity to attribute instead of the loss.
 
         Returns:
             `list` over queries of `list` over rows of `np.ndarray` of shape `(T,)`, float32: the influence of
-            predicting each token, 0 where it has no label (a prompt). They add up to the influence of the row.
+            predicting each token, 0 for tokens without a label (prompts). Their sum is the influence of the row.
 
         Raises:
-            InfluenceError: If an example has one label, or a row is not among the candidates.
+            InfluenceError: If examples have a single label, or a row is not among the candidates.
 
         Example:
             ```python
             tokens = trainer.token_influence(dev.select([0]), rows=[12, 7])
-            print(tokens[0][1])  # of row 7, for the first query
+            print(tokens[0][1])  # row 7, first query
             ```
         """
         check_rows("rows", rows, len(self._check_candidates(candidates)))
@@ -268,20 +201,26 @@ class InfluenceMixin(HubMixin, RunMixin):
         return [[scores[query] for scores in by_row] for query in range(len(solution))]
 
     def self_influence(self, examples: Dataset | None = None) -> np.ndarray:
-        """How much training on an example lowers the loss on itself: grad L^T (C + lambda I)^-1 grad L.
+        """Compute how much each example lowers its own loss: grad L^T (C + lambda I)^-1 grad L.
 
-        It is the influence of an example on itself with its sign turned, so that it is never negative (with the
-        Gauss-Newton matrix). Examples that little else in the training set speaks for have a large one, such as
-        atypical and many mislabelled ones (Koh and Liang, 2017, section 5.4).
-
-        With `solver="auto"` C is EK-FAC's, which costs a few forward passes an example; `"identity"` gives
-        ||grad L||^2. Any other solver is run for every example.
+        This is the negative influence of an example on itself; with the Gauss-Newton matrix it is at least 0. It is
+        large for examples with little support in the training set, such as atypical and many mislabelled ones (Koh and
+        Liang, 2017, section 5.4). `solver="auto"` takes C from EK-FAC, for a few forward passes per example, and
+        `"identity"` gives ||grad L||^2; any other solver runs once per example.
 
         Args:
-            examples (`datasets.Dataset`, *optional*): `trainer.train_dataset` unless given.
+            examples (`datasets.Dataset`, *optional*): By default `trainer.train_dataset`.
 
         Returns:
             `np.ndarray` of shape `(examples,)`, float32, in the order of the dataset.
+
+        Raises:
+            InfluenceError: If the examples lack labels, or the solver does not support the model.
+
+        Example:
+            ```python
+            suspects = trainer.self_influence().argsort()[::-1][:20]
+            ```
         """
         with self.session() as session:
             pool = session.candidates(examples, "examples")
@@ -298,34 +237,33 @@ class InfluenceMixin(HubMixin, RunMixin):
         query_features: np.ndarray | None = None,
         measure: Measure | None = None,
     ) -> InfluenceResult:
-        """Find the training examples that helped and harmed the loss on each query the most.
+        """Find the training examples that helped and harmed the model most on each query.
 
-        Of language models, and other heads that predict tokens, the result also tells which tokens of these training
-        examples carry their influence, unless `num_examples` is None.
+        For heads that predict tokens, the result also holds the influence of each token of these examples, unless
+        `num_examples` is None.
 
         Args:
-            examples (`datasets.Dataset` or [`QuerySet`]): The queries, tokenized as the training set is, with labels.
-                `QuerySet(anchors, reduce="mean")` makes one query of all.
-            num_examples (`int`, *optional*, defaults to 10): How many of each direction to return; None returns every
+            examples (`datasets.Dataset` or [`QuerySet`]): The queries, tokenized like the training set, with labels.
+                `QuerySet(anchors, reduce="mean")` combines them into a single query.
+            num_examples (`int`, *optional*, defaults to 10): The number to return per direction; None returns every
                 scored candidate.
-            num_neighbors (`int`, *optional*): k: only the k nearest neighbours of each query are scored, found in the
-                index of `build_index()`. None scores every candidate. `args.num_neighbors` unless given.
-            candidates (`datasets.Dataset`, *optional*): `trainer.train_dataset` unless given. For a pool that was
-                never trained on, the answer is what training on it would do.
-            s_test ([`Solution`], *optional*): What `compute_s_test(examples, measure)` returned, if it was called
-                before.
-            query_features (`np.ndarray` of shape `(queries, d)`, *optional*): Features of the queries, where the index
-                is of your own features.
-            measure ([`Measure`], *optional*): What is attributed in place of the loss of a query: `Margin()`,
-                `Logit("entailment")`, `LogProbability()`, `Contrast("entailment", "neutral")`, or one of your own.
-                Helpful examples raise it.
+            num_neighbors (`int`, *optional*): k: score only the k rows that the index of `build_index()` ranks highest
+                for a query. None scores every candidate. By default `args.num_neighbors`.
+            candidates (`datasets.Dataset`, *optional*): By default `trainer.train_dataset`. For a dataset that was
+                never trained on, scores predict the effect of training on it.
+            s_test ([`Solution`], *optional*): The return value of `compute_s_test(examples, measure)`, to reuse it.
+            query_features (`np.ndarray` of shape `(queries, d)`, *optional*): Features of the queries, if the index
+                was built from custom features.
+            measure ([`Measure`], *optional*): The quantity to attribute instead of the loss, which helpful examples
+                raise: `Margin()`, `Logit("entailment")`, `LogProbability()`, `Contrast("entailment", "neutral")`, or
+                a custom one.
 
         Returns:
-            [`InfluenceResult`]: The same on every process.
+            [`InfluenceResult`]: The result, the same on every process.
 
         Raises:
-            InfluenceError: If there are no examples, labels or index, k exceeds the candidates, a dataset changed
-                after its index was built, the measure does not suit the model, or a loss is NaN.
+            InfluenceError: If examples, labels or the index are missing, k exceeds the candidates, a dataset changed
+                after its index was built, the measure does not fit the model, or a loss is NaN.
 
         Example:
             ```python
@@ -353,7 +291,7 @@ class InfluenceMixin(HubMixin, RunMixin):
             texts = texts_of_tokens(session.objective, pool.batches, scores, self.processing_class)
             settings = session.settings(k, num_examples) | {
                 "scoring": attribution.scoring,
-                "measure": queries.objective.measured,
+                "measure": queries.measured,
             }
         return build_result(
             without_indexes(queries.query_set.dataset),
@@ -367,18 +305,25 @@ class InfluenceMixin(HubMixin, RunMixin):
         )
 
     def diagnose(self, examples: Dataset | None = None, s_test: Solution | None = None) -> Diagnosis:
-        """Looks at curvature, damping and solver, and says what it sees: `print(trainer.diagnose())`.
-
-        Which checkpoint, which damping, which scale, how many steps, is the answer to be trusted, what does the sign
-        mean? Of several `args.checkpoints` it looks at the first.
+        """Diagnose curvature, damping and solver at the first checkpoint, and explain whether to trust the scores.
 
         Args:
-            examples (`datasets.Dataset`, *optional*): Queries to solve for; unless given, four drawn from
-                `eval_dataset`, or else from `train_dataset`.
-            s_test ([`Solution`], *optional*): What `compute_s_test(examples)` returned, if it was called before.
+            examples (`datasets.Dataset`, *optional*): Queries to solve for, by default four random ones of
+                `eval_dataset`, or else of `train_dataset`.
+            s_test ([`Solution`], *optional*): The return value of `compute_s_test(examples)`, to reuse it.
 
         Returns:
-            [`Diagnosis`]: A page of text; `.plot(path)` writes its figure.
+            [`Diagnosis`]: A page of text with advice on checkpoint, damping, scale and number of steps.
+
+        Raises:
+            InfluenceError: If the loss of a query is NaN, or `s_test` was computed for other queries.
+
+        Example:
+            ```python
+            diagnosis = trainer.diagnose()
+            print(diagnosis)
+            diagnosis.plot("diagnosis.png")
+            ```
         """
         if examples is None:
             source = self.eval_dataset if isinstance(self.eval_dataset, Dataset) else self.train_dataset
@@ -395,44 +340,38 @@ class InfluenceMixin(HubMixin, RunMixin):
                 return diagnose(session.setup(), gradients, signals, solved)
 
     def _check_candidates(self, candidates: Dataset | None, k: int | None = None) -> Dataset:
-        """Refuse candidates and a k that cannot be, before anything is computed; returns the candidates."""
+        """Check candidates and k before any computation, and return the candidates."""
         name, dataset = ("train_dataset", self.train_dataset) if candidates is None else ("candidates", candidates)
         check_dataset(name, dataset)
         check_num_neighbors(k, len(dataset))
         return dataset
 
-    def _attach(self, index: InfluenceIndex, dataset: Dataset) -> InfluenceIndex:
-        index.attach(dataset)
-        self._cache.indexes[dataset._fingerprint] = index
-        return index
-
-    def _remove_unused_columns(self, dataset: Dataset, description: str | None = None) -> Dataset:
-        # Every dataloader comes through here; see without_indexes for what it spares.
-        if isinstance(dataset, Dataset):
-            dataset = without_indexes(dataset)
-        return super()._remove_unused_columns(dataset, description)
-
 
 def _has_defaults(make: Callable[..., nn.Module]) -> bool:
-    """Tell whether a function can be called without arguments though it takes several, which `Trainer` refuses."""
+    """Tell whether a function has several arguments, all with defaults; `Trainer` accepts only one without any."""
     parameters = inspect.signature(make).parameters.values()
     return len(parameters) > 1 and all(parameter.default is not parameter.empty for parameter in parameters)
 
 
 class InfluenceTrainer(InfluenceMixin, Trainer):
-    """A `Trainer` with `build_index`, `compute_s_test`, `find_influential` and `compute_influence`.
+    """A `Trainer` that computes which training examples influenced a prediction.
 
-    Influence never calls `train()`: it takes the model as it is, trained here or loaded. Indices in results are
-    positions in `train_dataset`. Under `accelerate launch` every process must make the same calls; the work is dealt
-    out and every process gets the same answer.
+    Its methods never call `train()`: the model may be trained here or loaded. Row numbers in results are positions in
+    `train_dataset`. Under `accelerate launch`, every process must make the same calls; the work is divided among them,
+    and every process gets the same result.
 
     Args:
-        model (`PreTrainedModel` or `PeftModel`): A model with one of the heads in the table of `docs/heads.md`. Its
-            parameters with `requires_grad` are trained and attributed ([`freeze`] leaves the last layers; of a
-            `PeftModel` they are the adapters).
-        args ([`InfluenceConfig`] or `TrainingArguments`, *optional*): Plain `TrainingArguments` are completed with
-            the default settings of influence.
+        model (`PreTrainedModel` or `PeftModel`): A model with a head listed in `docs/heads.md`. Parameters with
+            `requires_grad` are attributed: see [`freeze`]; for a `PeftModel`, the adapters.
+        args ([`InfluenceConfig`] or `TrainingArguments`, *optional*): `TrainingArguments` get the default settings of
+            influence.
         *other, **named: The other arguments of `Trainer`. `train_dataset` must be a `datasets.Dataset`.
+
+    Example:
+        ```python
+        trainer = InfluenceTrainer(model=model, args=InfluenceConfig("out"), train_dataset=train)
+        print(trainer.find_influential(dev.select(range(8))))
+        ```
     """
 
     def __init__(

@@ -45,7 +45,6 @@ def test_series_have_colors_of_their_own():
 
 def test_sizes_are_named_where_they_do_not_lie_close():
     _, ((axes,),) = new_figure(4, 3)
-    axes.set_xscale("log")
     mark_sizes(axes, [1000, 10, 990, 1000])
     assert axes.get_xticks().tolist() == [10, 990, 1000]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["10", "", "1,000"]

@@ -105,7 +105,7 @@ def test_candidates_of_all_checkpoints(trainer, kind):
         np.testing.assert_allclose(result["influence"], expected, rtol=1e-3, atol=1e-5)
     assert trainer.load_index(index.folder).faiss_index.d == index.faiss_index.d
     trainer.args.checkpoints = ["final"]
-    with pytest.raises(ValueError, match="made with the model"):
+    with pytest.raises(ValueError, match="built with the model"):
         trainer.load_index(index.folder)
     with pytest.raises(ValueError, match="the model was changed after its index was built"):
         trainer.find_influential(QUERIES, num_neighbors=5)

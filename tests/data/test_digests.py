@@ -385,7 +385,7 @@ def test_class_weights_in_a_models_own_loss_are_refused(tmp_path):
     model = InItsForward(tiny_model().config)
     trainer_of(tmp_path, model).compute_influence(QUERIES)
     model.weights = torch.tensor([1.0, 5.0, 0.2])
-    with pytest.raises(ValueError, match="of a batch InItsForward gives the loss .*class weights.*compute_loss_func"):
+    with pytest.raises(ValueError, match="for a batch InItsForward gives the loss .*class weights.*compute_loss_func"):
         trainer_of(tmp_path, model).compute_influence(QUERIES)
 
 

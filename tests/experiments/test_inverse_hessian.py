@@ -14,7 +14,7 @@ from hf_fastif.analysis.session_tools import changed
 from hf_fastif.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from hf_fastif.experiments import InverseHessian, inverse_hessian
 from hf_fastif.experiments.inverse_hessian import OTHERS
-from hf_fastif.experiments.stopwatch import Watch
+from hf_fastif.experiments.stopwatch import SolverStopwatch
 
 
 QUERIES, RIGHT = tiny_data(3, seed=1), [False, True, True]
@@ -119,7 +119,7 @@ def test_looking_takes_no_part_in_the_time(monkeypatch):
         now[0] += 100  # slow
         return values
 
-    watch = Watch([1, 3], runs=2, look=look)
+    watch = SolverStopwatch([1, 3], runs=2, look=look)
     for factor in (1.0, 3.0):
         for step in (1, 2, 3):
             now[0] += 1

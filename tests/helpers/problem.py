@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import oracles
@@ -13,9 +14,19 @@ from tiny import accelerator, batches, tiny_data, tiny_model
 from hf_fastif.curvature import CurvatureSample, GaussNewton, Hessian
 from hf_fastif.data.batches import ExampleBatches
 from hf_fastif.model import Objective
+from hf_fastif.solvers import DampedSystem
 
 
 N = 12
+
+
+def changed(solver: Any, **changes: Any) -> Any:
+    """A solver with other fields, of its own, its system's or its settings', each by its name."""
+    for part in ("system", "settings"):
+        inner = getattr(solver, part)
+        chosen = {f.name: changes.pop(f.name) for f in fields(inner) if f.name in changes}
+        solver = replace(solver, **{part: replace(inner, **chosen)})
+    return replace(solver, **changes)
 
 
 @dataclass
@@ -67,6 +78,12 @@ class Problem:
 
     def sample(self, count: int | None = None, seed: int = 0) -> CurvatureSample:
         return CurvatureSample(self.curvature, self.examples, count or self.size, 5, seed, accelerator())
+
+    @property
+    def system(self) -> DampedSystem:
+        return DampedSystem(
+            self.curvature, self.examples, self.sample(), self.damping, accelerator(), show_progress=False
+        )
 
     def exact(self, damping: float | None = None) -> torch.Tensor:
         damping = self.damping if damping is None else damping

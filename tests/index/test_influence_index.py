@@ -93,7 +93,7 @@ def test_another_dataset_order_or_model_is_refused_with_both_names(tmp_path, cha
     else:
         model.classifier.bias.data += 1
     what = "model" if change == "model" else "dataset"
-    with pytest.raises(ValueError, match=f"made with the {what} {built.manifest[what]}, and this is [0-9a-f]+;"):
+    with pytest.raises(ValueError, match=f"built with the {what} {built.manifest[what]}, and this is [0-9a-f]+;"):
         trainer_of(tmp_path / "other", train, model).load_index(folder)
 
 
@@ -181,7 +181,7 @@ def test_rows_are_added_without_computing_the_others_again(tmp_path, kind, monke
 def test_rows_are_only_added_to_an_index_of_the_first_ones(tmp_path):
     train = tiny_data(40)
     part = trainer_of(tmp_path, train.select(range(25))).build_index()
-    with pytest.raises(ValueError, match="made with the dataset"):
+    with pytest.raises(ValueError, match="built with the dataset"):
         trainer_of(tmp_path, train.select([1, 0, *range(2, 40)])).build_index(add_to=part)
 
 

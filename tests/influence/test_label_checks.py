@@ -77,7 +77,7 @@ def test_numbers_that_are_texts(tmp_path, text, num_labels, kind):
 @pytest.mark.parametrize(("labels", "kind"), [([1.0, 0.0] * 20, "float32"), ([True, False] * 20, "bool")])
 def test_class_labels_that_are_no_whole_numbers(tmp_path, labels, kind):
     said = labels_refused(tmp_path, labels)
-    assert f"column 'label' gives one torch.{kind} a row ({labels[1]} in row 1)" in said
+    assert f"column 'label' gives one torch.{kind} per row ({labels[1]} in row 1)" in said
     assert "train_dataset.cast_column('label', datasets.Value('int64'))" in said
     cast = with_labels(labels).cast_column("label", Value("int64"))
     assert len(tiny_trainer(tmp_path, train=cast).find_misclassified(QUERIES)) <= 3  # the fix that is named works
@@ -113,14 +113,14 @@ def test_several_labels_at_once_are_floats(tmp_path):
     model = tiny_model(problem_type="multi_label_classification")
     data = with_labels([[0, 1, 1]] * 40)
     said = refused(tiny_trainer(tmp_path, model, data), data)
-    assert "column 'label' gives labels of torch.int64 and shape (3,) a row ([0, 1, 1] in row 1)" in said
+    assert "column 'label' gives labels of torch.int64 and shape (3,) per row ([0, 1, 1] in row 1)" in said
     assert "examples.cast_column('label', datasets.List(datasets.Value('float32')))" in said
     cast = data.cast_column("label", List(Value("float32")))
     settings = {"solver": "identity", "checkpoints": "final"}
     scan = tiny_trainer(tmp_path, model, cast, **settings).compute_influence(cast.select([0]))
     assert scan.shape == (1, 40)
     said = refused(tiny_trainer(tmp_path, model, TRAIN), QUERIES)
-    assert f"gives labels of torch.int64 and shape () a row ({QUERIES['label'][0]} in row 0)" in said
+    assert f"gives labels of torch.int64 and shape () per row ({QUERIES['label'][0]} in row 0)" in said
     said = refused(tiny_trainer(tmp_path, model, with_labels([[0.0, 1.0, 1.0]] * 39 + [[0.0, 2.0]])), cast)
     assert "column 'label' holds a list of 2 in row 39, and the model has 3 labels" in said
 
@@ -150,7 +150,7 @@ def test_a_collator_that_does_not_pad_labels(tmp_path):
     trainer = case.trainer(tmp_path, case.data(30))
     trainer.data_collator = DataCollatorWithPadding(tiny_tokenizer())
     said = refused(trainer, case.data(30))
-    assert "Give a data_collator that pads labels as well: DataCollatorForTokenClassification(tokenizer)" in said
+    assert "Give a data_collator that pads labels too: DataCollatorForTokenClassification(tokenizer)" in said
 
 
 def test_labels_that_a_format_hides(tmp_path):
@@ -246,7 +246,7 @@ def test_a_collator_that_fails(tmp_path):
     trainer = tiny_trainer(tmp_path)
     trainer.data_collator = lambda rows: {"labels": torch.tensor([row["sentiment"] for row in rows])}
     said = refused(trainer)
-    assert "data_collator: it makes no batch of the rows" in said
+    assert "data_collator: it cannot collate the rows" in said
     assert "KeyError: 'sentiment'" in said
 
 

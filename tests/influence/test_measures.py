@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from oracles import flat, gauss_newton, logits_of, loss_gradients, trainable
-from tiny import batches, tiny_data, tiny_model, tiny_trainer
+from tiny import batches, tiny_data, tiny_model, tiny_tokenizer, tiny_trainer
 from tiny_heads import CASES
 
 from hf_fastif import Contrast, InfluenceTrainer, Logit, LogProbability, Margin, Measure, QuerySet
@@ -84,6 +84,40 @@ def test_the_log_probability_of_a_completion_is_its_loss(tmp_path):
     np.testing.assert_allclose(trainer.compute_influence(queries, measure=LogProbability()), influence, rtol=1e-3)
     a, b = (trainer.compute_influence(queries, measure=Logit(token)) for token in (5, 7))
     np.testing.assert_allclose(trainer.compute_influence(queries, measure=Contrast(5, 7)), a - b, rtol=1e-3, atol=1e-4)
+
+
+def test_a_completion_is_contrasted_with_another(tmp_path):
+    case = CASES["causal-gpt2"]
+    train, queries, others = case.data(8, seed=0), case.data(3, seed=1), case.data(3, seed=2)
+    trainer = case.trainer(tmp_path, train, solver="identity", query_batch_size=2)
+    difference = trainer.compute_influence(queries) - trainer.compute_influence(others)
+    contrast = QuerySet(queries, rather_than=others)
+    np.testing.assert_allclose(trainer.compute_influence(contrast), difference, rtol=1e-3, atol=1e-3)
+    anchors = QuerySet(queries, reduce="mean", rather_than=others)
+    mean = difference.mean(axis=0, keepdims=True)
+    np.testing.assert_allclose(trainer.compute_influence(anchors), mean, rtol=1e-3, atol=1e-3)
+    result = trainer.find_influential(contrast, num_examples=1)
+    assert result.summary.measure == "loss minus that of the alternative"
+    assert "more weight raises loss minus that of the alternative of the query" in result.summary.sign
+    s_test = trainer.compute_s_test(contrast)
+    with pytest.raises(ValueError, match="s_test"):
+        trainer.compute_influence(QuerySet(queries, rather_than=queries), s_test=s_test)
+    with pytest.raises(ValueError, match="rather_than has 2 rows; give one for each of the 3 examples"):
+        QuerySet(queries, rather_than=others.select([0, 1]))
+
+
+def test_tokens_are_named_by_their_text(tmp_path):
+    case = CASES["causal-gpt2"]
+    train, queries = case.data(8, seed=0), case.data(2, seed=1)
+    trainer = case.trainer(tmp_path, train, solver="identity")
+    with pytest.raises(ValueError, match="the trainer has no tokenizer to look"):
+        trainer.compute_influence(queries, measure=Logit("w5"))
+    tokenizer = trainer.processing_class = tiny_tokenizer()
+    a, b = (tokenizer.convert_ids_to_tokens(token) for token in (5, 7))
+    scores = trainer.compute_influence(queries, measure=Contrast(a, b))
+    np.testing.assert_array_equal(scores, trainer.compute_influence(queries, measure=Contrast(5, 7)))
+    with pytest.raises(ValueError, match="and must be one token of its vocabulary"):
+        trainer.compute_influence(queries, measure=Logit(f"{a} {b}"))
 
 
 def test_results_say_what_is_measured(trainer, tmp_path):

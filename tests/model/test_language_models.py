@@ -197,13 +197,13 @@ def test_results_count_the_tokens_that_are_predicted(gpt2, tmp_path):
 
 def test_packed_rows_are_refused(gpt2):
     packed = DATA.map(lambda row: {"seq_lengths": [2, len(row["input_ids"]) - 2]})
-    with pytest.raises(ValueError, match="several examples in a row .it has seq_lengths.*packing=False"):
+    with pytest.raises(ValueError, match="several examples per row .it has seq_lengths.*packing=False"):
         gpt2.compute_influence(QUERIES, candidates=packed)
     restarting = DATA.map(lambda row: {"position_ids": [0, 1, *range(len(row["input_ids"]) - 2)]})
-    with pytest.raises(ValueError, match="several examples in a row .position_ids restart"):
+    with pytest.raises(ValueError, match="several examples per row .position_ids restart"):
         gpt2.compute_influence(QUERIES, candidates=restarting)
     gpt2.data_collator = DataCollatorWithFlattening()
-    with pytest.raises(ValueError, match="several examples in a row"):
+    with pytest.raises(ValueError, match="several examples per row"):
         gpt2.compute_influence(QUERIES)
 
 
@@ -213,13 +213,13 @@ def test_a_collator_that_masks_at_random_is_refused(gpt2):
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"mask_token": "[MASK]"})
     gpt2.data_collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.5)
-    with pytest.raises(ValueError, match="data_collator: it gives another batch of the same rows"):
+    with pytest.raises(ValueError, match="data_collator: it returns a different batch of the same rows"):
         gpt2.compute_influence(QUERIES.remove_columns("labels"))
 
 
 def test_one_label_for_a_text_is_refused(gpt2):
     with pytest.raises(
-        ValueError, match="'labels' holds one int64 a row, and a GPT2LMHeadModel has a label for each token"
+        ValueError, match="'labels' holds one int64 per row, and a GPT2LMHeadModel needs one label per token"
     ):
         gpt2.compute_influence(QUERIES.map(lambda row: {"labels": 1}, remove_columns="labels"))
 
@@ -255,5 +255,5 @@ def test_influence_of_tokens_is_that_of_examples_with_one_label(name, tmp_path):
 
 def test_tokens_have_no_influence_of_their_own_where_an_example_has_one_label(tmp_path):
     case = CASES["image"]
-    with pytest.raises(ValueError, match="ViTForImageClassification with this loss has no losses of single tokens"):
+    with pytest.raises(ValueError, match="ViTForImageClassification with this loss has no loss per token"):
         case.trainer(tmp_path, case.data(3), solver="identity").token_influence(case.data(1), [0])

@@ -19,7 +19,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, set_seed
 
-from hf_fastif import InfluenceTrainer, QuerySet
+from hf_fastif import InfluenceConfig, InfluenceTrainer, QuerySet
 from hf_fastif.analysis import correct, query_losses, recall, retrain_on_subsets
 from hf_fastif.solvers import Solution, exact
 
@@ -58,9 +58,10 @@ def solving(trainer: InfluenceTrainer) -> Found:
     yield from solved("lissa", trainer.compute_s_test(QUERIES))
     with trainer.session() as session:  # steps that are too long for some repeats, which some processes run
         setup = session.setup()
-        solver = replace(setup.solver(), scale=setup.lissa_scale / 100, depth=30)
+        solver = setup.solver()
+        solver.settings = replace(solver.settings, scale=solver.settings.scale / 100, depth=30)
         found = solver.solve(torch.ones(1, session.objective.space.size))
-        yield "times that steps were halved", np.array(round(np.log2(found.scale / solver.scale)))
+        yield "times that steps were halved", np.array(round(np.log2(found.scale / solver.settings.scale)))
     yield from solved("anchors", trainer.compute_s_test(QuerySet(POOL, reduce="mean")))
     for name in ("sdca", "cg", "ekfac", "exact"):
         trainer.args.solver = name
@@ -169,6 +170,7 @@ def training(folder: Path, processes: int) -> Found:
     config = trainer.args
 
     def train_on(subset: Dataset, number: int) -> np.ndarray:
+        assert InfluenceConfig(str(folder / "new"), use_cpu=True).world_size == 1
         own = copy.copy(config)
         own.seed, own.output_dir, own.per_device_train_batch_size = number, str(folder / f"subset-{number}"), 6
         set_seed(number)

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
-from problem import Problem
+from problem import Problem, changed
 from tiny import accelerator
 
 from hf_fastif.curvature import fit_kronecker_factors
-from hf_fastif.solvers import ConjugateGradient, DivergenceError, Ekfac, Identity, Lissa, Solution, batch_scale
+from hf_fastif.solvers import (
+    CgSettings,
+    ConjugateGradient,
+    DivergenceError,
+    Ekfac,
+    Identity,
+    Lissa,
+    LissaSettings,
+    Solution,
+    batch_scale,
+)
 
 
 def cg(problem: Problem, **changes) -> ConjugateGradient:
-    solver = ConjugateGradient(
-        matrix=problem.sample(),
-        sample=problem.sample(),
-        damping=problem.damping,
-        max_steps=100,
-        tolerance=1e-9,
-        show_progress=False,
-    )
-    return replace(solver, **changes)
+    solver = ConjugateGradient(problem.system, problem.sample(), CgSettings(steps=100), tolerance=1e-9)
+    return changed(solver, **changes)
 
 
 def preconditioner(problem: Problem):
@@ -44,7 +45,7 @@ def test_converges_to_the_exact_damped_inverse(settings):
 
 
 def test_trace_holds_the_residual_before_each_step(problem):
-    x = cg(problem, max_steps=4).solve(problem.vectors).vectors
+    x = cg(problem, steps=4).solve(problem.vectors).vectors
     expected = problem.vectors - x @ problem.matrix - problem.damping * x
     trace = cg(problem).solve(problem.vectors).trace
     torch.testing.assert_close(trace[0], torch.ones_like(trace[0]))
@@ -61,7 +62,7 @@ def test_tolerance_stops_each_query_by_itself(problem):
 
 def test_queries_do_not_disturb_each_other(problem):
     solver = cg(problem, tolerance=0.01)
-    alone = Solution.stack([solver.solve(vector[None]) for vector in problem.vectors])
+    alone = Solution.concat_queries([solver.solve(vector[None]) for vector in problem.vectors])
     torch.testing.assert_close(solver.solve(problem.vectors).vectors, alone.vectors, rtol=1e-8, atol=1e-10)
 
 
@@ -86,24 +87,12 @@ def test_ekfac_changes_the_way_of_lissa_and_not_its_answer(problem):
     scale = batch_scale(
         problem.curvature, problem.examples, problem.size, 0, problem.damping, accelerator(), precondition
     )
-    solver = Lissa(
-        curvature=problem.curvature,
-        examples=problem.examples,
-        sample=problem.sample(),
-        damping=problem.damping,
-        scale=scale,
-        depth=150,
-        batch_size=problem.size,
-        repeats=1,
-        seed=0,
-        accelerator=accelerator(),
-        precondition=precondition,
-        show_progress=False,
-    )
+    settings = LissaSettings(scale=scale, depth=150, batch_size=problem.size)
+    solver = Lissa(problem.system, settings, precondition=precondition)
     solution = solver.solve(problem.vectors)
     torch.testing.assert_close(solution.vectors, problem.exact(), rtol=2e-3, atol=1e-4)
     assert not torch.allclose(
-        solver.solve(problem.vectors).vectors, replace(solver, depth=3).solve(problem.vectors).vectors, rtol=0.1
+        solver.solve(problem.vectors).vectors, changed(solver, depth=3).solve(problem.vectors).vectors, rtol=0.1
     )
 
 

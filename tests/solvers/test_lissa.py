@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import replace
 
 import oracles
 import pytest
 import torch
+from problem import changed
 from tiny import accelerator, batches, tiny_data, tiny_model
 
 from hf_fastif.curvature import CurvatureSample, GaussNewton, Hessian
 from hf_fastif.model import Objective
-from hf_fastif.solvers import DivergenceError, Lissa, Solution, batch_scale
+from hf_fastif.solvers import DampedSystem, DivergenceError, Lissa, LissaSettings, Solution, batch_scale
 from hf_fastif.solvers import lissa as lissa_module
 
 
@@ -32,20 +32,11 @@ def lissa(problem, curvature=GaussNewton, **changes) -> Lissa:
     """Full batches unless changed: the recursion is then free of noise."""
     model, examples, matrix, _ = problem
     products = curvature(Objective(model))
-    solver = Lissa(
-        curvature=products,
-        examples=examples,
-        sample=CurvatureSample(products, examples, N, 5, seed=0, accelerator=accelerator()),
-        damping=0.1 * float(torch.linalg.eigvalsh(matrix).max()),
-        scale=1.2 * float(torch.linalg.eigvalsh(matrix).max()),
-        depth=200,
-        batch_size=N,
-        repeats=1,
-        seed=0,
-        accelerator=accelerator(),
-        show_progress=False,
-    )
-    return replace(solver, **changes)
+    largest = float(torch.linalg.eigvalsh(matrix).max())
+    sample = CurvatureSample(products, examples, N, 5, seed=0, accelerator=accelerator())
+    system = DampedSystem(products, examples, sample, 0.1 * largest, accelerator(), show_progress=False)
+    solver = Lissa(system, LissaSettings(scale=1.2 * largest, depth=200, batch_size=N))
+    return changed(solver, **changes)
 
 
 def exact(matrix, damping, vectors):
@@ -58,9 +49,9 @@ def test_full_batches_give_the_exact_damped_inverse(problem):
 
     solution = solver.solve(vectors)
 
-    torch.testing.assert_close(solution.vectors, exact(matrix, solver.damping, vectors), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(solution.vectors, exact(matrix, solver.system.damping, vectors), rtol=1e-5, atol=1e-6)
     assert solution.residual.max() < 1e-6
-    assert solution.damping == solver.damping
+    assert solution.damping == solver.system.damping
 
 
 def test_hessian_that_damping_outweighs(problem):
@@ -76,7 +67,7 @@ def test_hessian_that_damping_outweighs(problem):
 
 def test_scale_changes_the_path_and_not_the_answer(problem):
     *_, vectors = problem
-    scale = lissa(problem).scale
+    scale = lissa(problem).settings.scale
 
     one = lissa(problem, depth=150).solve(vectors).vectors
     two = lissa(problem, depth=300, scale=2 * scale).solve(vectors).vectors
@@ -92,7 +83,7 @@ def test_scale_changes_the_path_and_not_the_answer(problem):
 def test_small_batches_are_unbiased_and_their_standard_error_is_honest(problem):
     *_, matrix, vectors = problem
     solver = lissa(problem, batch_size=2, repeats=24, depth=40)
-    target = exact(matrix, solver.damping, vectors)
+    target = exact(matrix, solver.system.damping, vectors)
 
     solution = solver.solve(vectors)
 
@@ -119,7 +110,7 @@ def test_residual_is_that_of_the_mean_recomputed(problem):
     solution = solver.solve(vectors)
 
     x = solution.vectors
-    expected = (vectors - x @ matrix - solver.damping * x).norm(dim=1) / vectors.norm(dim=1)
+    expected = (vectors - x @ matrix - solver.system.damping * x).norm(dim=1) / vectors.norm(dim=1)
     torch.testing.assert_close(solution.residual, expected)
     assert expected.min() > 1e-3
 
@@ -129,17 +120,17 @@ def test_queries_do_not_disturb_each_other_and_runs_repeat_to_the_bit(problem):
     solver = lissa(problem, batch_size=3, repeats=2, depth=20)
 
     together = solver.solve(vectors)
-    alone = Solution.stack([solver.solve(vector[None]) for vector in vectors])
+    alone = Solution.concat_queries([solver.solve(vector[None]) for vector in vectors])
 
     torch.testing.assert_close(together.vectors, alone.vectors, rtol=1e-9, atol=1e-12)
     assert torch.equal(solver.solve(vectors).vectors, together.vectors)
-    assert not torch.allclose(replace(solver, seed=1).solve(vectors).vectors, together.vectors, rtol=1e-3)
+    assert not torch.allclose(changed(solver, seed=1).solve(vectors).vectors, together.vectors, rtol=1e-3)
 
 
 @pytest.mark.parametrize("tolerance", [None, 0.3])
 def test_repeats_share_passes_without_changing_each_other(problem, tolerance, monkeypatch):
     *_, vectors = problem
-    monkeypatch.setattr(lissa_module, "MIN_WATCHED", 6)
+    monkeypatch.setattr(lissa_module, "MIN_MONITORED", 6)
     solver = lissa(problem, batch_size=6, repeats=3, depth=40, tolerance=tolerance)
     assert solver.repeats_share()
 
@@ -155,36 +146,36 @@ def test_repeats_share_passes_without_changing_each_other(problem, tolerance, mo
 
 def test_watched_residual_of_full_batches_is_the_true_one(problem, monkeypatch):
     *_, matrix, vectors = problem
-    monkeypatch.setattr(lissa_module, "MIN_WATCHED", 6)
+    monkeypatch.setattr(lissa_module, "MIN_MONITORED", 6)
     squares = []
     for depth in range(20, 28):
         x = lissa(problem, depth=depth).solve(vectors).vectors
-        squares.append((vectors - x @ matrix - lissa(problem).damping * x).square().sum(dim=1))
+        squares.append((vectors - x @ matrix - lissa(problem).system.damping * x).square().sum(dim=1))
     expected = (torch.stack(squares).mean(dim=0) / vectors.square().sum(dim=1)).sqrt()  # over the last few steps
     torch.testing.assert_close(lissa(problem, depth=28).solve(vectors).trace[27], expected)
 
 
 def test_divergence_raises_and_names_a_scale_that_converges(problem):
     *_, vectors = problem
-    solver = lissa(problem, scale=0.2 * lissa(problem).scale, depth=300)
+    solver = lissa(problem, scale=0.2 * lissa(problem).settings.scale, depth=300)
 
     with pytest.raises(DivergenceError, match="lissa_scale") as caught:
         solver.solve(torch.cat([torch.zeros_like(vectors[:1]), vectors]))
 
     named = float(re.search(r"lissa_scale=(\S+) converges", str(caught.value))[1])
-    assert replace(solver, scale=named).solve(vectors).residual.max() < 0.01
+    assert changed(solver, scale=named).solve(vectors).residual.max() < 0.01
 
 
 def test_steps_that_prove_too_long_are_shortened(problem):
     *_, vectors = problem
-    solver = lissa(problem, scale=0.2 * lissa(problem).scale, depth=300, adapts=True)
+    solver = lissa(problem, scale=0.2 * lissa(problem).settings.scale, depth=300, adapts=True)
     found = solver.solve(vectors)
     assert found.residual.max() < 0.01
-    doublings = round(math.log2(found.scale / solver.scale))
-    assert doublings in (1, 2) and found.scale == solver.scale * 2**doublings
-    assert torch.equal(found.vectors, replace(solver, scale=found.scale, adapts=False).solve(vectors).vectors)
+    doublings = round(math.log2(found.scale / solver.settings.scale))
+    assert doublings in (1, 2) and found.scale == solver.settings.scale * 2**doublings
+    assert torch.equal(found.vectors, changed(solver, scale=found.scale, adapts=False).solve(vectors).vectors)
     with pytest.raises(DivergenceError):
-        replace(solver, scale=found.scale / 2, adapts=False).solve(vectors)
+        changed(solver, scale=found.scale / 2, adapts=False).solve(vectors)
 
 
 def test_curvature_that_is_not_a_number_ends(problem, monkeypatch):
@@ -209,13 +200,13 @@ def test_indefinite_system_raises_and_names_a_damping_that_converges(problem):
     named = float(re.search(r"give damping above (\S+),", str(caught.value))[1])
     assert named == pytest.approx(-smallest, rel=0.1)
     enough = 1.2 * named
-    solution = replace(solver, damping=enough, scale=1.2 * (largest + enough), depth=400).solve(vectors)
+    solution = changed(solver, damping=enough, scale=1.2 * (largest + enough), depth=400).solve(vectors)
     torch.testing.assert_close(solution.vectors, exact(matrix, enough, vectors), rtol=1e-4, atol=1e-5)
 
 
 def test_auto_scale_bounds_the_batches_and_converges(problem):
     _, examples, matrix, vectors = problem
-    scale = batch_scale(lissa(problem).curvature, examples, 2, 0, lissa(problem).damping, accelerator())
+    scale = batch_scale(lissa(problem).system.curvature, examples, 2, 0, lissa(problem).system.damping, accelerator())
     assert scale > float(torch.linalg.eigvalsh(matrix).max())
 
     solution = lissa(problem, batch_size=2, repeats=8, scale=scale, depth=150).solve(vectors)

@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import oracles
 import pytest
 import torch
-from problem import Problem
-from tiny import accelerator
+from problem import Problem, changed
 
 from hf_fastif.curvature import products
-from hf_fastif.solvers import DualAscent, Solution
+from hf_fastif.solvers import DualAscent, SdcaSettings, Solution
 
 
 def sdca(problem: Problem, **changes) -> DualAscent:
-    solver = DualAscent(
-        curvature=problem.curvature,
-        examples=problem.examples,
-        sample=problem.sample(),
-        damping=problem.damping,
-        visits=40 * problem.size,
-        batch_size=4,
-        repeats=1,
-        seed=0,
-        tolerance=None,
-        accelerator=accelerator(),
-        show_progress=False,
-    )
-    return replace(solver, **changes)
+    solver = DualAscent(problem.system, SdcaSettings(visits=40 * problem.size), batch_size=4)
+    return changed(solver, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +59,8 @@ def test_examples_not_visited_do_not_count(problem):
 
 def test_watched_residual_is_the_true_one(problem):
     solver = sdca(problem, batch_size=problem.size, visits=2 * problem.size, damping=0.3 * problem.damping)
-    x = problem.vectors / solver.damping
-    along = x @ problem.matrix + solver.damping * x - problem.vectors
+    x = problem.vectors / solver.system.damping
+    along = x @ problem.matrix + solver.system.damping * x - problem.vectors
     expected = along.norm(dim=1) / problem.vectors.norm(dim=1)
     torch.testing.assert_close(solver.solve(problem.vectors).trace[0], expected)
 
@@ -97,11 +82,11 @@ def test_memory_bounds_the_block_and_not_the_answer(problem, monkeypatch):
 def test_queries_do_not_disturb_each_other_and_runs_repeat_to_the_bit(problem):
     solver = sdca(problem, visits=18, repeats=2)
     together = solver.solve(problem.vectors)
-    alone = Solution.stack([solver.solve(vector[None]) for vector in problem.vectors])
+    alone = Solution.concat_queries([solver.solve(vector[None]) for vector in problem.vectors])
 
     torch.testing.assert_close(together.vectors, alone.vectors, rtol=1e-9, atol=1e-12)
     assert torch.equal(solver.solve(problem.vectors).vectors, together.vectors)
-    assert not torch.allclose(replace(solver, seed=1).solve(problem.vectors).vectors, together.vectors, rtol=1e-3)
+    assert not torch.allclose(changed(solver, seed=1).solve(problem.vectors).vectors, together.vectors, rtol=1e-3)
 
 
 def test_repeats_tell_a_standard_error_that_vanishes_with_convergence(problem):

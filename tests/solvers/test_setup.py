@@ -9,7 +9,7 @@ import torch
 from tiny import batches, tiny_data, tiny_model, tiny_trainer
 
 from hf_fastif.curvature import CurvatureSample
-from hf_fastif.solvers import direct, exact
+from hf_fastif.solvers import ekfac, exact
 from hf_fastif.solvers import setup as solving
 
 
@@ -106,7 +106,7 @@ def test_residuals_of_ekfac_hold_few_queries_in_memory(tmp_path, monkeypatch):
         return residual(sample, vectors, *others)
 
     monkeypatch.setattr(CurvatureSample, "residual", watched)
-    monkeypatch.setattr(direct, "AT_ONCE", 2)
+    monkeypatch.setattr(ekfac, "AT_ONCE", 2)
     apart = trainer_of(tmp_path, solver="ekfac").compute_s_test(QUERIES).residual
     assert sizes == [2, 1]
     torch.testing.assert_close(apart, together, rtol=1e-4, atol=0)

@@ -60,7 +60,7 @@ def test_an_index_is_found_again_in_a_fresh_process_and_by_another_trainer(hub, 
     assert found_by(other) == found_by(trainer)
     model = tiny_model()
     model.classifier.bias.data += 1
-    with pytest.raises(ValueError, match=f"made with the model {built.manifest['model']}, and this is [0-9a-f]+"):
+    with pytest.raises(ValueError, match=f"built with the model {built.manifest['model']}, and this is [0-9a-f]+"):
         trainer_of(tmp_path / "third", model).load_index("me/index")
 
 
@@ -77,7 +77,7 @@ def test_texts_of_indexed_rows_are_published_when_asked_for(hub, trainer, tmp_pa
     trainer.push_index_to_hub("me/index")
     assert not any(text in data for data in hub.files("me/index").values())
     assert "figures/recall.png" not in hub.files("me/index")
-    with pytest.raises(ValueError, match="include_text=True, dataset=None: the texts are those of the 40 rows"):
+    with pytest.raises(ValueError, match="include_text=True, dataset=None: the texts come from the 40 rows"):
         InfluenceIndex.from_pretrained("me/index").push_to_hub("me/other", include_text=True)
 
 

@@ -12,6 +12,7 @@ from hf_fastif.artifacts.plots import (
     COLORS,
     NEUTRAL,
     OTHERS,
+    SIZES,
     TEXT,
     add_legend,
     new_figure,
@@ -111,6 +112,7 @@ def _draw_names(axes: Axes, graph: InfluenceGraph, layout: Layout) -> None:
             ha="center",
             va="center",
             color=TEXT,
+            fontsize=SIZES["label"],
         )
 
 

@@ -1,8 +1,7 @@
-"""Solvers without steps: the gradient itself, and EK-FAC."""
+"""EK-FAC: Kronecker factors in place of the curvature."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,18 +10,11 @@ import torch
 from hf_fastif.curvature import CurvatureSample, KroneckerFactors
 from hf_fastif.model import ParameterSpace
 from hf_fastif.solvers.base import Solution
+from hf_fastif.solvers.registry import NoSettings, register
+from hf_fastif.solvers.setup import SolverSetup
 
 
 AT_ONCE = 16  # queries whose residuals are in memory, each of which takes several times the size of s_test
-
-
-@dataclass
-class Identity:
-    """x = v: no curvature at all, so that influence is the product of two gradients."""
-
-    def solve(self, vectors: torch.Tensor) -> Solution:
-        """Answers with the right-hand sides (Q, P) themselves; there is no residual to speak of."""
-        return Solution.direct(vectors, vectors.new_full((len(vectors),), math.nan), damping=1.0)
 
 
 @dataclass
@@ -33,7 +25,7 @@ class Ekfac:
         factors (`KroneckerFactors`): C~.
         space (`ParameterSpace`): The trainable parameters.
         sample (`CurvatureSample`): For the residual, against the curvature that C~ stands for.
-        damping (`Mapping[str, float]`): lambda of each parameter, by its name. The answer tells their mean.
+        damping (`Mapping[str, float]`): lambda of each parameter, by its name. The solution reports their mean.
     """
 
     factors: KroneckerFactors
@@ -42,7 +34,7 @@ class Ekfac:
     damping: Mapping[str, float]
 
     def solve(self, vectors: torch.Tensor) -> Solution:
-        """Solves for Q right-hand sides, shape (Q, P)."""
+        """Solve for Q right-hand sides, shape (Q, P)."""
         x = self.factors.solve(self.space, vectors, self.damping)
         spread = self.space.join(
             [self.space.zeros(*p.shape) + self.damping[name] for name, p in self.space.parameters.items()]
@@ -50,3 +42,22 @@ class Ekfac:
         parts = zip(vectors.split(AT_ONCE), x.split(AT_ONCE), strict=True)
         residual = torch.cat([self.sample.residual(*part, spread) for part in parts])
         return Solution.direct(x, residual, float(spread.double().mean()))
+
+
+def _build(setup: SolverSetup, settings: NoSettings) -> Ekfac:
+    return Ekfac(setup.factors(), setup.objective.space, setup.sample, setup.ekfac_damping)
+
+
+def _describe(setup: SolverSetup, settings: NoSettings) -> str:
+    by_layer = ", each layer damped by a tenth of its mean eigenvalue" if setup.damps_by_layer else ""
+    return f"EK-FAC fitted to {setup.at_most(setup.args.ekfac_samples):,} examples{by_layer}"
+
+
+register(
+    "ekfac",
+    help="Kronecker factors, fitted once and then a few matrix products per query",
+    build=_build,
+    describe=_describe,
+    needs_gauss_newton=True,
+    damps_by_layer=True,
+)

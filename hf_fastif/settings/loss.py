@@ -1,0 +1,39 @@
+"""Settings of the loss whose influence is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from transformers import TrainingArguments
+
+from hf_fastif.settings.fields import check_choice, setting
+
+
+Reduction = Literal["sum", "mean"]
+
+
+@dataclass
+class LossSettings(TrainingArguments):
+    """Add what the loss of one example is to `TrainingArguments`."""
+
+    loss_reduction: Reduction = setting(
+        "sum",
+        "Reduction over the labelled tokens of an example (language models, sequence to sequence, token "
+        "classification). 'sum' gives every token the same weight, as `Trainer` does within a batch. 'mean' gives "
+        "every example the same weight, however long.",
+    )
+    loss_weight_decay: float = setting(
+        0.0,
+        "Factor w of a term w ||theta||^2 that is added to every loss, as in the code of the FastIF authors (0.005). "
+        "It gives all influences a common offset, and serves to reproduce their numbers. The Gauss-Newton matrix "
+        "leaves it out.",
+    )
+
+    def check(self) -> None:
+        """Check that the reduction exists.
+
+        Raises:
+            InfluenceError: Naming its value and what to give instead.
+        """
+        check_choice("loss_reduction", self.loss_reduction, get_args(Reduction))

@@ -1,0 +1,53 @@
+"""Settings of passes over examples, for solving and for scoring."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from transformers import TrainingArguments
+
+from hf_fastif.errors import InfluenceError
+from hf_fastif.settings.fields import check_at_least_one, check_choice, setting
+
+
+ScoringName = Literal["auto", "forward_mode", "gradients"]
+
+
+@dataclass
+class PassSettings(TrainingArguments):
+    """Add batch sizes, precision, memory and the way of scoring to `TrainingArguments`."""
+
+    influence_batch_size: int = setting(32, "Examples per pass, and per step of SDCA.")
+    query_batch_size: int = setting(
+        8, "Queries to solve for and score together. They share passes; each takes memory for its vectors."
+    )
+    scoring: ScoringName = setting(
+        "auto",
+        "Method to score candidates with; all methods are exact. 'forward_mode': one forward pass with a tangent for "
+        "each query. 'gradients': one forward and one backward pass, and a matrix product for each query. 'auto' "
+        "takes the first for one query and the second for several, where it can.",
+    )
+    frozen_states_gb: float = setting(
+        0.25,
+        "Gigabytes of CPU memory for the hidden states behind frozen first layers, so that these layers run once per "
+        "batch and not in every pass. It is granted once to the dataset in use and once to all others. 0 stores none.",
+    )
+    influence_bf16: bool = setting(False, "Run the model in bfloat16 autocast for solving and scoring.")
+    overwrite: bool = setting(
+        False,
+        "Discard saved progress and start over: finished pieces of interrupted calls and fitted EK-FAC factors in "
+        "`output_dir/influence`. It is discarded once, at the first call. A recipe also repeats what it has finished, "
+        "such as training.",
+    )
+
+    def check(self) -> None:
+        """Check that the values are possible.
+
+        Raises:
+            InfluenceError: Naming the setting, its value and what to give instead.
+        """
+        check_choice("scoring", self.scoring, get_args(ScoringName))
+        check_at_least_one(influence_batch_size=self.influence_batch_size, query_batch_size=self.query_batch_size)
+        if self.frozen_states_gb < 0:
+            raise InfluenceError(f"frozen_states_gb={self.frozen_states_gb}: give a number of gigabytes, 0 for none.")
