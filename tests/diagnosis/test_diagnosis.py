@@ -95,8 +95,8 @@ def drawn(monkeypatch) -> list[Figure]:
 def test_page_and_figure_of_every_solver_say_what_the_matrix_says(tmp_path, drawn, settings, described):
     trainer = tiny_trainer(tmp_path, tiny_model(frozen=2), TRAIN, **{"sdca_visits": 80} | settings)
     s_test = trainer.compute_s_test(QUERIES)
-    found = trainer.diagnose(QUERIES, s_test)
-    page = str(found)
+    diagnosis = trainer.diagnose(QUERIES, s_test)
+    page = str(diagnosis)
 
     model, hessian = tiny_model(frozen=2, double=True), settings.get("curvature") == "hessian"
     matrix = (oracles.hessian if hessian else oracles.gauss_newton)(model, batches(TRAIN))
@@ -122,7 +122,7 @@ def test_page_and_figure_of_every_solver_say_what_the_matrix_says(tmp_path, draw
     assert f"Solver\n  {described}.\n" in page
     v, x = oracles.loss_gradients(model, batches(QUERIES)), s_test.vectors.double()
     residual = (v - x @ matrix - damping * x).norm(dim=1) / v.norm(dim=1)
-    found.plot(tmp_path / "diagnosis.png")
+    diagnosis.plot(tmp_path / "diagnosis.png")
     spectrum, way = drawn[0].axes
     if described.startswith("none"):
         assert "s_test is within 1 % of grad / lambda" in page and not re.search(r"on the sample: \d", page)
@@ -135,7 +135,7 @@ def test_page_and_figure_of_every_solver_say_what_the_matrix_says(tmp_path, draw
         cosine = torch.cosine_similarity(x, v)
         assert ends == pytest.approx([float(cosine.min()), float(cosine.max())], abs=2e-3)
     np.testing.assert_allclose(spectrum.lines[0].get_ydata()[0], largest, rtol=1e-3)
-    assert curves(spectrum)[f"$\\lambda$ = {found.damping:.3g}"][:, 1] == pytest.approx([damping] * 2, rel=1e-3)
+    assert curves(spectrum)[f"$\\lambda$ = {diagnosis.damping:.3g}"][:, 1] == pytest.approx([damping] * 2, rel=1e-3)
 
 
 def test_queries_are_drawn_where_none_are_given(tmp_path):

@@ -59,7 +59,7 @@ def words(files: Path, output: Path, **settings: Any) -> list[str]:
 
 def flags(settings: Mapping[str, Any]) -> list[str]:
     """Write settings as the words of a command line; a list becomes several words."""
-    found = []
+    line = []
     for name, value in settings.items():
-        found += [f"--{name}", *map(str, value if isinstance(value, list | tuple) else [value])]
-    return found
+        line += [f"--{name}", *map(str, value if isinstance(value, list | tuple) else [value])]
+    return line

@@ -50,6 +50,6 @@ def test_linear_datamodeling_score_by_hand():
     influence = [[1.0, 2.0, 4.0], [-2.0, -1.0, 3.0]]
     losses = [[0.1, 0.3, 0.2, 0.9], [0.5, 0.6, 0.1, 0.7]]
     for metric in both(LinearDatamodelingScore, "linear_datamodeling_score"):
-        found = metric.compute(predictions=influence, references=losses, members=members)
-        assert found["lds"] == pytest.approx((0.8 - 0.4) / 2)
-        assert -1 <= found["low"] < found["lds"] < found["high"] <= 1
+        score = metric.compute(predictions=influence, references=losses, members=members)
+        assert score["lds"] == pytest.approx((0.8 - 0.4) / 2)
+        assert -1 <= score["low"] < score["lds"] < score["high"] <= 1

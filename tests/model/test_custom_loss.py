@@ -112,8 +112,8 @@ def ekfac_by_hand(damping=1.0):
 
 
 def test_class_weights_reach_ekfac(tmp_path):
-    found = trainer_of(tmp_path, weighted, solver="ekfac").compute_influence(QUERIES)
-    np.testing.assert_allclose(found, ekfac_by_hand(), rtol=1e-4, atol=1e-6)
+    scores = trainer_of(tmp_path, weighted, solver="ekfac").compute_influence(QUERIES)
+    np.testing.assert_allclose(scores, ekfac_by_hand(), rtol=1e-4, atol=1e-6)
 
 
 def test_a_mean_that_single_examples_do_not_have_is_refused(tmp_path):
