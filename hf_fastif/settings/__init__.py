@@ -1,7 +1,7 @@
 """Groups of settings, each with its checks; `hf_fastif.config` composes them."""
 
 from hf_fastif.settings.checkpoints import CheckpointSettings
-from hf_fastif.settings.fields import check_at_least_one, positive_or_auto, setting
+from hf_fastif.settings.fields import AutoFloat, check_at_least_one, check_choice, positive_or_auto, setting
 from hf_fastif.settings.index import FeatureName, IndexSettings
 from hf_fastif.settings.loss import LossSettings, Reduction
 from hf_fastif.settings.passes import PassSettings, ScoringName
@@ -9,6 +9,7 @@ from hf_fastif.settings.solver import SolverSettings
 
 
 __all__ = [
+    "AutoFloat",
     "CheckpointSettings",
     "FeatureName",
     "IndexSettings",
@@ -18,6 +19,7 @@ __all__ = [
     "ScoringName",
     "SolverSettings",
     "check_at_least_one",
+    "check_choice",
     "positive_or_auto",
     "setting",
 ]
