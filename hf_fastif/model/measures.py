@@ -90,7 +90,20 @@ class Margin(_ClassMeasure):
 
 
 @dataclass(frozen=True)
-class Logit(_ClassMeasure):
+class _LabelMeasure(_ClassMeasure):
+    """A measure of one class, or of the label of the query."""
+
+    label: str | int | None = None
+
+    def bound_to(self, model: nn.Module, head: Head, tokenizer: PreTrainedTokenizerBase | None = None) -> Self:
+        super().bound_to(model, head, tokenizer)
+        if self.label is None:
+            return self
+        return replace(self, label=_class_number(self, self.label, model, head, tokenizer))
+
+
+@dataclass(frozen=True)
+class Logit(_LabelMeasure):
     """The output of a class.
 
     Attributes:
@@ -103,24 +116,14 @@ class Logit(_ClassMeasure):
         ```
     """
 
-    label: str | int | None = None
-
     def values(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Compute the output (B,) of the class; the sum over places where an example has several labels."""
         logits, labels, labelled = _places(logits, labels)
         return (_chosen(logits, _instead(labels, self.label)) * labelled).sum(dim=1)
 
-    def bound_to(self, model: nn.Module, head: Head, tokenizer: PreTrainedTokenizerBase | None = None) -> Self:
-        super().bound_to(model, head, tokenizer)
-        return (
-            self
-            if self.label is None
-            else replace(self, label=_class_number(self, self.label, model, head, tokenizer))
-        )
-
 
 @dataclass(frozen=True)
-class LogProbability(_ClassMeasure):
+class LogProbability(_LabelMeasure):
     """The log-probability of a class; for language models that of the whole completion.
 
     Attributes:
@@ -128,20 +131,10 @@ class LogProbability(_ClassMeasure):
             language models a token or its id). Unless given, it is the label of the query.
     """
 
-    label: str | int | None = None
-
     def values(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Compute the log-probability (B,); the sum over places where an example has several labels."""
         logits, labels, labelled = _places(logits, labels)
         return (_chosen(logits.log_softmax(dim=-1), _instead(labels, self.label)) * labelled).sum(dim=1)
-
-    def bound_to(self, model: nn.Module, head: Head, tokenizer: PreTrainedTokenizerBase | None = None) -> Self:
-        super().bound_to(model, head, tokenizer)
-        return (
-            self
-            if self.label is None
-            else replace(self, label=_class_number(self, self.label, model, head, tokenizer))
-        )
 
 
 @dataclass(frozen=True)
