@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from datasets import ClassLabel
+from datasets import ClassLabel, DatasetDict
 from tiny import quick_config as config
 
 from hf_fastif.data import relabelled
@@ -65,7 +65,7 @@ def test_nor_do_other_examples_or_frozen_layers(model, data, folder):
     turned = relabelled(examples["train"], 1 - labels)
     assert isinstance(turned.features["label"], ClassLabel)
     with pytest.raises(ValueError, match=r"train_dataset was \w+ and is \w+\)"):
-        fine_tune(model, data, config(folder), turned)
+        fine_tune(model, data, config(folder), DatasetDict(examples, train=turned))
     with pytest.raises(ValueError, match="num_frozen_layers was 1 and is 0"):
         fine_tune(ModelArguments(model.model_name_or_path, num_frozen_layers=0), data, config(folder))
 
