@@ -1,4 +1,4 @@
-"""`InfluenceConfig`: `TrainingArguments` with the settings of influence."""
+"""Define `InfluenceConfig`: `TrainingArguments` with the settings of influence."""
 
 from __future__ import annotations
 

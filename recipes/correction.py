@@ -51,15 +51,15 @@ class RecipeArguments(ModelArguments, SlicedArguments, ResultArguments):
     """Arguments of this recipe, in addition to those of data, training and influence."""
 
     setting: str = field(default="corrected", metadata={"help": "Name of the folder of the results."})
-    slices: list[str] | None = field(default=None, metadata={"help": "Values of slice_column to use. Default: all."})
+    slices: list[str] | None = field(default=None, metadata={"help": "Values of slice_column to use; None uses all."})
     sliced_anchors_split: str | None = field(
-        default=None, metadata={"help": "Split that anchors are drawn from. Default: part of the queries."}
+        default=None, metadata={"help": "Split that anchors are drawn from; None uses part of the queries."}
     )
     candidates_from: Literal["train", "sliced", "held_out"] = field(
         default="train", metadata={"help": "Where the examples to train on come from."}
     )
     num_pool: int | None = field(
-        default=None, metadata={"help": "Number of these candidates, drawn at random. Default: all."}
+        default=None, metadata={"help": "Number of these candidates, drawn at random; None uses all."}
     )
     num_validation: int = field(default=100, metadata={"help": "Examples per slice that anchors are drawn from."})
     num_tested: int = field(default=2000, metadata={"help": "Maximum number of test examples per slice."})
@@ -73,7 +73,7 @@ class RecipeArguments(ModelArguments, SlicedArguments, ResultArguments):
     num_examples: int = field(default=10, metadata={"help": "Examples per step."})
     correction_rate: float = field(default=1e-4, metadata={"help": "Learning rate of the steps."})
     max_guard_drop: float | None = field(
-        default=None, metadata={"help": "Accuracy that the guard may lose (0.01 is one point). Default: unlimited."}
+        default=None, metadata={"help": "Accuracy that the guard may lose (0.01 is one point); None sets no limit."}
     )
     num_anchors: int | None = field(default=10, metadata={"help": "Anchors drawn for each step; None uses all."})
     num_candidates: int | None = field(

@@ -33,7 +33,7 @@ class RecipeArguments(ModelArguments, ResultArguments):
         default=20, metadata={"help": "Number of validation examples, half of which are predicted wrong."}
     )
     ks: list[int] | None = field(
-        default=None, metadata={"help": "Numbers of candidates. Default: 1 %% and 5 %% of the training set."}
+        default=None, metadata={"help": "Numbers of candidates; None uses 1 %% and 5 %% of the training set."}
     )
     dampings: list[str] = field(
         default_factory=lambda: ["50", "auto"],

@@ -48,7 +48,7 @@ class RecipeArguments(ModelArguments, ResultArguments):
         metadata={"help": f"Other solvers to measure, from: {', '.join(OTHERS)}."},
     )
     reference: str | None = field(
-        default=None, metadata={"help": "Settings of the reference solver, as JSON. Default: the costliest LiSSA."}
+        default=None, metadata={"help": "Settings of the reference solver, as JSON; None uses the costliest LiSSA."}
     )
 
 

@@ -56,7 +56,7 @@ class RecipeArguments(ModelArguments, ResultArguments):
     )
     moments: list[str] | None = field(
         default=None,
-        metadata={"help": "Checkpoints to compare, such as 'final', 'epoch 1', 'all epochs', 'epoch 1 of 2 seeds'."},
+        metadata={"help": "Rows of the table to compute, such as 'final', 'epoch 1' or 'all epochs'; None uses all."},
     )
 
 
@@ -93,7 +93,7 @@ def moments_of(runs: list[str]) -> dict[str, list[str]]:
     """Return the checkpoints that each name in the table stands for."""
     checkpoints = [{f"{member.epoch:.4g}": str(member.path) for member in kept_checkpoints(run)} for run in runs]
     ends = [epoch for epoch in checkpoints[0] if epoch.isdecimal()]
-    last = list(checkpoints[0].values())[-1:] or ["final"]  # the final model is a checkpoint too, as in "all epochs"
+    last = list(checkpoints[0].values())[-1:] or ["final"]  # the last checkpoint is the final model
     moments = {"final": last} | {f"epoch {epoch}": [checkpoints[0][epoch]] for epoch in list(checkpoints[0])[:-1]}
     moments["all epochs"] = [checkpoints[0][epoch] for epoch in ends]
     if len(runs) > 1:

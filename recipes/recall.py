@@ -41,7 +41,7 @@ class RecipeArguments(ModelArguments, ResultArguments):
         default_factory=lambda: [10, 100, 1000], metadata={"help": "Values of m in 'm most influential examples'."}
     )
     ks: list[int] | None = field(
-        default=None, metadata={"help": "Numbers of neighbours. Default: from 0.1 %% to half of the training set."}
+        default=None, metadata={"help": "Numbers of neighbours; None uses 0.1 %% to half of the training set."}
     )
 
 

@@ -38,10 +38,10 @@ class RecipeArguments(ModelArguments, ResultArguments):
     """Arguments of this recipe, in addition to those of data, training and influence."""
 
     simulator_name_or_path: str | None = field(
-        default=None, metadata={"help": "Pretrained encoder of the simulator. Default: that of the model."}
+        default=None, metadata={"help": "Pretrained encoder of the simulator; None uses that of the model."}
     )
     simulator_num_frozen_layers: int | None = field(
-        default=None, metadata={"help": "Number of its frozen layers. Default: that of the model."}
+        default=None, metadata={"help": "Number of its frozen layers; None uses that of the model."}
     )
     num_queries: int = field(
         default=20, metadata={"help": "Number of validation examples, half of which are predicted wrong."}

@@ -50,7 +50,7 @@ class RecipeArguments(ModelArguments, SlicedArguments):
     name: str = field(default="MNLI", metadata={"help": "Name of the first dataset."})
     num_queries: int = field(default=100, metadata={"help": "Number of errors to explain per slice."})
     num_examples: int | None = field(
-        default=None, metadata={"help": "Training examples to list for each direction. Default: all scored ones."}
+        default=None, metadata={"help": "Training examples to list for each direction; None lists all scored ones."}
     )
 
 

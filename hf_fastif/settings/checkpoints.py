@@ -1,4 +1,4 @@
-"""Settings of the checkpoints that influence is summed over."""
+"""Declare the settings of the checkpoints that influence is summed over."""
 
 from __future__ import annotations
 

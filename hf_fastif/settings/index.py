@@ -1,4 +1,4 @@
-"""Settings of the search for candidates."""
+"""Declare the settings of the search for candidates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of the loss whose influence is computed."""
+"""Declare the settings of the loss whose influence is computed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of passes over examples, for solving and scoring."""
+"""Declare the settings of passes over examples, for solving and scoring."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings that all solvers share; each solver adds further ones in its own file."""
+"""Declare the settings that all solvers share; each solver declares further ones in its own file."""
 
 from __future__ import annotations
 

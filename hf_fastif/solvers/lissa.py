@@ -1,4 +1,4 @@
-"""LiSSA (Agarwal et al., 2017), as in section 3.3 of the FastIF paper, with an explicit damping lambda."""
+"""Solve by LiSSA (Agarwal et al., 2017), as in section 3.3 of the FastIF paper, with an explicit damping lambda."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class LissaSettings:
 class Lissa(Repeated):
     """Step x <- x + M (v - (C_B + lambda I) x) / sigma, J times from x = M v / sigma; the mean of T independent runs.
 
-    C_B is the curvature of a batch of B examples drawn anew at each step, and M is the identity unless there is a
+    C_B is the curvature of B examples drawn at random for each step, and M is the identity unless there is a
     preconditioner. With h = sigma x this is the paper's recursion h <- v + (I - C) h, but its fixed point is
     (C + lambda I)^-1 v for every sigma and every M, which affect only the path to it. The queries of one call share
     each batch, and the repeats of a process share passes.
@@ -127,7 +127,7 @@ class Lissa(Repeated):
                 one, two = (self._residual(half, v, x) for half in halves)
                 residual = (halves[0].shape[1] * one + halves[1].shape[1] * two) / size
                 share = size / len(examples)
-                for i in np.flatnonzero(going):  # a repeat that is done stays as it is
+                for i in np.flatnonzero(going):  # a finished repeat no longer changes
                     going[i] = not monitors[i].add(squared_residual(one[i], two[i], share))
                 if not going.any():
                     break

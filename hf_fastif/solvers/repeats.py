@@ -1,4 +1,4 @@
-"""Parts that stochastic solvers share: independent repeats, and a residual that is estimated while they run."""
+"""Average independent repeats of a stochastic solver, and estimate its residual while it runs."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Averaged:
 
 @dataclass
 class Repeated:
-    """A solver whose answer is the mean of independent repeats, which are divided among the processes.
+    """Solver whose answer is the mean of independent repeats, which are divided among the processes.
 
     Repeat t draws its examples from the seed (seed, t), whatever process runs it.
 

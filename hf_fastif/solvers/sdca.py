@@ -1,4 +1,4 @@
-"""Block dual coordinate ascent (SDCA; Shalev-Shwartz and Zhang, 2013) for the damped Gauss-Newton system."""
+"""Solve the damped Gauss-Newton system by block dual coordinate ascent (SDCA; Shalev-Shwartz and Zhang, 2013)."""
 
 from __future__ import annotations
 

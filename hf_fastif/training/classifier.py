@@ -55,7 +55,7 @@ class ModelArguments:
     """Model that a recipe works on."""
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Model on the Hub, or its folder. Default: the packaged MiniLM encoder."}
+        default=None, metadata={"help": "Model on the Hub, or its folder; None uses the packaged MiniLM encoder."}
     )
     num_frozen_layers: int = field(
         default=3, metadata={"help": "Freeze the embeddings and this many first layers; -1 freezes nothing."}

@@ -56,7 +56,7 @@ class DataArguments:
         default=None, metadata={"help": "Keep only queries with these values, such as domain=books split=test."}
     )
     text_columns: list[str] | None = field(
-        default=None, metadata={"help": "One or two text columns. Default: the first two that hold running text."}
+        default=None, metadata={"help": "One or two text columns; None uses the first two that hold running text."}
     )
     label_column: str = field(default="label", metadata={"help": "Column of the labels, which are numbers or names."})
     label_mapping: str | None = field(
@@ -67,7 +67,7 @@ class DataArguments:
     )
     max_train_examples: int | None = field(
         default=None,
-        metadata={"help": "Number of training examples to use, from the start of the split. Default: all."},
+        metadata={"help": "Number of training examples to use, from the start of the split; None uses all."},
     )
     max_length: int = field(default=128, metadata={"help": "Maximum number of tokens of an example."})
 

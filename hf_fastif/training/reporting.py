@@ -14,7 +14,7 @@ from hf_fastif.trainer import InfluenceTrainer
 
 @dataclass
 class ResultArguments:
-    """Where a recipe publishes its result."""
+    """Repository that a recipe publishes its result in."""
 
     result_repo_id: str | None = field(
         default=None,
