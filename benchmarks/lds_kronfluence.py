@@ -9,9 +9,8 @@ Takes the flags of that recipe, and adds its rows to lds.json.
 
 from __future__ import annotations
 
-import copy
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 
@@ -38,24 +37,23 @@ class BenchmarkArguments(recipe.RecipeArguments):
 
 def main(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceConfig) -> None:
     folder, runs = Path(config.output_dir), runs_of(config, benchmark.num_seeds)
-    first = copy.copy(benchmark)
-    first.model_name_or_path = runs[0].output_dir
+    first = replace(benchmark, model_name_or_path=runs[0].output_dir)
     trainer, examples = make_trainer(first, data, runs[0])
     queries = shuffled(examples["validation"], config.seed, benchmark.num_queries)
     truth = SubsetLosses.load(folder / "subsets" / "subsets.safetensors")
     moments = recipe.moments_of([run.output_dir for run in runs])
-    found = LdsOfMethods.load(folder / "lds.json")
+    result = LdsOfMethods.load(folder / "lds.json")
     for moment in ["final", *(f"epoch {epoch}" for epoch in benchmark.epochs)]:
         trainer.args.checkpoints = moments[moment]
         with trainer.session() as session, session.checkpoints.at(0):
-            asked = session, queries, trainer.train_dataset, "ekfac", DAMPINGS
-            found_scores, _, fitting, seconds = kronfluence_scores(*asked)
-        for damping, scores, scoring in zip(DAMPINGS, found_scores, seconds, strict=True):
+            settings = "ekfac", DAMPINGS
+            all_scores, _, fitting, seconds = kronfluence_scores(session, queries, trainer.train_dataset, *settings)
+        for damping, scores, scoring in zip(DAMPINGS, all_scores, seconds, strict=True):
             score, method = lds(-scores, truth), f"kronfluence EK-FAC, damping {damping or 'by layer'}"
             numbers = {"lds": score.mean, "low": score.low, "high": score.high, "seconds": round(fitting + scoring, 1)}
-            found.table.append({"moment": moment, "method": method} | numbers)
+            result.table.append({"moment": moment, "method": method} | numbers)
             print(f"{moment:24} {method} LDS {score}   {fitting:.0f} + {scoring:.0f} s", flush=True)
-    found.write(folder, "lds")
+    result.write(folder, "lds")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def kronfluence_scores(
 
     task, size = _classification(linear), trainer.args.influence_batch_size
     order = np.argsort([-len(ids) for ids in pool["input_ids"]], kind="stable")
-    candidates, asked = (trainer.example_batches(rows).dataset for rows in (pool.select(order), queries))
+    candidates, query_rows = (trainer.example_batches(rows).dataset for rows in (pool.select(order), queries))
     folder = f"{trainer.args.output_dir}/kronfluence"
     analyzer = Analyzer("peer", prepare_model(model, task), task, cpu=True, output_dir=folder)
     analyzer.set_dataloader_kwargs(DataLoaderKwargs(collate_fn=lambda rows: dict(trainer.data_collator(rows))))
@@ -52,13 +52,13 @@ def kronfluence_scores(
         overwrite_output_dir=True,
     )
     fitting = time.perf_counter() - start
-    found, seconds = [], []
+    all_scores, seconds = [], []
     for damping in dampings:
         start = time.perf_counter()
         analyzer.compute_pairwise_scores(
             "scores",
             strategy,
-            query_dataset=asked,
+            query_dataset=query_rows,
             train_dataset=candidates,
             per_device_query_batch_size=len(queries),
             per_device_train_batch_size=size,
@@ -68,8 +68,8 @@ def kronfluence_scores(
         seconds.append(time.perf_counter() - start)
         scores = np.empty((len(queries), len(pool)), dtype=np.float32)
         scores[:, order] = analyzer.load_pairwise_scores("scores")["all_modules"].float().numpy()
-        found.append(scores)
-    return found, linear, fitting, seconds
+        all_scores.append(scores)
+    return all_scores, linear, fitting, seconds
 
 
 def _classification(layers: list[str]):

@@ -51,7 +51,7 @@ def main(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceCo
     half = benchmark.num_queries // 2
     queries = validation.select([*wrong[:half], *right[:half]])
     folder = Path(config.output_dir)
-    solutions, found = {}, []
+    solutions, rows = {}, []
     fitted = seconds_of_fitting(trainer)
     for name, settings in S_TESTS.items():
         for key, value in settings.items():
@@ -77,27 +77,27 @@ def main(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceCo
             title = f"{kind}{f' {size}' if size else ''}"
             k = round(0.01 * result.num_candidates)
             at = {row["m"]: row["recall"] for row in result.table if (row["k"], row["direction"]) == (k, "absolute")}
-            found.append(
-                {"features": title, "s_test": name, "build": built, "search": searched, "table": result.table}
-            )
+            rows.append({"features": title, "s_test": name, "build": built, "search": searched, "table": result.table})
             numbers = " | ".join(f"{at[m]:.3f}" for m in at)
             size_of = index.faiss_index.d
             print(f"| {title} | {size_of} | {name} | {built:.1f} | {1000 * searched:.0f} | {numbers} |", flush=True)
-    (folder / "recall.json").write_text(json.dumps(found))
-    plot(found, folder / "recall.png")
+    (folder / "recall.json").write_text(json.dumps(rows))
+    plot(rows, folder / "recall.png")
 
 
-def plot(found: list[dict[str, Any]], path: Path) -> None:
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Recall of the strongest examples of either sign against k, a panel for each s_test."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(S_TESTS), sharey=True), S_TESTS, strict=True):
-        for color, one in zip(("C2", "C1", "C0"), (one for one in found if one["s_test"] == name), strict=True):
+        for color, features in zip(("C2", "C1", "C0"), (row for row in rows if row["s_test"] == name), strict=True):
             for m, style in ((10, "-"), (100, "--"), (1000, ":")):
-                own = [row for row in one["table"] if (row["direction"], row["m"]) == ("absolute", m)]
-                label = one["features"] if m == 10 else None
-                axes.plot([row["k"] for row in own], [row["recall"] for row in own], style, color=color, label=label)
+                curve = [row for row in features["table"] if (row["direction"], row["m"]) == ("absolute", m)]
+                label = features["features"] if m == 10 else None
+                axes.plot(
+                    [row["k"] for row in curve], [row["recall"] for row in curve], style, color=color, label=label
+                )
         axes.set(xscale="log", xlabel="k, neighbours scored", title=name, ylim=(0, 1.03))
         axes.grid(alpha=0.3)
         if name == next(iter(S_TESTS)):

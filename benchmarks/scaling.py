@@ -11,7 +11,6 @@ and writes `scaling.json`.
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import subprocess
@@ -28,6 +27,7 @@ from transformers import set_seed
 
 from hf_fastif import InfluenceConfig, InfluenceTrainer
 from hf_fastif.artifacts import atomic_write
+from hf_fastif.config import with_settings
 from hf_fastif.training import DataArguments, ModelArguments, make_trainer, parse_arguments
 
 
@@ -43,13 +43,12 @@ class BenchmarkArguments(ModelArguments):
 
 def main(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceConfig) -> None:
     if benchmark.measure:
-        own = sorted(os.sched_getaffinity(0))[config.local_process_index]
-        os.sched_setaffinity(0, {own})  # so that no process is put on the core of another
+        core = sorted(os.sched_getaffinity(0))[config.local_process_index]
+        os.sched_setaffinity(0, {core})  # so that no process is put on the core of another
         set_seed(config.seed)
         config.num_repeats = 4
         for name in ("warm", "timed"):  # memory that a process touches for the first time is slow
-            run = copy.copy(config)
-            run.output_dir = str(Path(config.output_dir, name))
+            run = with_settings(config, output_dir=str(Path(config.output_dir, name)))
             trainer, examples = make_trainer(benchmark, data, run)
             seconds = measured(trainer, examples["validation"].select(range(benchmark.num_queries)))
         if trainer.is_world_process_zero():
@@ -57,13 +56,13 @@ def main(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceCo
         return
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    found = []
+    timings = []
     for _ in range(benchmark.rounds):
         for count in benchmark.processes:
-            found.append({"processes": count, "seconds": launched(count, folder)})
-            print(found[-1], flush=True)
-    report(found, benchmark.processes)
-    atomic_write(folder / "scaling.json", lambda file: file.write_text(json.dumps(found, indent=2), "utf-8"))
+            timings.append({"processes": count, "seconds": launched(count, folder)})
+            print(timings[-1], flush=True)
+    report(timings, benchmark.processes)
+    atomic_write(folder / "scaling.json", lambda file: file.write_text(json.dumps(timings, indent=2), "utf-8"))
 
 
 def measured(trainer: InfluenceTrainer, queries) -> dict[str, float]:
@@ -93,20 +92,20 @@ def measured(trainer: InfluenceTrainer, queries) -> dict[str, float]:
 def launched(count: int, folder: Path) -> dict[str, float]:
     """What so many processes of one thread need."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
-    with TemporaryDirectory(dir=folder) as own:
-        command = [*launch, *sys.argv, "--measure", "true", "--disable_tqdm", "true", "--output_dir", own]
+    with TemporaryDirectory(dir=folder) as run_folder:
+        command = [*launch, *sys.argv, "--measure", "true", "--disable_tqdm", "true", "--output_dir", run_folder]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
     return json.loads(printed.splitlines()[-1])
 
 
-def report(found: list[dict], processes: list[int]) -> None:
+def report(timings: list[dict], processes: list[int]) -> None:
     """A table of medians, and of how many times faster more processes are, with the lowest and highest round."""
     first, *others = processes
     print(f"| work | {first} process, s | " + " | ".join(f"{n} processes, s | times faster" for n in others) + " |")
     print("|---|---|" + "---|---|" * len(others))
-    for work in found[0]["seconds"]:
-        taken = {n: np.array([row["seconds"][work] for row in found if row["processes"] == n]) for n in processes}
+    for work in timings[0]["seconds"]:
+        taken = {n: np.array([row["seconds"][work] for row in timings if row["processes"] == n]) for n in processes}
         cells = [f"{np.median(taken[first]):.1f}"]
         for n in others:
             ratios = taken[first] / taken[n]

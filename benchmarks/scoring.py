@@ -61,13 +61,13 @@ def main(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceCo
         trainer.compute_influence(queries.select([0]), trainer.train_dataset.select(range(benchmark.scan_only)))
         print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
         return
-    found = time_all(benchmark, trainer, queries)
+    record = time_all(benchmark, trainer, queries)
     if benchmark.memory_scans:
-        found["peak memory of scans, GB"] = {count: peak(count) for count in (3_000, len(trainer.train_dataset))}
-        print(found["peak memory of scans, GB"])
+        record["peak memory of scans, GB"] = {count: peak(count) for count in (3_000, len(trainer.train_dataset))}
+        print(record["peak memory of scans, GB"])
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "scoring.json").write_text(json.dumps(found, indent=2))
+    (folder / "scoring.json").write_text(json.dumps(record, indent=2))
 
 
 def time_all(benchmark: BenchmarkArguments, trainer: InfluenceTrainer, queries) -> dict[str, object]:
@@ -95,29 +95,31 @@ def time_all(benchmark: BenchmarkArguments, trainer: InfluenceTrainer, queries) 
 
     with trainer.session() as session:
         objective, examples = session.objective, session.examples("candidates", pool)
-        kept, rough_kept = session.examples("candidates", pool), session.examples("candidates", pool)
+        cached, rough_cached = session.examples("candidates", pool), session.examples("candidates", pool)
         rough, resumed, both = Objective(model, bf16=True), Objective(model), Objective(model, bf16=True)
         s_test = loss_gradients(objective, session.examples("queries", queries), range(len(queries)))
-        kept.states = find_frozen_states(resumed, kept, 1 << 33)
-        rough_kept.states = find_frozen_states(both, rough_kept, 1 << 33)
-        ways: dict[str, Callable[[], np.ndarray | None]] = {
+        cached.states = find_frozen_states(resumed, cached, 1 << 33)
+        rough_cached.states = find_frozen_states(both, rough_cached, 1 << 33)
+        methods: dict[str, Callable[[], np.ndarray | None]] = {
             "a forward pass": forward,
             "one query": lambda: influence_scores(objective, examples, s_test[:1], rows, sweep),
             "one query by gradients": lambda: influence_scores(
                 objective, examples, s_test[:1], rows, sweep, "gradients"
             ),
             "one query, bf16": lambda: influence_scores(rough, examples, s_test[:1], rows, sweep),
-            "one query, frozen states kept": lambda: influence_scores(resumed, kept, s_test[:1], rows, sweep),
-            "one query, bf16, frozen states kept": lambda: influence_scores(both, rough_kept, s_test[:1], rows, sweep),
+            "one query, frozen states kept": lambda: influence_scores(resumed, cached, s_test[:1], rows, sweep),
+            "one query, bf16, frozen states kept": lambda: influence_scores(
+                both, rough_cached, s_test[:1], rows, sweep
+            ),
             f"{len(queries)} queries": lambda: influence_scores(objective, examples, s_test, rows, sweep),
             f"{len(queries)} queries and their gradients": with_gradients,
             f"{len(queries)} queries, bf16": lambda: influence_scores(rough, examples, s_test, rows, sweep),
             f"{len(queries)} queries, frozen states kept": lambda: influence_scores(
-                resumed, kept, s_test, rows, sweep
+                resumed, cached, s_test, rows, sweep
             ),
             "a backward pass each, padded to 128": loop,
         }
-        seconds, answers = time_in_turn(ways, benchmark.rounds)
+        seconds, answers = time_in_turn(methods, benchmark.rounds)
         seconds["a backward pass each, padded to 128"] *= len(rows) / LOOP
         agreement = {name: agree(answer, answers) for name, answer in answers.items() if answer is not None}
         if find_spec("kronfluence") is not None:
@@ -131,13 +133,13 @@ def pad(values: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(values[:, :PADDED], (0, PADDED - values.shape[1]))
 
 
-def time_in_turn(ways: dict[str, Callable], rounds: int) -> tuple[dict[str, float], dict[str, np.ndarray | None]]:
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    answers = {name: way() for name, way in ways.items()}  # warm
+def time_in_turn(methods: dict[str, Callable], rounds: int) -> tuple[dict[str, float], dict[str, np.ndarray | None]]:
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    answers = {name: method() for name, method in methods.items()}  # warm
     for _ in range(rounds):
-        for name, way in ways.items():
+        for name, method in methods.items():
             start = time.perf_counter()
-            way()
+            method()
             seconds[name].append(time.perf_counter() - start)
     return {name: float(np.median(values)) for name, values in seconds.items()}, answers
 

@@ -11,7 +11,6 @@ answer the same queries (misclassified validation examples) at the same damping.
 
 from __future__ import annotations
 
-import copy
 import json
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ import torch
 from transformers import set_seed
 
 from hf_fastif import InfluenceConfig
+from hf_fastif.config import with_settings
 from hf_fastif.influence import loss_gradients
 from hf_fastif.scoring import influence_scores
 from hf_fastif.solvers import Ekfac, Exact, Identity, decompose
@@ -88,9 +88,9 @@ def main(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceCo
         points = []
         for damping, exact in zip(dampings, truth, strict=True):
             chosen = methods if damping == dampings[0] else [(*m[:3], m[3][:3]) for m in methods if m[0] in FEW]
-            found = run_all(session, vectors, damping, chosen)
-            judge(found, exact, session)
-            points += found
+            at_damping = run_all(session, vectors, damping, chosen)
+            judge(at_damping, exact, session)
+            points += at_damping
         per_query = time_per_query(session, vectors)
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,28 +114,19 @@ def run_all(session, vectors, damping, methods) -> list[Point]:
         for name, settings, bound, budgets in methods:
             size = base.influence_batch_size if bound == "sdca_visits" else 1  # examples in a step of SDCA
             tolerance = 1e-9 if settings["solver"] == "cg" else None
-            trainer.args = changed(
-                base, {"damping": damping, bound: budgets[-1], "solver_tolerance": tolerance} | settings
-            )
+            limits = {"damping": damping, bound: budgets[-1], "solver_tolerance": tolerance}
+            trainer.args = with_settings(base, **limits | settings)
             objective.bf16 = trainer.args.influence_bf16
             solver, fit = timed(lambda: session.setup().solver())  # noqa: B023
             points += track(name, solver, damping, fit, vectors, [-(-budget // size) for budget in budgets], size)
         objective.bf16 = False
-        trainer.args = changed(base, {"solver": "ekfac", "damping": damping})
+        trainer.args = with_settings(base, solver="ekfac", damping=damping)
         solver, fit = timed(lambda: session.setup().solver())
-        found, seconds = timed(lambda: solver.factors.solve(objective.space, vectors, damping))
-        points.append(Point("EK-FAC", damping, "", seconds, fit, found))
+        solution, seconds = timed(lambda: solver.factors.solve(objective.space, vectors, damping))
+        points.append(Point("EK-FAC", damping, "", seconds, fit, solution))
     finally:
         trainer.args = base
     return points
-
-
-def changed(args: InfluenceConfig, settings: dict[str, Any]) -> InfluenceConfig:
-    """A copy with other settings. (`dataclasses.replace` would set up the devices anew.)"""
-    args = copy.copy(args)
-    for name, value in settings.items():
-        setattr(args, name, value)
-    return args
 
 
 def track(name, solver, damping, fit, vectors, steps, size) -> list[Point]:
@@ -165,8 +156,8 @@ def judge(points: list[Point], exact: torch.Tensor, session) -> None:
     stacked = torch.cat([exact, *(point.vectors for point in points)])
     rows = np.arange(len(session.train))
     scores = influence_scores(session.objective, session.train, stacked, rows, session.sweep)
-    truth, *found = np.split(scores, len(points) + 1)
-    for point, values in zip(points, found, strict=True):
+    truth, *scores_of_points = np.split(scores, len(points) + 1)
+    for point, values in zip(points, scores_of_points, strict=True):
         point.error = float(((point.vectors - exact).norm(dim=1) / exact.norm(dim=1)).mean())
         pairs = zip(values, truth, strict=True)
         point.correlation = float(np.mean([np.corrcoef(one, other)[0, 1] for one, other in pairs]))
@@ -180,7 +171,7 @@ def judge(points: list[Point], exact: torch.Tensor, session) -> None:
 def time_per_query(session, vectors: torch.Tensor) -> dict[str, list[float]]:
     """Seconds per query for one query alone and for 32 at once, for a few steps of each solver."""
     trainer = session.trainer
-    base, found = trainer.args, {}
+    base, seconds = trainer.args, {}
     few = {
         PAPER: {"solver": "lissa", "lissa_batch_size": 1, "lissa_depth": 20},
         "LiSSA, B = 32": {"solver": "lissa", "lissa_depth": 3},
@@ -191,18 +182,18 @@ def time_per_query(session, vectors: torch.Tensor) -> dict[str, list[float]]:
     many = vectors.repeat(-(-32 // len(vectors)), 1)[:32]
     try:
         for name, settings in few.items():
-            trainer.args = changed(base, settings)
+            trainer.args = with_settings(base, **settings)
             solver = session.setup().solver()
             run = unchecked(solver)
             run(many[:1])
             alone, together = timed(lambda: run(many[:1]))[1], timed(lambda: run(many))[1] / len(many)  # noqa: B023
-            found[name] = [alone, together]
+            seconds[name] = [alone, together]
             print(
                 f"{name}: alone {alone:.3f} s, 32 at once {together:.4f} s a query, {together / alone:.3f}", flush=True
             )
     finally:
         trainer.args = base
-    return found
+    return seconds
 
 
 def unchecked(solver) -> Callable[[torch.Tensor], Any]:
@@ -225,10 +216,10 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     damping = rows[0]["damping"]
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for method in dict.fromkeys(row["method"] for row in rows):
-        own = [row for row in rows if row["method"] == method and row["damping"] == damping]
-        seconds = [max(row["seconds"], 0.1) for row in own]
+        selected = [row for row in rows if row["method"] == method and row["damping"] == damping]
+        seconds = [max(row["seconds"], 0.1) for row in selected]
         for axis, name in zip(axes, ("error", "correlation"), strict=True):
-            values = [row["error"] if name == "error" else 1 - row["correlation"] for row in own]
+            values = [row["error"] if name == "error" else 1 - row["correlation"] for row in selected]
             axis.plot(seconds, values, marker="o", label=method)
     for axis, name in zip(axes, ("relative error of s_test", "1 - correlation of the scores"), strict=True):
         axis.set(xscale="log", yscale="log", xlabel="seconds for all queries (fit not counted)", ylabel=name)

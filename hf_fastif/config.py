@@ -1,7 +1,8 @@
-"""`InfluenceConfig`: `TrainingArguments` with the settings of influence."""
+"""Define `InfluenceConfig`: `TrainingArguments` with the settings of influence."""
 
 from __future__ import annotations
 
+import copy
 from dataclasses import MISSING, dataclass, fields
 from textwrap import fill, indent
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,14 @@ SOLVERS = " ".join(f"{solver.name!r}: {solver.help}." for solver in registered_s
 
 @dataclass
 class InfluenceConfig(CheckpointSettings, IndexSettings, LossSettings, SolverFlags):
-    """Settings of [`InfluenceTrainer`]: those of `transformers.TrainingArguments`, and the following."""
+    """Settings of [`InfluenceTrainer`]: those of `transformers.TrainingArguments`, and the following.
+
+    Example:
+
+    ```python
+    args = InfluenceConfig("out", checkpoints="final", solver="ekfac", num_neighbors=1000)
+    ```
+    """
 
     solver: str = setting(
         "auto",
@@ -51,12 +59,18 @@ class InfluenceConfig(CheckpointSettings, IndexSettings, LossSettings, SolverFla
 
     @classmethod
     def fastif(cls, output_dir: str | None = None, **changes: Any) -> InfluenceConfig:
-        """Make the setting of the FastIF authors for MultiNLI: LiSSA, lambda = 50, weight decay in every loss.
+        """Make the FastIF authors' settings for MultiNLI: LiSSA, lambda = 50, weight decay in every loss.
 
         Args:
             output_dir (`str`, *optional*): As in `TrainingArguments`.
-            **changes: Other settings, or other values. For HANS and ANLI the authors' scale was 1e6, so that lambda
-                was 5000: `damping=5000.0, lissa_scale=1e6, lissa_depth=2000`.
+            **changes: Further settings, or other values of these. For HANS and ANLI the authors' scale was 1e6 and
+                lambda thus 5000: `damping=5000.0, lissa_scale=1e6, lissa_depth=2000`.
+
+        Example:
+
+        ```python
+        args = InfluenceConfig.fastif("out", num_neighbors=500)
+        ```
         """
         return cls(output_dir, **FASTIF | changes)
 
@@ -66,13 +80,13 @@ class InfluenceConfig(CheckpointSettings, IndexSettings, LossSettings, SolverFla
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in general}
 
     def __getstate__(self) -> dict[str, Any]:
-        # A trainer saves its arguments beside the model and pushes them with it; a token is nobody else's.
+        # A trainer saves its arguments with the model and pushes them; a token must stay private.
         return self.__dict__ | {"hub_token": None}
 
     def __copy__(self) -> InfluenceConfig:
-        made = object.__new__(type(self))
-        made.__dict__.update(self.__dict__)
-        return made
+        copied = object.__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        return copied
 
     def __post_init__(self):
         super().__post_init__()
@@ -91,24 +105,32 @@ class InfluenceConfig(CheckpointSettings, IndexSettings, LossSettings, SolverFla
 
 def _described(kind: type[InfluenceConfig]) -> str:
     """Return the docstring of the settings of influence, from the help of their flags."""
-    lines = [f"{kind.__doc__}\n\n    Args:"]
+    summary, _, example = kind.__doc__.partition("\n\n")
+    lines = [f"{summary}\n\n    Args:"]
     general = {f.name for f in fields(TrainingArguments)}
     for f in fields(kind):
         if f.name not in general:
             default = f.default_factory() if f.default is MISSING else f.default
             lines.append(f"        {f.name} (*optional*, defaults to `{default!r}`):")
             lines.append(indent(fill(f.metadata["help"].replace("%%", "%"), width=107), " " * 12))
-    return "\n".join([*lines, "    "])
+    return "\n".join([*lines, "", example])
 
 
 InfluenceConfig.__doc__ = _described(InfluenceConfig)
 
 
+def with_settings(config: InfluenceConfig, **settings: Any) -> InfluenceConfig:
+    """Return a copy with some settings changed, without setting up devices again as `dataclasses.replace` would."""
+    changed = copy.copy(config)
+    vars(changed).update(settings)
+    return changed
+
+
 def with_influence(args: TrainingArguments | None) -> InfluenceConfig:
-    """Return the arguments of a trainer with the settings of influence.
+    """Return the arguments of a trainer, with default settings of influence if they are plain `TrainingArguments`.
 
     Raises:
-        InfluenceError: If they are those of another trainer, without the settings of influence.
+        InfluenceError: If they are the arguments of another trainer, which lack the settings of influence.
     """
     if args is None:
         return InfluenceConfig()

@@ -1,11 +1,11 @@
-"""Do fast scores say what full ones do (section 5.4 of the paper, tables 2 and 4), and what is lambda's part in it?
-
-The solver and lambda of the settings, and k candidates from the index, against a converged solver and a full scan; at
-the lambda that the authors' settings amount to, and at 1 % of the largest eigenvalue. Writes `correlation.json`,
-`.png` and `.svg` into OUTPUT_DIR. What is finished is not done again.
+"""Compare fast influence scores with full ones at several lambdas (section 5.4 of the paper, tables 2 and 4).
 
     python recipes/correlation.py --config recipes/configs/correlation-mnli-small.yaml
     accelerate launch recipes/correlation.py --config recipes/configs/correlation-mnli.yaml
+
+Fast scores use the configured solver and k candidates from the index. Full scores use a converged solver and a full
+scan. By default lambda is 50, which the authors' settings amount to, and 1 % of the largest eigenvalue. The recipe
+writes `correlation.json`, `.png` and `.svg` into OUTPUT_DIR. It skips finished work.
 """
 
 from __future__ import annotations
@@ -27,18 +27,21 @@ from hf_fastif.training import (
 
 @dataclass
 class RecipeArguments(ModelArguments, ResultArguments):
-    """What this recipe needs beside the settings of data, training and influence."""
+    """Arguments of this recipe, in addition to those of data, training and influence."""
 
-    num_queries: int = field(default=20, metadata={"help": "Validation examples, half of them predicted wrong."})
+    num_queries: int = field(
+        default=20, metadata={"help": "Number of validation examples, half of which are predicted wrong."}
+    )
     ks: list[int] | None = field(
-        default=None, metadata={"help": "Numbers of candidates; 1 %% and 5 %% of the training set unless given."}
+        default=None, metadata={"help": "Numbers of candidates; None uses 1 %% and 5 %% of the training set."}
     )
     dampings: list[str] = field(
-        default_factory=lambda: ["50", "auto"], metadata={"help": "Values of lambda; 50 is the authors' for MultiNLI."}
+        default_factory=lambda: ["50", "auto"],
+        metadata={"help": "Values of lambda; the authors used 50 for MultiNLI."},
     )
     full: str = field(
         default='{"solver": "exact"}',
-        metadata={"help": "Settings, as JSON, with which the solver converges; they go over the others."},
+        metadata={"help": "Settings of the converged solver, as JSON; they override the others."},
     )
 
 
@@ -47,8 +50,8 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
     rows, _ = balanced_queries(trainer, examples["validation"], recipe.num_queries, config.seed)
     queries = examples["validation"].select(rows)
     ks = recipe.ks or [max(2, len(examples["train"]) * percent // 100) for percent in (1, 5)]
-    found = correlation(trainer, queries, ks, json.loads(recipe.full), recipe.dampings)
-    report(found, "correlation", trainer, config, recipe)
+    result = correlation(trainer, queries, ks, json.loads(recipe.full), recipe.dampings)
+    report(result, "correlation", trainer, config, recipe)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""Explains predictions by the training examples behind them.
-
-Trains a classifier or, with `--completion_column`, a causal language model (`--do_train`), or loads one, builds the
-index, takes some validation examples (misclassified ones, of a language model any, or chosen ones), and writes
-`influences.parquet`, `queries.parquet`, `summary.json` and `report.html` into `OUTPUT_DIR/influence`, with
-`--diagnose` also `diagnosis.txt` and `diagnosis.png`, with `--fact_column` also `retrieval.json` and its figure.
+"""Explain predictions of a model by the training examples behind them.
 
     python recipes/find_influential.py --config recipes/configs/find_influential-demo.yaml
     python recipes/find_influential.py --config recipes/configs/find_influential-facts.yaml
     accelerate launch recipes/find_influential.py --config recipes/configs/find_influential-mnli.yaml --num_queries 20
+
+The model is a classifier or, with `--completion_column`, a causal language model, and is trained (`--do_train`) or
+loaded. The recipe builds the index and explains some validation examples: misclassified ones for classifiers, random
+ones for language models, or `--query_indices`. It writes `influences.parquet`, `queries.parquet`, `summary.json` and
+`report.html` into `OUTPUT_DIR/influence`, with `--diagnose` also `diagnosis.txt` and `diagnosis.png`, and with
+`--fact_column` also `retrieval.json` and its figure.
 """
 
 from __future__ import annotations
@@ -42,18 +43,19 @@ from hf_fastif.training import (
 
 @dataclass
 class RecipeArguments(LanguageArguments):
-    """What this recipe needs beside the settings of data, training and influence."""
+    """Arguments of this recipe, in addition to those of data, training and influence."""
 
     num_queries: int = field(
         default=10,
-        metadata={"help": "How many examples to explain: misclassified ones, of a language model any completions."},
+        metadata={"help": "Number of validation examples to explain (misclassified ones for classifiers)."},
     )
     query_indices: list[int] | None = field(
-        default=None, metadata={"help": "Explain these validation examples instead."}
+        default=None, metadata={"help": "Rows of the validation examples to explain instead."}
     )
-    num_examples: int = field(default=10, metadata={"help": "Training examples to show in each direction."})
+    num_examples: int = field(default=10, metadata={"help": "Training examples to show for each direction."})
     diagnose: bool = field(
-        default=False, metadata={"help": "Also look at curvature, damping and solver: diagnosis.txt and .png."}
+        default=False,
+        metadata={"help": "Also diagnose curvature, damping and solver, and write diagnosis.txt and .png."},
     )
 
 
@@ -77,8 +79,10 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
 
     with timed(seconds, "build_index"):
         trainer.build_index()
-    s_test, facts = None, recipe.fact_column
-    if recipe.diagnose or facts:  # the same solutions; else they are kept with the scores if this is interrupted
+    s_test, fact_column = None, recipe.fact_column
+    if (
+        recipe.diagnose or fact_column
+    ):  # solved once for all uses; otherwise solved group by group with the scores, and resumable
         with timed(seconds, "compute_s_test"):
             s_test = trainer.compute_s_test(queries)
     with timed(seconds, "find_influential"):
@@ -86,23 +90,25 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
     result.summary = replace(result.summary, accuracy=accuracy, seconds=seconds, query_rows=chosen.tolist())
     if recipe.columns or data.text_columns:
         result.summary.text_columns = recipe.columns or data.text_columns
-    found = None
-    if facts:
+    facts_retrieved = None
+    if fact_column:
         with timed(seconds, "retrieval"):
             k = min(10, recipe.num_examples)
-            found = retrieval(trainer, queries, recipe.columns, result, s_test, k, facts)
-        result.summary.retrieval = found.table
+            facts_retrieved = retrieval(trainer, queries, recipe.columns, result, s_test, k, fact_column)
+        result.summary.retrieval = facts_retrieved.table
     diagnosis = trainer.diagnose(queries, s_test) if recipe.diagnose else None
     if trainer.is_world_process_zero():
-        write(result, diagnosis, found, Path(config.output_dir) / "influence", trainer.train_dataset)
+        write(result, diagnosis, facts_retrieved, Path(config.output_dir) / "influence", trainer.train_dataset)
 
 
 def choose(recipe: RecipeArguments, rows: np.ndarray, seed: int) -> np.ndarray:
-    """Which validation examples are explained: those that were named, else some of these."""
+    """Return the rows to explain: `query_indices` if they are given, else `num_queries` of these, at random."""
     if recipe.query_indices is not None:
         return np.asarray(recipe.query_indices)
     if not len(rows):
-        raise InfluenceError("The model predicts every validation example right; choose some with --query_indices.")
+        raise InfluenceError(
+            "The model predicts every validation example right; choose examples with --query_indices."
+        )
     return np.sort(np.random.default_rng(seed).permutation(rows)[: recipe.num_queries])
 
 
@@ -114,7 +120,11 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 
 def write(
-    result: InfluenceResult, diagnosis: Diagnosis | None, found: Retrieval | None, folder: Path, train: Dataset
+    result: InfluenceResult,
+    diagnosis: Diagnosis | None,
+    facts_retrieved: Retrieval | None,
+    folder: Path,
+    train: Dataset,
 ) -> None:
     result.save_to_disk(folder)
     report = result.to_html(folder / "report.html", diagnosis=diagnosis)
@@ -123,17 +133,19 @@ def write(
         print(diagnosis)
         atomic_write(folder / "diagnosis.txt", lambda file: file.write_text(f"{diagnosis}\n", "utf-8"))
         try_to_draw(lambda: diagnosis.plot(folder / "diagnosis.png"))
-    of_tokens = "tokens" in result.influences.column_names
+    is_language_model = "tokens" in result.influences.column_names
     measured = (
-        "Validation examples of which every token is predicted" if of_tokens else "Accuracy on the validation examples"
+        "Validation examples of which every token is predicted"
+        if is_language_model
+        else "Accuracy on the validation examples"
     )
     print(f"{measured}: {result.summary.accuracy:.1%}")
     print("Seconds: " + ", ".join(f"{stage} {time:.0f}" for stage, time in result.summary.seconds.items()))
     if "planted" in train.column_names:
         print(planted_share(result, train))
-    if found is not None:
-        print(found)
-        found.write(folder, "retrieval")
+    if facts_retrieved is not None:
+        print(facts_retrieved)
+        facts_retrieved.write(folder, "retrieval")
     print(f"Report: {report}")
 
 

@@ -1,11 +1,11 @@
-"""Time and error of s_test over LiSSA's J, B and T, and of the other solvers (figures 3b and 9 of the paper).
-
-The error is against the exact inverse (`--reference '{"solver": "exact"}'`, a few thousand training examples), against
-any other settings, or, unless they are given, against the costliest LiSSA as in the paper. Writes
-`inverse_hessian.json`, `.png` and `.svg` into OUTPUT_DIR. What is finished is not done again.
+"""Measure time and error of s_test for LiSSA's J, B and T and for the other solvers (figures 3b and 9 of the paper).
 
     python recipes/inverse_hessian.py --config recipes/configs/inverse_hessian-mnli-small.yaml
     python recipes/inverse_hessian.py --config recipes/configs/inverse_hessian-mnli.yaml
+
+The reference is the exact inverse (`--reference '{"solver": "exact"}'`, for a few thousand training examples), any
+other solver, or by default the costliest LiSSA, as in the paper. The recipe writes `inverse_hessian.json`, `.png` and
+`.svg` into OUTPUT_DIR. It skips finished work.
 """
 
 from __future__ import annotations
@@ -28,21 +28,27 @@ from hf_fastif.training import (
 
 @dataclass
 class RecipeArguments(ModelArguments, ResultArguments):
-    """What this recipe needs beside the settings of data, training and influence."""
+    """Arguments of this recipe, in addition to those of data, training and influence."""
 
-    num_queries: int = field(default=8, metadata={"help": "Validation examples, half of them predicted wrong."})
+    num_queries: int = field(
+        default=8, metadata={"help": "Number of validation examples, half of which are predicted wrong."}
+    )
     depths: list[int] = field(
-        default_factory=lambda: list(range(700, 1301, 100)), metadata={"help": "J, steps of LiSSA."}
+        default_factory=lambda: list(range(700, 1301, 100)), metadata={"help": "Values of J, the steps of LiSSA."}
     )
     batch_sizes: list[int] = field(
-        default_factory=lambda: [1, 2, 4, 8, 16, 32, 64, 128], metadata={"help": "B, training examples a step."}
+        default_factory=lambda: [1, 2, 4, 8, 16, 32, 64, 128],
+        metadata={"help": "Values of B, the training examples per step."},
     )
-    repeats: list[int] = field(default_factory=lambda: [1, 4], metadata={"help": "T, runs that are averaged."})
+    repeats: list[int] = field(
+        default_factory=lambda: [1, 4], metadata={"help": "Values of T, the number of averaged runs."}
+    )
     others: list[str] = field(
-        default_factory=lambda: list(OTHERS), metadata={"help": f"Other solvers, of: {', '.join(OTHERS)}."}
+        default_factory=lambda: list(OTHERS),
+        metadata={"help": f"Other solvers to measure, from: {', '.join(OTHERS)}."},
     )
     reference: str | None = field(
-        default=None, metadata={"help": "Settings, as JSON, of the solver whose answer is taken for the truth."}
+        default=None, metadata={"help": "Settings of the reference solver, as JSON; None uses the costliest LiSSA."}
     )
 
 
@@ -51,7 +57,7 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
         raise InfluenceError(f"others: {', '.join(sorted(unknown))} is not one of {', '.join(OTHERS)}.")
     trainer, examples = trained(recipe, data, config)
     rows, right = balanced_queries(trainer, examples["validation"], recipe.num_queries, config.seed)
-    found = inverse_hessian(
+    result = inverse_hessian(
         trainer,
         examples["validation"].select(rows),
         right,
@@ -61,7 +67,7 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
         {name: OTHERS[name] for name in recipe.others},
         json.loads(recipe.reference) if recipe.reference else None,
     )
-    report(found, "inverse_hessian", trainer, config, recipe)
+    report(result, "inverse_hessian", trainer, config, recipe)
 
 
 if __name__ == "__main__":

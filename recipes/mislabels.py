@@ -1,13 +1,13 @@
-"""Do influence scores find wrong labels, and is the model better without them or with the right ones?
-
-Gives a share of the training examples a wrong label (or takes those that a column calls wrong), trains on them, and
-looks for them with self-influence, with the squared gradient, with the harmful influence on validation examples, with
-the loss, and at random. Then it drops or fixes the worst share by each score and trains again. Writes
-`mislabels.json`, `.png` and `.svg`; what is finished is kept beside them and not done again.
+"""Measure how well influence scores find wrong labels, and whether dropping or fixing these improves the model.
 
     python recipes/mislabels.py --config recipes/configs/mislabels-mnli-small.yaml
     python recipes/mislabels.py --config recipes/configs/mislabels-mnli-small.yaml --flip_share 0.2
     python recipes/mislabels.py --do_train --output_dir out/mislabels --wrong_column planted --wrong_value wrong_label
+
+The recipe gives a share of the training examples a wrong label (or uses the wrong labels that a column marks), trains
+on them, and ranks the training examples by self-influence, squared gradient, harmful influence on validation examples,
+loss, and at random. It then drops or fixes the worst share by each score and trains again. It writes `mislabels.json`,
+`.png` and `.svg`, and skips finished work.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from hf_fastif import InfluenceConfig
 from hf_fastif.analysis import mislabels
+from hf_fastif.config import with_settings
 from hf_fastif.errors import InfluenceError
 from hf_fastif.training import (
     DataArguments,
     ModelArguments,
     ResultArguments,
     check_training,
-    make_trainer,
     plant_wrong_labels,
+    read_examples,
     report,
     run_recipe,
     train_again,
@@ -38,49 +39,52 @@ from hf_fastif.training import (
 
 @dataclass
 class RecipeArguments(ModelArguments, ResultArguments):
-    """What this recipe needs beside the settings of data, training and influence."""
+    """Arguments of this recipe, in addition to those of data, training and influence."""
 
-    flip_share: float = field(default=0.1, metadata={"help": "Of the training labels, to make wrong."})
+    flip_share: float = field(default=0.1, metadata={"help": "Share of the training labels to make wrong."})
     wrong_column: str | None = field(
-        default=None, metadata={"help": "A column that says which labels are wrong; none is made wrong then."}
+        default=None, metadata={"help": "Column that marks wrong labels; with it, no label is changed."}
     )
-    wrong_value: str = field(default="True", metadata={"help": "What that column holds where a label is wrong."})
+    wrong_value: str = field(default="True", metadata={"help": "Value of that column where a label is wrong."})
     right_label_column: str | None = field(
         default=None,
-        metadata={"help": "A column with the right labels, for fixing; of two labels the other is right."},
+        metadata={"help": "Column with the right labels, for fixing them. With two classes it is not needed."},
     )
-    num_anchors: int = field(default=500, metadata={"help": "Validation examples for the harmful influence."})
-    num_tested: int = field(default=2000, metadata={"help": "Other validation examples, for the accuracy."})
+    num_anchors: int = field(
+        default=500, metadata={"help": "Validation examples whose harmful influences are summed."}
+    )
+    num_tested: int = field(default=2000, metadata={"help": "Further validation examples, to measure accuracy on."})
     shares: list[float] = field(
-        default_factory=lambda: [0.1], metadata={"help": "Shares of the training set that are dropped or fixed."}
+        default_factory=lambda: [0.1], metadata={"help": "Shares of the training set to drop or fix."}
     )
     num_retrainings: int = field(
-        default=3, metadata={"help": "Models after each of these, which differ in their seed; 0 trains none again."}
+        default=3, metadata={"help": "Models to train after each change, with different seeds; 0 trains none."}
     )
 
 
 def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) -> None:
     if recipe.wrong_column is None or recipe.num_retrainings:
         check_training(config)
-    _, examples = make_trainer(recipe, data, config)
+    examples = read_examples(recipe, data, config)
     if not 0 < recipe.num_anchors < len(examples["validation"]):
         raise InfluenceError(
-            f"num_anchors={recipe.num_anchors}: there are {len(examples['validation'])} validation examples, and some "
-            "must be left to test with."
+            f"num_anchors={recipe.num_anchors}: there are {len(examples['validation'])} validation examples; give "
+            "fewer, so that some remain to test with."
         )
     train, wrong, labels = wrong_labels(recipe, examples["train"], config.seed)
     if recipe.wrong_column is None:
-        config.output_dir = str(Path(config.output_dir) / f"flipped-{recipe.flip_share:g}-seed-{config.seed}")
-    trainer, examples = trained(recipe, data, config, train)
+        folder = Path(config.output_dir) / f"flipped-{recipe.flip_share:g}-seed-{config.seed}"
+        config = with_settings(config, output_dir=str(folder))
+    trainer, _ = trained(recipe, data, config, DatasetDict(examples, train=train))
     order = np.random.default_rng(config.seed).permutation(len(examples["validation"]))
     anchors = examples["validation"].select(order[: recipe.num_anchors])
     tested = examples["validation"].select(order[recipe.num_anchors :][: recipe.num_tested])
 
     def train_on(subset: Dataset, repeat: int) -> float:
-        again = train_again(recipe, data, config, subset, repeat)
-        return 1 - len(again.find_misclassified(tested)) / len(tested)
+        retrained = train_again(recipe, DatasetDict(examples, train=subset), config, repeat)
+        return 1 - len(retrained.find_misclassified(tested)) / len(tested)
 
-    found = mislabels(
+    result = mislabels(
         trainer,
         anchors,
         wrong,
@@ -90,11 +94,11 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
         recipe.shares,
         recipe.num_retrainings,
     )
-    report(found, "mislabels", trainer, config, recipe)
+    report(result, "mislabels", trainer, config, recipe)
 
 
 def wrong_labels(recipe: RecipeArguments, train: Dataset, seed: int) -> tuple[Dataset, np.ndarray, np.ndarray | None]:
-    """The training set, which of its labels are wrong, and the right ones if they are known."""
+    """Return the training set (N rows), which of its labels are wrong, bool (N,), and the right ones if known (N,)."""
     given, feature = np.asarray(train["label"]), train.features["label"]
     if recipe.wrong_column is None:
         return *plant_wrong_labels(train, recipe.flip_share, seed), given

@@ -1,10 +1,11 @@
-"""Recall of the candidates that an index proposes, for every kind of features (section 5.2 of the paper, figure 8).
-
-Of examples of which half are predicted wrong, every training example is scored; how many of the most influential ones
-are among the k nearest? Writes `recall.json`, `.png` and `.svg` into OUTPUT_DIR. What is finished is not done again.
+"""Measure how many of the most influential examples the index finds (section 5.2 of the paper, figures 3a and 8).
 
     python recipes/recall.py --config recipes/configs/recall-mnli-small.yaml
     accelerate launch recipes/recall.py --config recipes/configs/recall-mnli.yaml --num_queries 20
+
+The recipe scores every training example for queries of which half are predicted wrong. For each kind of features it
+reports the share of the most influential examples among the k nearest neighbours. It writes `recall.json`, `.png` and
+`.svg` into OUTPUT_DIR. It skips finished work.
 """
 
 from __future__ import annotations
@@ -28,17 +29,19 @@ from hf_fastif.training import (
 
 @dataclass
 class RecipeArguments(ModelArguments, ResultArguments):
-    """What this recipe needs beside the settings of data, training and influence."""
+    """Arguments of this recipe, in addition to those of data, training and influence."""
 
-    num_queries: int = field(default=100, metadata={"help": "Validation examples, half of them predicted wrong."})
+    num_queries: int = field(
+        default=100, metadata={"help": "Number of validation examples, half of which are predicted wrong."}
+    )
     features: list[str] = field(
         default_factory=lambda: list(get_args(FeatureName)), metadata={"help": "Kinds of features to index."}
     )
     top: list[int] = field(
-        default_factory=lambda: [10, 100, 1000], metadata={"help": "The m of 'm most influential examples'."}
+        default_factory=lambda: [10, 100, 1000], metadata={"help": "Values of m in 'm most influential examples'."}
     )
     ks: list[int] | None = field(
-        default=None, metadata={"help": "Numbers of neighbours; from 0.1 %% of the training set to half unless given."}
+        default=None, metadata={"help": "Numbers of neighbours; None uses 0.1 %% to half of the training set."}
     )
 
 
@@ -47,8 +50,8 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
     rows, right = balanced_queries(trainer, examples["validation"], recipe.num_queries, config.seed)
     groups = {"predicted wrong": ~right, "predicted right": right}
     queries = examples["validation"].select(rows)
-    found = recall_of_features(trainer, queries, groups, recipe.features, recipe.top, recipe.ks)
-    report(found, "recall", trainer, config, recipe)
+    result = recall_of_features(trainer, queries, groups, recipe.features, recipe.top, recipe.ks)
+    report(result, "recall", trainer, config, recipe)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Does the loss change as influence says, when a model is trained again without the examples (figures 3c and 10)?
-
-Removes the m most helpful or harmful training examples of each query, or m random ones of each label, and trains
-again. With `--num_neighbors K` examples are also found the fast way, among the K nearest neighbours. Writes
-`retraining.json`, `.png` and `.svg` into OUTPUT_DIR. Of every model that was trained the losses are kept in
-OUTPUT_DIR/retrained, and it is not trained again.
+"""Compare influence with the loss after retraining without the examples (figures 3c and 10 of the paper).
 
     python recipes/retraining.py --config recipes/configs/retraining-mnli-small.yaml
     accelerate launch recipes/retraining.py --config recipes/configs/retraining-mnli.yaml
+
+The recipe removes the m most helpful or harmful training examples of each query, or m random examples of each label,
+and trains again. With `--num_neighbors K` it also removes the examples that a search among the K nearest neighbours
+gives. It writes `retraining.json`, `.png` and `.svg` into OUTPUT_DIR. The losses of every trained model are saved in
+OUTPUT_DIR/retrained, and the model is not trained again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from hf_fastif import InfluenceConfig
 from hf_fastif.analysis import query_losses
@@ -34,13 +34,17 @@ from hf_fastif.training import (
 
 @dataclass
 class RecipeArguments(ModelArguments, ResultArguments):
-    """What this recipe needs beside the settings of data, training and influence."""
+    """Arguments of this recipe, in addition to those of data, training and influence."""
 
-    num_queries: int = field(default=10, metadata={"help": "Validation examples, half of them predicted wrong."})
-    num_removed: list[int] = field(
-        default_factory=lambda: [1, 5, 25, 50, 100], metadata={"help": "How many examples to remove."}
+    num_queries: int = field(
+        default=10, metadata={"help": "Number of validation examples, half of which are predicted wrong."}
     )
-    num_retrainings: int = field(default=3, metadata={"help": "Models for each removal, which differ in their seed."})
+    num_removed: list[int] = field(
+        default_factory=lambda: [1, 5, 25, 50, 100], metadata={"help": "Numbers of examples to remove."}
+    )
+    num_retrainings: int = field(
+        default=3, metadata={"help": "Models to train for each removal, with different seeds."}
+    )
 
 
 def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) -> None:
@@ -50,12 +54,12 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
     queries = examples["validation"].select(rows)
 
     def train_on(subset: Dataset, repeat: int) -> np.ndarray:
-        return query_losses(train_again(recipe, data, config, subset, repeat), queries)
+        return query_losses(train_again(recipe, DatasetDict(examples, train=subset), config, repeat), queries)
 
     systems = {"full": None}
     if config.num_neighbors is not None:
         systems[f"k = {config.num_neighbors}"] = config.num_neighbors
-    found = retraining(
+    result = retraining(
         trainer,
         queries,
         right,
@@ -65,7 +69,7 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
         recipe.num_removed,
         recipe.num_retrainings,
     )
-    report(found, "retraining", trainer, config, recipe)
+    report(result, "retraining", trainer, config, recipe)
 
 
 if __name__ == "__main__":

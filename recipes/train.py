@@ -1,10 +1,10 @@
-"""Fine-tunes a classifier as the paper did: first layers frozen, two or three labels, weight decay.
-
-Keeps light checkpoints for influence along training (`--checkpoints epochs`, or a number of them), and trains several
-runs that differ in their seed with `--num_seeds`. A run that is finished is not trained again.
+"""Fine-tune a classifier as in the paper: first layers frozen, two or three labels, weight decay.
 
     python recipes/train.py --output_dir out/nli --checkpoints epochs
     python recipes/train.py --output_dir out/nli --checkpoints epochs --num_seeds 3
+
+The recipe saves small checkpoints for influence during training (`--checkpoints epochs`, or a number of them). With
+`--num_seeds` it trains several runs that differ in their seed. It does not repeat a finished run.
 """
 
 from __future__ import annotations
@@ -12,21 +12,26 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hf_fastif import InfluenceConfig
-from hf_fastif.training import DataArguments, ModelArguments, fine_tune, run_recipe, runs_of
+from hf_fastif.config import with_settings
+from hf_fastif.training import DataArguments, ModelArguments, fine_tune, read_examples, run_recipe, runs_of
 
 
 @dataclass
 class RecipeArguments(ModelArguments):
-    """What this recipe needs beside the settings of data, training and influence."""
+    """Arguments of this recipe, in addition to those of data, training and influence."""
 
     num_seeds: int = field(
-        default=1, metadata={"help": "Runs; of several, each goes to OUTPUT_DIR/seed-N and differs in order and head."}
+        default=1,
+        metadata={
+            "help": "Number of runs. Several runs go to OUTPUT_DIR/seed-N and differ in data order and initial head."
+        },
     )
 
 
 def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) -> None:
+    examples = read_examples(recipe, data, with_settings(config, do_train=True))
     for run in runs_of(config, recipe.num_seeds):
-        accuracy = fine_tune(recipe, data, run)
+        accuracy = fine_tune(recipe, data, run, examples)
         if config.process_index == 0:
             print(f"{run.output_dir}: accuracy {accuracy:.1%} on the validation examples")
 

@@ -1,31 +1,30 @@
-"""Draws which training examples influence the errors of a model, slice by slice (section 6.2 of the paper).
-
-Two sides, as in figure 5: a model that is trained on one data set (MultiNLI), and one that is trained on another whose
-examples have slices (HANS, with its heuristics). Each is asked about its errors on the first data set and on every
-slice of the second. What is finished is kept and not done again. OUTPUT_DIR/NAME/influence gets the result, the figure
-`graph.png`, `.svg` and `.pdf`, the tables `edges` (table 5) and `correlations` (table 6) as CSV and parquet, and
-`report.html`, where the graph can be explored.
+"""Draw which training examples influence the errors of a model, slice by slice (section 6.2 of the paper).
 
     python recipes/visualization.py --config recipes/configs/visualization-fastif.yaml
     python recipes/visualization.py --config recipes/configs/visualization-small.yaml \
         --train_file mnli_train.jsonl --validation_file mnli_dev.jsonl \
         --sliced_train_file hans_train.jsonl --sliced_validation_file hans_eval.jsonl
 
-Without a second data set there is one side, whose slices are those of the validation examples.
+As in figure 5, one model is trained on one dataset (MultiNLI), and another on a second dataset whose examples have
+slices (HANS, with its heuristics). Errors of both models are explained, on the first dataset and on every slice of the
+second. Without a second dataset there is one model, and the slices are those of its validation examples. The recipe
+writes the result into OUTPUT_DIR/NAME/influence, with the figure `graph.png`, `.svg` and `.pdf`, the tables `edges`
+(table 5) and `correlations` (table 6) as CSV and parquet, and `report.html` with an interactive graph. It skips
+finished work.
 """
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
 
 from hf_fastif import InfluenceConfig, InfluenceResult, InfluenceTrainer
+from hf_fastif.config import with_settings
 from hf_fastif.errors import InfluenceError
 from hf_fastif.index import check_num_neighbors
 from hf_fastif.results import FORMATS, SUMMARY, influence_graph, plot_graph, save_tables
@@ -35,46 +34,47 @@ from hf_fastif.training import (
     SlicedArguments,
     fine_tune,
     load_examples,
-    make_trainer,
+    read_examples,
     run_recipe,
     sliced_data,
     slices_of,
     tokenize,
+    trained,
 )
 
 
 @dataclass
 class RecipeArguments(ModelArguments, SlicedArguments):
-    """What this recipe needs beside the settings of data, training and influence."""
+    """Arguments of this recipe, in addition to those of data, training and influence."""
 
-    name: str = field(default="MNLI", metadata={"help": "What the first data set is called."})
-    num_queries: int = field(default=100, metadata={"help": "How many errors of each slice to ask about."})
+    name: str = field(default="MNLI", metadata={"help": "Name of the first dataset."})
+    num_queries: int = field(default=100, metadata={"help": "Number of errors to explain per slice."})
     num_examples: int | None = field(
-        default=None, metadata={"help": "Examples to keep of each direction; all that were scored unless given."}
+        default=None, metadata={"help": "Training examples to list for each direction; None lists all scored ones."}
     )
 
 
 def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) -> None:
-    sets = data_sets(recipe, data)
-    for own in sets.values():
-        check_num_neighbors(config.num_neighbors, len(load_examples(own, {}, new_head=True)["train"]))
-    for name, own in sets.items():
-        run, trained = copy.copy(config), copy.copy(recipe)
-        run.output_dir = trained.model_name_or_path = str(Path(config.output_dir) / file_name(name))
-        run.do_train = False
-        accuracy = fine_tune(recipe, own, run)
-        trainer, _ = make_trainer(trained, own, run)
+    arguments = data_sets(recipe, data)
+    training = with_settings(config, do_train=True)
+    examples = {name: read_examples(recipe, arguments[name], training) for name in arguments}
+    for splits in examples.values():
+        check_num_neighbors(config.num_neighbors, len(splits["train"]))
+    for name in arguments:
+        run = with_settings(config, output_dir=str(Path(config.output_dir) / file_name(name)), do_train=False)
+        accuracy = fine_tune(recipe, arguments[name], run, examples[name])
+        trainer, _ = trained(replace(recipe, model_name_or_path=run.output_dir), arguments[name], run, examples[name])
         slices = {}
-        for other, arguments in sets.items():
-            slices |= slices_of(other, validation_of(trainer, arguments), recipe.slice_column)
-        results = ask(trainer, slices, recipe, data.text_columns)
+        for other in arguments:
+            slices |= slices_of(other, validation_of(trainer, arguments[other]), recipe.slice_column)
+        results = explain_slices(trainer, slices, recipe, data.text_columns)
         if trainer.is_world_process_zero():
             print(f"{name}: accuracy {accuracy:.1%} on the validation examples")
             write(results, trainer, recipe.slice_column, f"Trained on {name}")
 
 
 def data_sets(recipe: RecipeArguments, data: DataArguments) -> dict[str, DataArguments]:
-    """The data sets by their names: the first one, and the one with slices if there is one."""
+    """Return the data arguments by name: of the first dataset, and of the sliced one if it is given."""
     return {recipe.name: data} | ({recipe.sliced_name: sliced_data(recipe, data)} if recipe.is_given else {})
 
 
@@ -87,10 +87,10 @@ def file_name(name: str) -> str:
     return re.sub(r"\W+", "-", name).strip("-").lower()
 
 
-def ask(
+def explain_slices(
     trainer: InfluenceTrainer, slices: Mapping[str, Dataset], recipe: RecipeArguments, text_columns: list[str] | None
 ) -> dict[str, InfluenceResult]:
-    """The result of each slice that the model makes errors on; those that are finished are read."""
+    """Explain errors in each slice that has any; read the results of slices that are finished."""
     results = {}
     for name, examples in slices.items():
         folder = Path(trainer.args.output_dir) / "slices" / file_name(name)
@@ -112,7 +112,7 @@ def ask(
             results[name].save_to_disk(folder)
         trainer.accelerator.wait_for_everyone()
     if not results:
-        raise InfluenceError("The model predicts every validation example right: there are no errors to ask about.")
+        raise InfluenceError("The model predicts every validation example right: there are no errors to explain.")
     return results
 
 

@@ -1,4 +1,4 @@
-"""Declare a setting once, with its help, and check values that were given for it."""
+"""Declare settings with their help texts, and check their values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     AutoFloat = float | Literal["auto"]
     Names = str | int | list[str]
     Weights = str | list[float]
-else:  # HfArgumentParser takes one type for a flag; the checks turn what was given into the right one
+else:  # HfArgumentParser allows one type per flag; the checks convert values to the right type
     AutoFloat = str
     Names = list[str]
     Weights = list[str]
@@ -26,14 +26,14 @@ def setting(default: Any, help: str) -> Any:
         default (`Any`): The default. A list is copied for each instance.
         help (`str`): The description that `--help` and `help(InfluenceConfig)` show.
     """
-    metadata = {"help": help.replace("%", "%%")}  # argparse formats it
+    metadata = {"help": help.replace("%", "%%")}  # argparse applies % formatting
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    """Raise an InfluenceError unless a setting has one of its values."""
+    """Raise an InfluenceError unless the value is one of the choices."""
     if value not in choices:
         near = did_you_mean(str(value), choices) or "."
         raise InfluenceError(f"{name}={value!r}: give one of {', '.join(choices)}{near}")
@@ -47,15 +47,15 @@ def check_at_least_one(**values: int) -> None:
 
 
 def positive_or_auto(name: str, value: float | str, reason: str = "") -> AutoFloat:
-    """Return a setting as a number, or as it is if it is "auto".
+    """Return the value as a number, or "auto".
 
     Args:
-        name (`str`): The setting.
-        value (`float` or `str`): Its value; text comes from a command line.
-        reason (`str`, *optional*): A sentence on why it must be positive.
+        name (`str`): The name of the setting.
+        value (`float` or `str`): The value; a command line gives text.
+        reason (`str`, *optional*): A sentence that says why it must be positive.
 
     Raises:
-        InfluenceError: If it is no positive, finite number.
+        InfluenceError: If the value is not a positive, finite number.
     """
     if value == "auto":
         return "auto"

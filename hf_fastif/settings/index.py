@@ -1,4 +1,4 @@
-"""Settings of the search for candidates."""
+"""Declare the settings of the search for candidates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class IndexSettings(TrainingArguments):
 
     num_neighbors: int | None = setting(
         None,
-        "Number k of nearest neighbors to score for a query, from the index that `build_index()` made. None scores "
+        "Number k of nearest neighbors to score per query, from the index that `build_index()` made. None scores "
         "every candidate: it needs no index, costs about two forward passes over the candidates, and misses nothing.",
     )
     index_features: FeatureName = setting(

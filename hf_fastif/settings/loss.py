@@ -1,4 +1,4 @@
-"""Settings of the loss whose influence is computed."""
+"""Declare the settings of the loss whose influence is computed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Reduction = Literal["sum", "mean"]
 
 @dataclass
 class LossSettings(TrainingArguments):
-    """Add what the loss of one example is to `TrainingArguments`."""
+    """Add the definition of the loss of an example to `TrainingArguments`."""
 
     loss_reduction: Reduction = setting(
         "sum",
@@ -26,8 +26,8 @@ class LossSettings(TrainingArguments):
     loss_weight_decay: float = setting(
         0.0,
         "Factor w of a term w ||theta||^2 that is added to every loss, as in the code of the FastIF authors (0.005). "
-        "It gives all influences a common offset, and serves to reproduce their numbers. The Gauss-Newton matrix "
-        "leaves it out.",
+        "It adds a common offset to all influences, and is meant for reproducing their numbers. The Gauss-Newton "
+        "matrix does not include it.",
     )
 
     def check(self) -> None:

@@ -1,4 +1,4 @@
-"""Settings of passes over examples, for solving and for scoring."""
+"""Declare the settings of passes over examples, for solving and scoring."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ScoringName = Literal["auto", "forward_mode", "gradients"]
 
 @dataclass
 class PassSettings(TrainingArguments):
-    """Add batch sizes, precision, memory and the way of scoring to `TrainingArguments`."""
+    """Add batch sizes, precision, memory and the scoring method to `TrainingArguments`."""
 
     influence_batch_size: int = setting(32, "Examples per pass, and per step of SDCA.")
     query_batch_size: int = setting(
@@ -26,19 +26,19 @@ class PassSettings(TrainingArguments):
         "auto",
         "Method to score candidates with; all methods are exact. 'forward_mode': one forward pass with a tangent for "
         "each query. 'gradients': one forward and one backward pass, and a matrix product for each query. 'auto' "
-        "takes the first for one query and the second for several, where it can.",
+        "uses the first for one query, and the second for several queries if the model supports it.",
     )
     frozen_states_gb: float = setting(
         0.25,
         "Gigabytes of CPU memory for the hidden states behind frozen first layers, so that these layers run once per "
-        "batch and not in every pass. It is granted once to the dataset in use and once to all others. 0 stores none.",
+        "batch and not in every pass. The dataset in use has this much memory, and all others together as much again. "
+        "0 stores none.",
     )
     influence_bf16: bool = setting(False, "Run the model in bfloat16 autocast for solving and scoring.")
     overwrite: bool = setting(
         False,
-        "Discard saved progress and start over: finished pieces of interrupted calls and fitted EK-FAC factors in "
-        "`output_dir/influence`. It is discarded once, at the first call. A recipe also repeats what it has finished, "
-        "such as training.",
+        "On the first call, delete partial results and fitted EK-FAC factors left in `output_dir/influence` by "
+        "earlier runs. Recipes also repeat finished work, such as training.",
     )
 
     def check(self) -> None:

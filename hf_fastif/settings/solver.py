@@ -1,4 +1,4 @@
-"""Settings that all solvers share; a solver adds others in its file."""
+"""Declare the settings that all solvers share; each solver declares further ones in its own file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CurvatureName = Literal["gauss_newton", "hessian"]
 
 @dataclass
 class SolverSettings(PassSettings):
-    """Add solver, curvature and damping to the settings of passes, which solvers make."""
+    """Add solver, curvature and damping to the settings of passes."""
 
     solver: str = setting("auto", "Name of a registered solver, or 'auto'.")
     curvature: CurvatureName = setting(
@@ -27,7 +27,7 @@ class SolverSettings(PassSettings):
         "Damping lambda, in units of the curvature of the mean training loss. 'auto' is 1 % of the largest eigenvalue "
         "(and enough to outweigh a negative one), and with solver='ekfac' 10 % of the mean eigenvalue of each layer.",
     )
-    weight_decay_in_damping: bool = setting(False, "Add `weight_decay`, which training had, to lambda.")
+    weight_decay_in_damping: bool = setting(False, "Add the `weight_decay` of training to lambda.")
     preconditioner: Literal["ekfac"] | None = setting(
         None, "Preconditioner of LiSSA and CG: EK-FAC divides the residual by an approximate curvature."
     )
@@ -49,9 +49,7 @@ class SolverSettings(PassSettings):
             InfluenceError: Naming the setting, its value and what to give instead.
         """
         check_choice("curvature", self.curvature, get_args(CurvatureName))
-        self.damping = positive_or_auto(
-            "damping", self.damping, "C + damping I has no inverse otherwise, or none that a solver finds."
-        )
+        self.damping = positive_or_auto("damping", self.damping, "Otherwise C + damping I is singular or indefinite.")
         check_at_least_one(
             num_repeats=self.num_repeats, curvature_samples=self.curvature_samples, ekfac_samples=self.ekfac_samples
         )

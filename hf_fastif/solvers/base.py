@@ -1,4 +1,4 @@
-"""The protocol of solvers, and their solutions."""
+"""Define the protocol of solvers, and their solutions."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ TENSORS = ("vectors", "residual", "std_err", "trace")
 
 
 class DivergenceError(InfluenceError, ArithmeticError):
-    """A solver left every bound, or met a direction without curvature; the message names the setting that helps.
+    """Error of a solver that diverged or met a direction without curvature; the message names the setting to change.
 
     Attributes:
-        scale (`float`, *optional*): A scale that converges, where the steps were too long.
+        scale (`float`, *optional*): A scale that converges, if the step size was too large.
     """
 
     def __init__(self, message: str, scale: float | None = None):
@@ -33,11 +33,11 @@ class DivergenceError(InfluenceError, ArithmeticError):
 
 @dataclass(frozen=True)
 class Origin:
-    """What an s_test was computed for.
+    """The queries, model, training set and loss that an s_test was computed for.
 
     Attributes:
-        queries (`tuple[str, ...]`): Digests of the queries; of anchors a single one.
-        belongs (`dict[str, str]`): What stands for the model, the training set and the loss.
+        queries (`tuple[str, ...]`): Digests of the queries, or the single digest of an anchor set.
+        belongs (`dict[str, str]`): Digests of the model, the training set and the loss.
     """
 
     queries: tuple[str, ...]
@@ -53,13 +53,21 @@ class Solution:
         residual (`torch.Tensor` of shape `(Q,)`): ||v - (C + lambda I) x|| / ||v||, C taken on a sample of the
             training set. 0 is perfect, 1 is no better than x = 0.
         std_err (`torch.Tensor` of shape `(Q,)`): Standard error of the mean over independent repeats, relative to
-            ||x||; NaN where there is nothing to repeat.
+            ||x||; NaN for a single run or a deterministic solver.
         damping (`float`): lambda.
-        steps (`int`): How many steps the solver took (in the first of its repeats); 0 for a direct one.
+        steps (`int`): Number of steps of the solver (in its first repeat); 0 for a direct solver.
         trace (`torch.Tensor` of shape `(steps, Q)`): The residual before each step, estimated from the examples
-            that the solver itself works with; no rows where it has no steps or too few examples.
+            of the step. It has no rows if there are no steps or too few examples per step.
         scale (`float`, *optional*): The step size was 1 / scale.
         origin ([`Origin`], *optional*): What it was computed for; only `compute_s_test` sets it.
+
+    Example:
+
+    ```python
+    s_test = trainer.compute_s_test(queries)
+    print(s_test.residual)  # one number per query; 0 is exact
+    result = trainer.find_influential(queries, s_test=s_test)  # does not solve again
+    ```
     """
 
     vectors: torch.Tensor
@@ -73,7 +81,7 @@ class Solution:
 
     @classmethod
     def direct(cls, vectors: torch.Tensor, residual: torch.Tensor, damping: float) -> Solution:
-        """Make the solution of a solver that takes no steps and has nothing to repeat."""
+        """Make the solution of a direct solver, which has no steps and no repeats."""
         unknown, trace = torch.full_like(residual, torch.nan), vectors.new_zeros(0, len(vectors))
         return cls(vectors, residual, unknown, damping, steps=0, trace=trace)
 
@@ -91,24 +99,24 @@ class Solution:
         )
 
     def without_vectors(self) -> Solution:
-        """Return the numbers beside the vectors, which are left out."""
+        """Return the solution without its vectors."""
         return replace(self, vectors=self.vectors[:, :0])
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
-        """Return everything as tensors, for a file."""
+        """Return all fields but `origin` as tensors, for a file."""
         scale = float("nan") if self.scale is None else self.scale
         numbers = torch.tensor([self.damping, self.steps, scale], dtype=torch.float64)
         return {name: getattr(self, name) for name in TENSORS} | {"numbers": numbers}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> Solution:
-        """Make a solution of what `to_tensors` returned."""
+        """Make a solution from what `to_tensors` returned."""
         damping, steps, scale = tensors["numbers"].tolist()
         scale = None if math.isnan(scale) else scale
         return cls(**{name: tensors[name] for name in TENSORS}, damping=damping, steps=int(steps), scale=scale)
 
     def quality(self) -> dict[str, float | int | None]:
-        """Return the numbers beside the vector of a single query."""
+        """Return the quality of the solution for a single query, as numbers."""
         return {
             "residual": float(self.residual),
             "std_err": float(self.std_err),
@@ -119,7 +127,7 @@ class Solution:
 
     @classmethod
     def concat_queries(cls, parts: Sequence[Solution]) -> Solution:
-        """Concatenate the solutions of several groups of queries, solved alike."""
+        """Concatenate the solutions of several groups of queries, from the same solver."""
         steps = max(part.steps for part in parts)
         longest = max(len(part.trace) for part in parts)
         traces = [pad(part.trace, (0, 0, 0, longest - len(part.trace)), value=torch.nan) for part in parts]
@@ -134,9 +142,9 @@ class Solution:
 
     @classmethod
     def concat_checkpoints(cls, parts: Sequence[Solution], weights: Sequence[float]) -> Solution:
-        """Concatenate the solutions of the same queries at several checkpoints, each times its weight.
+        """Concatenate the solutions of the same queries at several checkpoints, each multiplied by its weight.
 
-        Residual and standard error are those of the worst checkpoint, lambda is their mean.
+        Residual and standard error are the maxima over the checkpoints, lambda is the mean.
         """
         if len(parts) == 1:
             return parts[0]
@@ -168,10 +176,10 @@ class Solver(Protocol):
 
 
 def check_s_test(s_test: Solution | None, origin: Origin, num_parameters: int) -> None:
-    """Check that a given s_test is that of these queries, and of this model, training set and loss.
+    """Check that a given s_test belongs to these queries, model, training set and loss.
 
     Raises:
-        InfluenceError: If it is not, naming what differs.
+        InfluenceError: If it does not; the message names what differs.
     """
     if s_test is None:
         return

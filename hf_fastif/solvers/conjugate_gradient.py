@@ -1,4 +1,4 @@
-"""Conjugate gradient (Hestenes and Stiefel, 1952) on a fixed sample of the training set."""
+"""Solve by conjugate gradient (Hestenes and Stiefel, 1952) on a fixed sample of the training set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hf_fastif.solvers.setup import SolverSetup
 from hf_fastif.solvers.system import DampedSystem
 
 
-TOLERANCE = 0.01  # unless another is given
+TOLERANCE = 0.01  # unless `solver_tolerance` is set
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,16 @@ class CgSettings:
 class ConjugateGradient:
     """Solve (C_S + lambda I) x = v for the curvature C_S of one sample S of the training set, in few steps.
 
-    Each step takes one product with C_S for every query that is not done, all in the same passes. The answer differs
-    from that for the whole training set by the error of the sample, which no further step can remove: the residual is
-    therefore taken on another sample.
+    Each step takes one product with C_S for every unfinished query, all in the same passes. The solution differs from
+    that for the whole training set by the sampling error, which more steps cannot reduce. The residual is therefore
+    measured on another sample.
 
     Attributes:
         system (`DampedSystem`): The system; its sample gives the residual of the solution.
-        matrix (`CurvatureSample`): C_S, of another sample.
+        matrix (`CurvatureSample`): C_S, from another sample than the residual.
         settings (`CgSettings`): How many steps are taken.
         tolerance (`float`): A query is done when its residual on S has fallen to this.
-        precondition (`Callable`, *optional*): An approximate inverse of C + lambda I; EK-FAC's.
+        precondition (`Callable`, *optional*): An approximate inverse of C + lambda I, such as EK-FAC's.
         callback (`Callable`, *optional*): Called after each step with its number and the present solutions (Q, P).
     """
 

@@ -1,4 +1,4 @@
-"""EK-FAC: Kronecker factors in place of the curvature."""
+"""Solve with EK-FAC: Kronecker factors in place of the curvature."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from hf_fastif.solvers.registry import NoSettings, register
 from hf_fastif.solvers.setup import SolverSetup
 
 
-AT_ONCE = 16  # queries whose residuals are in memory, each of which takes several times the size of s_test
+AT_ONCE = 16  # queries per residual computation, which takes several times the memory of their s_test
 
 
 @dataclass
 class Ekfac:
-    """x = (C~ + lambda I)^-1 v with the Kronecker-factored C~: a few matrix products for each query.
+    """Compute x = (C~ + lambda I)^-1 v with the Kronecker-factored C~, in a few matrix products per query.
 
     Attributes:
         factors (`KroneckerFactors`): C~.
         space (`ParameterSpace`): The trainable parameters.
-        sample (`CurvatureSample`): For the residual, against the curvature that C~ stands for.
-        damping (`Mapping[str, float]`): lambda of each parameter, by its name. The solution reports their mean.
+        sample (`CurvatureSample`): Sample for the residual, which is measured with C itself.
+        damping (`Mapping[str, float]`): lambda of each parameter, by name. The solution reports their mean.
     """
 
     factors: KroneckerFactors

@@ -1,4 +1,4 @@
-"""The exact damped inverse, for every damping at once; the reference for all other solvers."""
+"""Compute the exact damped inverse, for several dampings at once; the reference for all other solvers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hf_fastif.solvers.registry import NoSettings, register
 from hf_fastif.solvers.setup import SolverSetup
 
 
-MAX_PRIMAL = 4_000  # parameters up to which the curvature itself is decomposed
+MAX_PRIMAL = 4_000  # maximum number of parameters for decomposing the curvature itself
 MAX_DUAL = 12_000  # rows of the Gram matrix; its eigenvectors take 1.2 GB
 
 
@@ -22,12 +22,12 @@ MAX_DUAL = 12_000  # rows of the Gram matrix; its eigenvectors take 1.2 GB
 class Decomposition:
     """Eigenvectors and eigenvalues in float64: of C itself, or of G G^T / N, which shares those of C = G^T G / N.
 
-    The main process has them, and no other.
+    Only the main process holds them.
 
     Attributes:
-        primal (`bool`): Whether they are those of C.
-        eigenvectors (`torch.Tensor` of shape `(n, n)`, *optional*): In columns.
-        eigenvalues (`torch.Tensor` of shape `(n,)`, *optional*): Of C, in both cases.
+        primal (`bool`): Whether the eigenvectors are those of C.
+        eigenvectors (`torch.Tensor` of shape `(n, n)`, *optional*): The eigenvectors, in columns.
+        eigenvalues (`torch.Tensor` of shape `(n,)`, *optional*): Eigenvalues of C, in both cases.
     """
 
     primal: bool
@@ -41,12 +41,12 @@ class Decomposition:
 
 
 def decompose(curvature: Curvature, whole: CurvatureSample, show_progress: bool = False) -> Decomposition:
-    """Decompose the curvature of the training set: as it is for a tiny model, through the Gram matrix for others.
+    """Decompose the curvature of the training set: directly for a tiny model, else through the Gram matrix.
 
     Args:
-        curvature (`Curvature`): Gauss-Newton, or for tiny models the Hessian too.
-        whole (`CurvatureSample`): All of the training set.
-        show_progress (`bool`): Whether the main process shows a bar.
+        curvature (`Curvature`): Gauss-Newton, or for a tiny model the Hessian.
+        whole (`CurvatureSample`): The whole training set.
+        show_progress (`bool`): Whether the main process shows a progress bar.
 
     Raises:
         InfluenceError: If the model has too many parameters and the training set too many examples.
@@ -60,9 +60,9 @@ def decompose(curvature: Curvature, whole: CurvatureSample, show_progress: bool 
     if not isinstance(curvature, GaussNewton) or rows > MAX_DUAL:
         raise InfluenceError(
             f"solver='exact': with {objective.space.size:,} parameters (more than {MAX_PRIMAL:,}) it needs "
-            f"curvature='gauss_newton' and at most {MAX_DUAL:,} rows of Jacobians (here {rows:,}, outputs that matter "
-            "times training examples; inf where an example has outputs at many places, as language models have); take "
-            "fewer training examples, or another solver."
+            f"curvature='gauss_newton' and at most {MAX_DUAL:,} rows of Jacobians (here {rows:,}: independent outputs "
+            "times training examples; inf if an example has many outputs, as in language models); use fewer training "
+            "examples or another solver."
         )
     gram = jacobian_gram(curvature, whole.examples, whole.batches, whole.accelerator, show_progress)
     return _decomposed(gram.double() / whole.num_examples, whole, primal=False)
@@ -77,13 +77,13 @@ def _decomposed(matrix: torch.Tensor, whole: CurvatureSample, primal: bool) -> D
 
 @dataclass
 class Exact:
-    """x = (C + lambda I)^-1 v = (v - G^T (G G^T + N lambda I)^-1 G v) / lambda, C over the whole training set.
+    """Compute x = (C + lambda I)^-1 v = (v - G^T (G G^T + N lambda I)^-1 G v) / lambda for the whole training set.
 
-    A query then costs two passes over the training set, which all queries and all dampings share.
+    All queries and all dampings share two passes over the training set.
 
     Attributes:
-        decomposition (`Decomposition`): Made by `decompose`.
-        whole (`CurvatureSample`): All of the training set.
+        decomposition (`Decomposition`): The result of `decompose`.
+        whole (`CurvatureSample`): The whole training set.
         damping (`float`): lambda.
     """
 

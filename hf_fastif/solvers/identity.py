@@ -1,4 +1,4 @@
-"""No curvature: influence is then the product of two gradients."""
+"""Leave the curvature out, so that influence is the product of two gradients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hf_fastif.solvers.setup import SolverSetup
 
 @dataclass
 class Identity:
-    """x = v."""
+    """Return x = v."""
 
     def solve(self, vectors: torch.Tensor) -> Solution:
         """Return the right-hand sides (Q, P) themselves; the residual is NaN."""

@@ -1,4 +1,4 @@
-"""LiSSA (Agarwal et al., 2017), as in section 3.3 of the FastIF paper, with a damping that is one."""
+"""Solve by LiSSA (Agarwal et al., 2017), as in section 3.3 of the FastIF paper, with an explicit damping lambda."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from hf_fastif.solvers.system import rows_fit
 
 logger = logging.get_logger(__name__)
 
-PILOTS = 64  # examples, or four batches of them, that tell how much batches curve
-MIN_MONITORED = 16  # examples in a step from which two halves of them give an estimate of the residual
+PILOTS = 64  # examples (at least four batches) whose eigenvalues determine the step size
+MIN_MONITORED = 16  # examples per step from which on two halves give an estimate of the residual
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class LissaSettings:
     scale: AutoFloat = setting(
         "auto",
         "Inverse step size of LiSSA. It sets how fast the recursion converges and never what it converges to. 'auto' "
-        "takes the largest eigenvalue of some batches, and starts again with twice as much if that is too little.",
+        "takes the largest eigenvalue of some batches, and restarts with twice that value if it is too small.",
     )
 
     def __post_init__(self):
@@ -53,17 +53,17 @@ class LissaSettings:
 class Lissa(Repeated):
     """Step x <- x + M (v - (C_B + lambda I) x) / sigma, J times from x = M v / sigma; the mean of T independent runs.
 
-    C_B is the curvature of a batch of B examples drawn anew at each step, and M is the identity unless there is a
+    C_B is the curvature of B examples drawn at random for each step, and M is the identity unless there is a
     preconditioner. With h = sigma x this is the paper's recursion h <- v + (I - C) h, but its fixed point is
-    (C + lambda I)^-1 v for every sigma and every M: they only set the way. The queries of one call share each batch,
-    and the repeats of a process share passes.
+    (C + lambda I)^-1 v for every sigma and every M, which affect only the path to it. The queries of one call share
+    each batch, and the repeats of a process share passes.
 
     Attributes:
         settings (`LissaSettings`): J, B, and sigma as a number; `batch_scale` computes one that converges (with the
             preconditioner, if there is one).
-        adapts (`bool`, *optional*, defaults to `False`): Whether to start again with half the step size where it
-            proves too long, instead of raising an error.
-        precondition (`Callable`, *optional*): M, an approximate inverse of C + lambda I; EK-FAC's.
+        adapts (`bool`, *optional*, defaults to `False`): Whether to restart with half the step size if it proves too
+            large, instead of raising an error.
+        precondition (`Callable`, *optional*): M, an approximate inverse of C + lambda I, such as EK-FAC's.
 
     The tolerance has an effect for batches of at least `MIN_MONITORED` examples.
     """
@@ -76,16 +76,16 @@ class Lissa(Repeated):
         """Solve for Q right-hand sides, shape (Q, P).
 
         Raises:
-            DivergenceError: If the step size is too large for some batch and not to be adapted, or C + lambda I is
-                not positive definite.
+            DivergenceError: If the step size is too large for some batch and `adapts` is False, or C + lambda I is not
+                positive definite.
         """
         mean = self._attempt(vectors)
-        if mean is None:  # twice as much whatever diverged, so that any number of processes ends with the same scale
-            longer = replace(self.settings, scale=2 * self.settings.scale)
+        if mean is None:  # double it on every process, so that the scale does not depend on the number of processes
+            larger = replace(self.settings, scale=2 * self.settings.scale)
             logger.warning(
-                f"LiSSA diverged with lissa_scale={self.settings.scale:.3g}, and starts again with {longer.scale:.3g}."
+                f"LiSSA diverged with lissa_scale={self.settings.scale:.3g}, and restarts with {larger.scale:.3g}."
             )
-            return replace(self, settings=longer).solve(vectors)
+            return replace(self, settings=larger).solve(vectors)
         return Solution(
             vectors=mean.vectors,
             residual=self.system.residual(vectors, mean.vectors),
@@ -97,10 +97,10 @@ class Lissa(Repeated):
         )
 
     def _attempt(self, vectors: torch.Tensor) -> Averaged | None:
-        """Return the mean of the repeats, or None if the steps were too long for some process and may be shortened."""
+        """Return the mean of the repeats, or None if the step size was too large on some process and may be halved."""
         accelerator = self.system.accelerator
-        dealt, tally = shard_for_rank(range(self.repeats), accelerator), None
-        groups = [dealt] if dealt and self.repeats_share() else [[repeat] for repeat in dealt]
+        local, tally = shard_for_rank(range(self.repeats), accelerator), None
+        groups = [local] if local and self.repeats_share() else [[repeat] for repeat in local]
         try:
             tally = RunningMoments.of((run for group in groups for run in self._run(vectors, group)), vectors)
         except DivergenceError as error:
@@ -111,7 +111,7 @@ class Lissa(Repeated):
         return average(tally, self.repeats, accelerator)
 
     def _run(self, v: torch.Tensor, repeats: list[int]) -> list[Run]:
-        """Take some repeats through the same steps, each with its own batches."""
+        """Run some repeats in lockstep, each with independent batches."""
         examples, size, scale = self.system.examples, self.settings.batch_size, self.settings.scale
         randoms = [np.random.default_rng([self.system.seed, repeat]) for repeat in repeats]
         # ||(C + lambda I)^-1 v|| <= ||v|| / lambda for semi-definite C; the factor leaves room for noise.
@@ -127,7 +127,7 @@ class Lissa(Repeated):
                 one, two = (self._residual(half, v, x) for half in halves)
                 residual = (halves[0].shape[1] * one + halves[1].shape[1] * two) / size
                 share = size / len(examples)
-                for i in np.flatnonzero(going):  # a repeat that is done stays as it is
+                for i in np.flatnonzero(going):  # a finished repeat no longer changes
                     going[i] = not monitors[i].add(squared_residual(one[i], two[i], share))
                 if not going.any():
                     break
@@ -143,7 +143,7 @@ class Lissa(Repeated):
         return [Run(x[i], int(steps[i]), monitors[i].values) for i in range(len(repeats))]
 
     def repeats_share(self) -> bool:
-        """Tell whether repeats cost less in shared passes: Jacobian rows, where held, serve each repeat by its own."""
+        """Return whether shared passes make repeats cheaper, which needs Jacobian rows that each repeat weights."""
         return rows_fit(self.system.curvature, self.system.examples)
 
     def _residual(self, draws: np.ndarray, v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -179,7 +179,7 @@ class Lissa(Repeated):
             )
         scale = max(1.5 * eigenvalue, 2 * used)
         return DivergenceError(
-            f"lissa_scale={used:.3g}: the recursion diverged, since the curvature of single batches reaches "
+            f"lissa_scale={used:.3g}: the recursion diverged because the curvature of single batches reaches "
             f"{eigenvalue:.3g}. lissa_scale={scale:.3g} converges; a larger lissa_batch_size allows a smaller one.",
             scale if math.isfinite(scale) else None,
         )
@@ -196,13 +196,13 @@ def batch_scale(
 ) -> float:
     """Return the largest eigenvalue of M (C_B + lambda I) over some batches: a scale at which LiSSA converges.
 
-    The mean curvature is not enough: one batch of B examples may curve many times more, and an occasional step that
-    is too long undoes hundreds of good ones. A step of 1 / sigma is stable for eigenvalues up to 2 sigma, so this
-    value leaves a margin of two for other batches. The batches are divided among the processes.
+    The mean curvature does not suffice: the curvature of one batch of B examples may be many times larger, and a
+    single step that is too large undoes hundreds of good ones. A step of 1 / sigma is stable for eigenvalues up to
+    2 sigma, so this value leaves a margin of two for other batches. The batches are divided among the processes.
     """
     random = np.random.default_rng([seed, 1_000_003])  # not a stream that a repeat draws from
     space = curvature.objective.space
-    eigenvalues = space.zeros(max(4, PILOTS // batch_size))  # the smaller the batches, the more they differ
+    eigenvalues = space.zeros(max(4, PILOTS // batch_size))  # smaller batches differ more, so more of them are needed
     for i in range(len(eigenvalues)):
         rows = random.choice(len(examples), batch_size, replace=False)
         start = torch.from_numpy(random.standard_normal((1, space.size)))

@@ -1,4 +1,4 @@
-"""The solvers by name: each module of this folder that holds one registers it here."""
+"""Register solvers by name; each module of this folder with a solver registers it here."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _REGISTERED: dict[str, RegisteredSolver] = {}
 
 @dataclass(frozen=True)
 class NoSettings:
-    """Settings of a solver that has none besides those that all share."""
+    """Settings of a solver that has only those that all solvers share."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,15 @@ class RegisteredSolver:
 
     Attributes:
         name (`str`): Its name.
-        help (`str`): What it is, in a few words.
+        help (`str`): A description in a few words.
         settings (`type`): A frozen dataclass of the settings that only this solver has, each a `setting(default,
             help)`. Its `__post_init__` checks them. The field `depth` of the solver "lissa" is the flag `lissa_depth`.
         build (`Callable`): Makes the solver from a `SolverSetup` and its settings.
-        describe (`Callable`): Puts the solver into words, given the same.
-        check (`Callable`, *optional*): Checks the settings that solvers share against its settings, if it is chosen.
-        needs_gauss_newton (`bool`): Whether it works for the Gauss-Newton matrix alone.
+        describe (`Callable`): Describes the solver in a line, given the same arguments.
+        check (`Callable`, *optional*): Checks the shared settings against those of the solver, if it is chosen.
+        needs_gauss_newton (`bool`): Whether it works for the Gauss-Newton matrix only.
         takes_preconditioner (`bool`): Whether it uses `SolverSetup.preconditioner`.
-        damps_by_layer (`bool`): Whether it gives each layer a lambda of its own where damping="auto".
+        damps_by_layer (`bool`): Whether each layer has a separate lambda if damping="auto".
     """
 
     name: str
@@ -55,14 +55,14 @@ class RegisteredSolver:
 
     @property
     def flags(self) -> dict[str, str]:
-        """The flag of each of its settings."""
+        """Return the flag of each setting, by the name of the setting."""
         return {each.name: f"{self.name}_{each.name}" for each in fields(self.settings)}
 
     def read_settings(self, args: TrainingArguments) -> Any:
-        """Return its settings, from those flags that `args` has; others keep their defaults.
+        """Read the settings of the solver from the flags in `args`; missing ones keep their defaults.
 
         Raises:
-            InfluenceError: If a value is refused.
+            InfluenceError: If a value is invalid.
         """
         given = {name: getattr(args, flag) for name, flag in self.flags.items() if hasattr(args, flag)}
         return self.settings(**given)
@@ -79,8 +79,9 @@ def register(
 ) -> None:
     """Make a solver known by a name; see `RegisteredSolver` for the arguments.
 
-    A file of this folder that does so adds a solver and its flags, here `--descent_steps`. A solver that is registered
-    from elsewhere has flags if a subclass of `InfluenceConfig` declares them, and else its default settings.
+    A file of this folder that calls this function adds a solver and its flags, such as `--descent_steps` below. A
+    solver that is registered elsewhere has flags only if a subclass of `InfluenceConfig` declares them; otherwise it
+    has its default settings.
 
     Raises:
         InfluenceError: If the name is taken.
@@ -109,7 +110,7 @@ def register(
     ```
     """
     if name in _REGISTERED or name == AUTO:
-        raise InfluenceError(f"name={name!r}: there is such a solver; give another name.")
+        raise InfluenceError(f"name={name!r}: a solver of this name exists; give another name.")
     _REGISTERED[name] = RegisteredSolver(name, help, settings, build, describe, **traits)
 
 
@@ -125,10 +126,10 @@ def registered_solvers() -> list[RegisteredSolver]:
 
 
 def find_solver(name: str) -> RegisteredSolver:
-    """Return the solver of a name.
+    """Return the solver with this name.
 
     Raises:
-        InfluenceError: If there is none, with the names that there are.
+        InfluenceError: If there is none; the message lists the names.
     """
     names = [solver.name for solver in registered_solvers()]
     if name not in names:
@@ -149,7 +150,7 @@ def solver_flags() -> type[SolverSettings]:
 
 
 def check_solvers(args: SolverSettings) -> None:
-    """Check the settings of every solver, and what the chosen one needs; write numbers given as text back as numbers.
+    """Check the settings of every solver and the requirements of the chosen one, and convert text to numbers.
 
     Raises:
         InfluenceError: Naming the setting, its value and what to give instead.

@@ -1,4 +1,4 @@
-"""What stochastic solvers share: independent repeats, and a residual that is estimated on the way."""
+"""Average independent repeats of a stochastic solver, and estimate its residual while it runs."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from hf_fastif.solvers.base import Callback
 from hf_fastif.solvers.system import DampedSystem
 
 
-WINDOW = 8  # estimates that the watched residual is a mean of
+WINDOW = 8  # estimates that the monitored residual is averaged over
 
 
 class ResidualMonitor:
     """Follow the residuals of Q queries while a solver runs, and tell when they are small enough.
 
     An estimate of ||r||^2 is the product of the residuals on two halves of a step's examples: their errors are
-    independent, so that it is not biased by them. It is noisy, so the mean of the last few is taken.
+    independent, so the product is unbiased. It is noisy, so the last few estimates are averaged.
 
     Args:
         vectors (`torch.Tensor` of shape `(Q, P)`): The right-hand sides.
@@ -46,7 +46,7 @@ class ResidualMonitor:
 
 @dataclass(frozen=True)
 class Run:
-    """One repeat: the solutions (Q, P), the steps it took, and the residuals (steps, Q) that it saw."""
+    """One repeat: the solutions (Q, P), the steps it took, and the residuals (steps, Q) it estimated."""
 
     vectors: torch.Tensor
     steps: int
@@ -55,7 +55,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Averaged:
-    """The mean over the repeats, its standard error relative to its norm, and the way that the first took."""
+    """The mean over the repeats, its standard error relative to its norm, and the steps and residuals of the first."""
 
     vectors: torch.Tensor
     std_err: torch.Tensor
@@ -65,14 +65,14 @@ class Averaged:
 
 @dataclass
 class Repeated:
-    """A solver whose answer is the mean of independent repeats, which are divided among the processes.
+    """Solver whose answer is the mean of independent repeats, which are divided among the processes.
 
     Repeat t draws its examples from the seed (seed, t), whatever process runs it.
 
     Attributes:
         system (`DampedSystem`): The system to solve.
         repeats (`int`): T.
-        tolerance (`float`, *optional*): Stop when the residuals that the solver sees have fallen to this.
+        tolerance (`float`, *optional*): Stop when the estimated residuals have fallen to this.
         callback (`Callable`, *optional*): Called after each step with its number and the present solutions (Q, P).
     """
 
@@ -83,7 +83,7 @@ class Repeated:
 
     @property
     def keeps_all_busy(self) -> bool:
-        """Whether the repeats are enough work for all processes."""
+        """Return whether the repeats divide evenly among the processes."""
         return self.repeats % self.system.accelerator.num_processes == 0
 
     def by_itself(self) -> Self:
@@ -93,7 +93,7 @@ class Repeated:
 
 @dataclass(frozen=True)
 class RunningMoments:
-    """The runs of a process: the sum of their solutions (Q, P), that of squared norms (Q,), and what the first saw."""
+    """Sums over the runs of a process: solutions (Q, P) and their squared norms (Q,); steps and trace of the first."""
 
     total: torch.Tensor
     squares: torch.Tensor
@@ -101,7 +101,7 @@ class RunningMoments:
 
     @classmethod
     def of(cls, runs: Iterable[Run], vectors: torch.Tensor) -> RunningMoments:
-        """Sum up runs for right-hand sides (Q, P), one at a time."""
+        """Accumulate runs for right-hand sides (Q, P), one at a time."""
         total, squares = torch.zeros_like(vectors), vectors.new_zeros(len(vectors))
         first = None
         for run in runs:
@@ -117,7 +117,7 @@ def average(tally: RunningMoments, repeats: int, accelerator: Accelerator | Sing
     """Average the runs of all processes (section 3.4 of the paper)."""
     mean = accelerator.reduce(tally.total, "sum") / repeats
     squares = accelerator.reduce(tally.squares, "sum")
-    steps, trace = from_main(lambda: tally.first, accelerator)  # which has repeat 0
+    steps, trace = from_main(lambda: tally.first, accelerator)  # the main process runs repeat 0
     return Averaged(mean, _relative_standard_error(mean, squares, repeats), steps, trace.to(mean.device))
 
 

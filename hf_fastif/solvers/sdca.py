@@ -1,4 +1,4 @@
-"""Block dual coordinate ascent (SDCA; Shalev-Shwartz and Zhang, 2013) for the damped Gauss-Newton system."""
+"""Solve the damped Gauss-Newton system by block dual coordinate ascent (SDCA; Shalev-Shwartz and Zhang, 2013)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hf_fastif.solvers.setup import SolverSetup
 from hf_fastif.solvers.system import rows_fit
 
 
-ROUNDING = 4  # times eps: a pass that moves x by no more of ||v|| / lambda has moved nothing
+ROUNDING = 4  # times eps: a pass that moves x by less than this share of ||v|| / lambda has converged
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,16 @@ class SdcaSettings:
 
 @dataclass
 class DualAscent(Repeated):
-    """Solve (G^T G / N + lambda I) x = v a block of examples at a time, exactly for each block.
+    """Solve (G^T G / N + lambda I) x = v block by block, exactly for each block of examples.
 
     G has r rows for each example (see `GaussNewton`), and x = v / lambda + G^T b with b = - G x / (N lambda) at the
-    solution. A step takes a block B of examples and sets b_B so that its own equations hold:
+    solution. A step takes a block B of examples and changes b_B such that the equations of B hold:
 
         (I + G_B G_B^T / (N lambda)) d = - G_B x / (N lambda) - b_B,    b_B <- b_B + d,    x <- x + G_B^T d.
 
-    There is no step size and no noise that remains: passes over the training set converge to the exact solution, and
-    the first whole pass that moves nothing beyond rounding is the last.
-    In the first pass N counts the examples seen so far, so that x is always the solution for about those. A step costs
+    There is no step size and no remaining noise: passes over the training set converge to the exact solution, and the
+    solver stops after the first whole pass that changes nothing beyond rounding. In the first pass N counts the
+    examples seen so far, so that x approximates the solution for these examples. A step costs
     one forward and r backward passes of its examples, whatever the number of queries.
 
     Attributes:
@@ -85,7 +85,7 @@ class DualAscent(Repeated):
         hidden = not self.system.show_progress
         with tqdm(total=self.settings.visits, desc=self._title(repeat), disable=hidden, leave=False) as bar:
             for rows in self._blocks(repeat, size):
-                if seen < len(examples):  # the first pass: what was known counts for less
+                if seen < len(examples):  # the first pass: rescale earlier contributions to the larger N
                     u *= seen / (seen + len(rows))
                     b *= seen / (seen + len(rows))
                     seen += len(rows)
@@ -142,7 +142,7 @@ class DualAscent(Repeated):
     ) -> torch.Tensor:
         """Return the `squared_residual` of r = - lambda u - G_H^T G_H x / |H| for two halves H of a block.
 
-        The examples of a block lie by length, so the halves take turns.
+        The examples of a block are sorted by length, so the halves alternate.
         """
         even = torch.arange(len(gram), device=gram.device) % size % 2 == 0
         one, two = along_x * even / -(-size // 2), along_x * ~even / (size // 2)
@@ -156,9 +156,9 @@ class DualAscent(Repeated):
 def _build(setup: SolverSetup, settings: SdcaSettings) -> DualAscent:
     if not rows_fit(setup.curvature, setup.examples):
         raise InfluenceError(
-            "solver='sdca': it holds the Jacobian rows of several examples, which takes trained parameters that "
-            "are few enough and all in linear layers and norms (freeze embeddings with hf_fastif.freeze), and one "
-            "prediction an example, not one a token; give solver='lissa' or 'cg'."
+            "solver='sdca': it holds the Jacobian rows of several examples, which requires few enough trained "
+            "parameters, all in linear layers and norms (freeze embeddings with hf_fastif.freeze), and one prediction "
+            "per example, not one per token; give solver='lissa' or 'cg'."
         )
     args = setup.args
     return DualAscent(

@@ -1,4 +1,4 @@
-"""The chosen solver, and what all solvers share: curvature, damping, Kronecker factors."""
+"""Set up the chosen solver, and what all solvers share: curvature, damping, Kronecker factors."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ from hf_fastif.solvers.system import DampedSystem, rows_fit
 
 logger = logging.get_logger(__name__)
 LAYER_DAMPING = 0.1  # of a layer's mean eigenvalue
-LEAST_DAMPING = 1e-3  # of what the mean over all parameters asks for: a layer may have no curvature at all
-FEW_THRESHOLD = 0.5  # of the parameters in Kronecker blocks: less is worth a warning
+LEAST_DAMPING = 1e-3  # of the mean eigenvalue over all parameters, since a layer may have no curvature at all
+FEW_THRESHOLD = 0.5  # share of the parameters in Kronecker blocks below which a warning is logged
 
 
 class SolverSetup:
     """Curvature, damping and solver for one model and one training set.
 
-    Eigenvalues, Kronecker factors and the like are fitted when they are first needed and stay in `fitted` for as long
-    as weights, training set and settings are the same. Kronecker factors are also written to a file and read from it.
+    Eigenvalues, Kronecker factors and similar fits are computed when first needed, and stay in `fitted` while weights,
+    training set and settings are unchanged. Kronecker factors are also cached in a file.
 
     Args:
         args ([`InfluenceConfig`]): The settings.
@@ -50,8 +50,8 @@ class SolverSetup:
         examples (`ExampleBatches`): The training set.
         loss (`str`): The identity of the loss.
         accelerator (`Accelerator`): The processes.
-        fitted (`dict`): Fits of earlier setups, to which this one adds.
-        factors_file (`Path`): Where Kronecker factors are read from and written to.
+        fitted (`dict`): The fits of earlier setups; new fits are added.
+        factors_file (`Path`): The file of the Kronecker factors.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class SolverSetup:
 
     @cached_property
     def name(self) -> str:
-        """The name of the solver, "auto" resolved."""
+        """Return the name of the solver, with "auto" resolved."""
         return self._automatic() if self.args.solver == AUTO else self.args.solver
 
     def _automatic(self) -> str:
@@ -92,7 +92,7 @@ class SolverSetup:
         return self._registered.build(self, self._registered.read_settings(self.args))
 
     def describe(self) -> str:
-        """Put the solver and its settings into a line."""
+        """Describe the solver and its settings in a line."""
         return self._registered.describe(self, self._registered.read_settings(self.args))
 
     @property
@@ -101,30 +101,30 @@ class SolverSetup:
 
     @cached_property
     def system(self) -> DampedSystem:
-        """The system that iterative solvers solve."""
+        """Return the system that iterative solvers solve."""
         return self.system_damped_by(self.damping)
 
     def system_damped_by(self, damping: float) -> DampedSystem:
-        """Return that system with another lambda."""
+        """Return the system with a given lambda."""
         show, seed = not self.args.disable_tqdm, self.args.seed
         return DampedSystem(self.curvature, self.examples, self.sample, damping, self.accelerator, seed, show)
 
     @cached_property
     def spectrum(self) -> Spectrum:
-        """Eigenvalues on a sample of the training set."""
+        """Return the eigenvalues on a sample of the training set."""
         return self.fit_once(("spectrum", self.args.curvature_samples), self.sample.spectrum)
 
     @cached_property
     def damping(self) -> float:
-        """lambda."""
+        """Return lambda, in units of the curvature of the mean training loss."""
         return self.spectrum.damping(self.args.damping) + self._decay
 
     @cached_property
     def ekfac_damping(self) -> dict[str, float]:
-        """lambda of each parameter where EK-FAC stands for C; "auto" is a tenth of its layer's mean eigenvalue.
+        """Return lambda for each parameter, by name, when EK-FAC replaces C.
 
-        In EK-FAC's basis the curvature lies along far more directions than examples have, and a lambda of 1 % of the
-        largest eigenvalue of C would swamp nearly all of them.
+        "auto" is a tenth of the mean eigenvalue of the parameter's layer. EK-FAC spreads the curvature over far more
+        directions than the examples span, and 1 % of the largest eigenvalue of C would dominate nearly all of them.
         """
         if self.args.damping != "auto":
             return dict.fromkeys(self.objective.theta, self.damping)
@@ -132,12 +132,12 @@ class SolverSetup:
         sizes = dict(zip(self.objective.theta, self.objective.space.sizes, strict=True))
         least = LEAST_DAMPING * sum(sizes[name] * mean for name, mean in means.items()) / self.objective.space.size
         if not least:
-            self.spectrum.damping("auto")  # says that there is no curvature
+            self.spectrum.damping("auto")  # raises an error: there is no curvature
         return {name: LAYER_DAMPING * max(means[name], least) + self._decay for name in sizes}
 
     @property
     def damps_by_layer(self) -> bool:
-        """Whether the solver damps each layer with a lambda of its own."""
+        """Return whether the solver uses a separate lambda for each layer."""
         return self._registered.damps_by_layer and self.args.damping == "auto"
 
     @property
@@ -153,7 +153,7 @@ class SolverSetup:
 
     @property
     def preconditioned_by(self) -> str:
-        """The preconditioner, as the end of a description."""
+        """Return a phrase that names the preconditioner, for the end of a description."""
         return ", preconditioned by EK-FAC" if self.args.preconditioner else ""
 
     def draw_sample(self, count: int, seed: int) -> CurvatureSample:
@@ -162,7 +162,7 @@ class SolverSetup:
         return CurvatureSample(self.curvature, self.examples, count, size, seed, self.accelerator)
 
     def at_most(self, count: int) -> int:
-        """Return a number of training examples, or how many there are if that is less."""
+        """Return `count`, or the number of training examples if that is smaller."""
         return min(count, len(self.examples))
 
     def fit_once(self, key: tuple[Hashable, ...], fit: Callable[[], Any]) -> Any:
@@ -173,12 +173,12 @@ class SolverSetup:
         return self.fitted[key]
 
     def factors(self) -> KroneckerFactors:
-        """Return EK-FAC of the training loss, fitted or read."""
+        """Return EK-FAC of the training loss, read from the file if it fits, else fitted."""
         return self.fit_once(("ekfac", self.args.ekfac_samples), self._load_or_fit_factors)
 
     @cached_property
     def factors_manifest(self) -> dict[str, str]:
-        """What must be the same for Kronecker factors to be used."""
+        """Return what must be the same for saved Kronecker factors to be used."""
         args, seed = self.args, self.args.seed
         return {
             "trained": trained_part(self.objective.model),
@@ -190,19 +190,20 @@ class SolverSetup:
         }
 
     def adopt_factors(self, path: Path, manifest: Mapping[str, Any]) -> KroneckerFactors:
-        """Take over factors that were fitted elsewhere.
+        """Adopt factors that were fitted elsewhere.
 
         Args:
-            path (`Path`): Their file.
+            path (`Path`): The file of the factors.
             manifest (`Mapping`): Its manifest.
 
         Raises:
-            InfluenceError: If they were fitted to another model or training set, or otherwise, naming both.
+            InfluenceError: If they were fitted to another model or training set, or with other settings; the message
+                names both.
         """
         for what in differences(manifest, self.factors_manifest):
             raise InfluenceError(
                 f"The EK-FAC factors were fitted with the {what} {manifest.get(what)}, and this is "
-                f"{self.factors_manifest[what]}; do not load them, and EK-FAC is fitted here when it is needed."
+                f"{self.factors_manifest[what]}; if they are not loaded, EK-FAC is fitted when it is needed."
             )
         if self.accelerator.is_main_process:
             self.factors_file.parent.mkdir(parents=True, exist_ok=True)
@@ -223,24 +224,24 @@ class SolverSetup:
         )
         share = share_of([block.layer for block in factors.blocks], self.objective)
         (logger.info if share > FEW_THRESHOLD else logger.warning)(
-            f"EK-FAC holds {share:.1%} of the trained parameters in blocks of linear layers and norms, and of the "
-            "others a diagonal."
+            f"EK-FAC has Kronecker blocks for {share:.1%} of the trained parameters (linear layers and norms), and a "
+            "diagonal for the others."
         )
         if self.accelerator.is_main_process:
             factors.save(path, manifest)
         return factors
 
     def _factors_fit(self) -> bool:
-        """Tell whether there is a file of factors, and it is whole and fits."""
+        """Return whether the file of factors exists, is intact and matches the manifest."""
         if not self.factors_file.exists():
             return False
         try:
             factors = KroneckerFactors.load(self.factors_file, self.factors_manifest, torch.device("cpu"))
         except ValueError as error:
-            logger.warning(f"{error} EK-FAC is fitted anew.")
+            logger.warning(f"{error} EK-FAC is fitted again.")
             return False
         if factors is None:
             logger.warning(
-                f"{self.factors_file} was fitted to another model, training set or setting; EK-FAC is fitted anew."
+                f"{self.factors_file} was fitted to another model, training set or setting; EK-FAC is fitted again."
             )
         return factors is not None

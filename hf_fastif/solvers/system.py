@@ -1,4 +1,4 @@
-"""The system that iterative solvers solve."""
+"""Define the damped linear system that iterative solvers solve."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from hf_fastif.execution import SingleProcess
 
 @dataclass(frozen=True)
 class DampedSystem:
-    """(C + lambda I) x = v, with what it takes to work on it.
+    """The system (C + lambda I) x = v, and the data needed to solve it.
 
     Attributes:
         curvature (`Curvature`): Products with the curvature of a batch.
         examples (`ExampleBatches`): The training set, whose mean curvature is C.
-        sample (`CurvatureSample`): A fixed sample of it, for the residual.
+        sample (`CurvatureSample`): A fixed sample of the training set, for the residual.
         damping (`float`): lambda.
         accelerator (`Accelerator`): The processes.
         seed (`int`): The seed of all draws of examples.
-        show_progress (`bool`): Whether the main process shows a bar.
+        show_progress (`bool`): Whether the main process shows a progress bar.
     """
 
     curvature: Curvature
@@ -40,12 +40,12 @@ class DampedSystem:
         return self.sample.residual(vectors, x, self.damping)
 
     def for_one_process(self) -> DampedSystem:
-        """Return the same system for one process that works by itself."""
+        """Return the same system for one process that works independently of the others."""
         alone, sample = SingleProcess(self.accelerator.device), copy.copy(self.sample)
         sample.accelerator = alone
         return replace(self, accelerator=alone, sample=sample)
 
 
 def rows_fit(curvature: Curvature, examples: ExampleBatches) -> bool:
-    """Tell whether the Jacobian rows of several examples fit into memory; only the Gauss-Newton matrix has them."""
+    """Return whether Jacobian rows of several examples fit into memory; only the Gauss-Newton matrix has such rows."""
     return isinstance(curvature, GaussNewton) and curvature.holds_rows(examples.take([0]))

@@ -1,19 +1,27 @@
-"""From the settings of a recipe to a trainer: model, frozen layers, tokenized examples."""
+"""Make a trainer from the settings of a recipe: model, frozen layers, tokenized examples."""
 
 from __future__ import annotations
 
-import copy
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from datasets import Dataset, DatasetDict
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, set_seed
+import torch
+from datasets import DatasetDict
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollator,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 
 from hf_fastif.artifacts import atomic_write
-from hf_fastif.config import InfluenceConfig
+from hf_fastif.config import InfluenceConfig, with_settings
 from hf_fastif.errors import InfluenceError, NotFoundError, check_path
 from hf_fastif.model import freeze
 from hf_fastif.trainer import InfluenceTrainer
@@ -21,8 +29,8 @@ from hf_fastif.training.corpora.encoder import default_encoder
 from hf_fastif.training.datasets import DataArguments, load_examples, tokenize
 
 
-ACCURACY = "accuracy.json"  # written last: a run that has it is finished; it also says how the model was trained
-TRAINING = (  # settings that decide which model comes out
+ACCURACY = "accuracy.json"  # accuracy and training settings; written last, so that its presence marks a finished run
+TRAINING = (  # settings that determine the trained model
     "learning_rate",
     "lr_scheduler_type",
     "warmup_steps",
@@ -44,50 +52,115 @@ TRAINING = (  # settings that decide which model comes out
 
 @dataclass
 class ModelArguments:
-    """Which model a recipe works on."""
+    """Model that a recipe works on."""
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Hub id or folder; unless given, the packaged MiniLM encoder."}
+        default=None, metadata={"help": "Model on the Hub, or its folder; None uses the packaged MiniLM encoder."}
     )
     num_frozen_layers: int = field(
-        default=3, metadata={"help": "Freeze the embeddings and that many layers; -1 freezes nothing."}
+        default=3, metadata={"help": "Freeze the embeddings and this many first layers; -1 freezes nothing."}
+    )
+
+
+def read_examples(model: ModelArguments, data: DataArguments, config: InfluenceConfig) -> DatasetDict:
+    """Read and tokenize the splits `train` and `validation` for a classifier.
+
+    Args:
+        model ([`ModelArguments`]): The model, whose tokenizer and labels are used.
+        data ([`DataArguments`]): What to read.
+        config ([`InfluenceConfig`]): With `do_train` the model need not know the labels of the data yet.
+
+    Raises:
+        InfluenceError: If there is no such model or file, or the labels do not fit the model.
+    """
+    path = _checked_path(model)
+    examples = load_examples(data, AutoConfig.from_pretrained(path).id2label, new_head=config.do_train)
+    with config.main_process_first(desc="tokenizing"):
+        return tokenize(examples, AutoTokenizer.from_pretrained(path), data)
+
+
+def load_classifier(model: ModelArguments, examples: DatasetDict) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a classifier with a head for the labels of some examples, freeze its first layers, and load its tokenizer.
+
+    Args:
+        model ([`ModelArguments`]): The model. A head that it lacks is initialized at random.
+        examples (`datasets.DatasetDict`): What `read_examples` returned.
+    """
+    path, names = _checked_path(model), examples["train"].features["label"].names
+    classifier = AutoModelForSequenceClassification.from_pretrained(
+        path, num_labels=len(names), id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)}
+    )
+    if model.num_frozen_layers >= 0:
+        freeze(classifier, model.num_frozen_layers)
+    return classifier, AutoTokenizer.from_pretrained(path)
+
+
+def build_trainer(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: DatasetDict,
+    config: InfluenceConfig,
+    data_collator: DataCollator | None = None,
+) -> InfluenceTrainer:
+    """Make the trainer of a model and its examples.
+
+    Args:
+        model (`torch.nn.Module`): The model.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        examples (`datasets.DatasetDict`): Tokenized splits `train` and `validation`.
+        config ([`InfluenceConfig`]): The settings of training and influence.
+        data_collator (`Callable`, *optional*): Makes batches; unless given, `Trainer` chooses.
+    """
+    return InfluenceTrainer(
+        model=model,
+        args=config,
+        train_dataset=examples["train"],
+        eval_dataset=examples["validation"],
+        processing_class=tokenizer,
+        data_collator=data_collator,
     )
 
 
 def make_trainer(
     model: ModelArguments, data: DataArguments, config: InfluenceConfig
 ) -> tuple[InfluenceTrainer, DatasetDict]:
-    """A trainer with its training set, and the splits `train` and `validation`.
+    """Read the examples, load the classifier, and make the trainer of both.
 
-    With `config.do_train` the model gets a head for the labels of the data; else it must have one for them.
+    Args:
+        model ([`ModelArguments`]): The model.
+        data ([`DataArguments`]): The examples.
+        config ([`InfluenceConfig`]): With `do_train` the model gets a head for the labels of the data; otherwise it
+            must have one for them.
+
+    Returns:
+        The trainer with its training set, and the tokenized splits `train` and `validation`.
+
+    Raises:
+        InfluenceError: If there is no such model or file, or the labels do not fit the model.
+
+    Example:
+
+    ```python
+    config = InfluenceConfig("out", do_train=True)
+    trainer, examples = make_trainer(ModelArguments(), DataArguments(), config)  # the packaged encoder, embedded data
+    trainer.train()
+    ```
     """
+    examples = read_examples(model, data, config)
+    return build_trainer(*load_classifier(model, examples), examples, config), examples
+
+
+def _checked_path(model: ModelArguments) -> str:
     path = model.model_name_or_path or default_encoder()
     check_model_path(path)
-    examples = load_examples(data, AutoConfig.from_pretrained(path).id2label, new_head=config.do_train)
-    names = examples["train"].features["label"].names
-    classifier = AutoModelForSequenceClassification.from_pretrained(
-        path, num_labels=len(names), id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)}
-    )
-    if model.num_frozen_layers >= 0:
-        freeze(classifier, model.num_frozen_layers)
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    with config.main_process_first(desc="tokenizing"):
-        examples = tokenize(examples, tokenizer, data)
-    trainer = InfluenceTrainer(
-        model=classifier,
-        args=config,
-        train_dataset=examples["train"],
-        eval_dataset=examples["validation"],
-        processing_class=tokenizer,
-    )
-    return trainer, examples
+    return path
 
 
 def check_model_path(path: str) -> None:
-    """Check that a model is a folder that holds one, or may be the name of one on the Hub.
+    """Check that a path is a folder that holds a model, or may be the name of a model on the Hub.
 
     Raises:
-        NotFoundError: If a folder is named that is not there, or holds no model.
+        NotFoundError: If the folder does not exist or holds no model.
     """
     check_path("model_name_or_path", path)
     folder = Path(path)
@@ -98,117 +171,130 @@ def check_model_path(path: str) -> None:
 
 
 def runs_of(config: InfluenceConfig, num_seeds: int) -> list[InfluenceConfig]:
-    """The settings of several runs that differ in their seed, in the folders `OUTPUT_DIR/seed-N`; of one, its own."""
+    """Return the settings of several runs that differ in their seed.
+
+    Each run has a folder `OUTPUT_DIR/seed-N`. A single run stays in `OUTPUT_DIR`.
+
+    Raises:
+        InfluenceError: If `num_seeds` is less than 1.
+    """
     if num_seeds < 1:
         raise InfluenceError(f"num_seeds={num_seeds}: give at least 1.")
-    runs = [copy.copy(config) for _ in range(num_seeds)]
-    for number, run in enumerate(runs if num_seeds > 1 else []):
-        run.seed = config.seed + number
-        run.output_dir = str(Path(config.output_dir) / f"seed-{run.seed}")
-    return runs
+    if num_seeds == 1:
+        return [with_settings(config)]
+    seeds = range(config.seed, config.seed + num_seeds)
+    return [
+        with_settings(config, seed=seed, output_dir=str(Path(config.output_dir, f"seed-{seed}"))) for seed in seeds
+    ]
 
 
 def training_settings(model: ModelArguments, data: DataArguments, config: InfluenceConfig) -> dict[str, str]:
-    """What decides which model training gives, beside the examples."""
+    """Return the settings that, besides the examples, determine the trained model."""
     settings = {one.name: getattr(model, one.name) for one in fields(ModelArguments)} | {"max_length": data.max_length}
     settings |= {name: getattr(config, name) for name in TRAINING}
     return {name: str(value) for name, value in settings.items()}
 
 
 def check_training(config: InfluenceConfig) -> None:
-    """Recipes that train again and again must start from what the first training started from.
+    """Check that a recipe that retrains models also trains the first one, from the same start.
 
     Raises:
-        ValueError: If `config.do_train` is not set.
+        InfluenceError: If `config.do_train` is not set.
     """
     if not config.do_train:
         raise InfluenceError(
-            "do_train=False: this recipe trains models from model_name_or_path, the first one among them; give "
-            "--do_train and the pretrained encoder. A model that is in output_dir already is not trained again."
+            "do_train=False: this recipe trains several models from model_name_or_path, including the first one; give "
+            "--do_train and the pretrained encoder. A finished model in output_dir is not trained again."
         )
 
 
 def fine_tune(
-    model: ModelArguments, data: DataArguments, config: InfluenceConfig, train: Dataset | None = None
+    model: ModelArguments, data: DataArguments, config: InfluenceConfig, examples: DatasetDict | None = None
 ) -> float:
-    """Trains and saves a model in `config.output_dir`, unless that is done, and returns its validation accuracy.
+    """Train a model, save it in `config.output_dir`, and return its validation accuracy.
+
+    A finished model is not trained again.
 
     Args:
         model ([`ModelArguments`]): What training starts from.
         data ([`DataArguments`]): Training and validation examples.
         config ([`InfluenceConfig`]): How to train; with `overwrite` a finished model is trained again.
-        train (`datasets.Dataset`, *optional*): Other training examples than those of the data, tokenized.
+        examples (`datasets.DatasetDict`, *optional*): The examples, as `read_examples` returns them, or with another
+            training set; unless given, they are read.
 
     Raises:
-        ValueError: If the model there was trained in another way or on other examples.
+        InfluenceError: If the finished model was trained with other settings or on other examples.
+
+    Example:
+
+    ```python
+    data = DataArguments("nyu-mll/multi_nli", dataset_test_split="validation_matched")
+    accuracy = fine_tune(ModelArguments("bert-base-uncased"), data, InfluenceConfig("out"))
+    ```
     """
-    path, config = Path(config.output_dir) / ACCURACY, copy.copy(config)
-    config.do_train = True
+    path, config = Path(config.output_dir) / ACCURACY, with_settings(config, do_train=True)
+    examples = read_examples(model, data, config) if examples is None else examples
     set_seed(config.seed)
-    trainer, examples = make_trainer(model, data, config)
-    if train is not None:
-        trainer.train_dataset = train
+    trainer = build_trainer(*load_classifier(model, examples), examples, config)
     train_digest = trainer.example_batches(trainer.train_dataset).training_digest
     settings = training_settings(model, data, config) | {"train_dataset": train_digest}
     if config.overwrite or not path.exists():
         trainer.train()
         trainer.save_model()
         wrong = trainer.find_misclassified(examples["validation"])
-        found = {"validation": 1 - len(wrong) / len(examples["validation"]), "trained_with": settings}
+        record = {"validation": 1 - len(wrong) / len(examples["validation"]), "trained_with": settings}
         if trainer.is_world_process_zero():
-            atomic_write(path, lambda file: file.write_text(json.dumps(found, indent=2), "utf-8"))
+            atomic_write(path, lambda file: file.write_text(json.dumps(record, indent=2), "utf-8"))
         trainer.accelerator.wait_for_everyone()
-    found = json.loads(path.read_text("utf-8"))
-    _check_trained_with(found.get("trained_with", {}), settings, config.output_dir)
-    return found["validation"]
+    record = json.loads(path.read_text("utf-8"))
+    _check_trained_with(record.get("trained_with", {}), settings, config.output_dir)
+    return record["validation"]
 
 
-def _check_trained_with(there: dict[str, str], wanted: dict[str, str], folder: str) -> None:
-    changed = [
-        f"{name} was {there.get(name, 'not noted')} and is {wanted.get(name, 'not known')}"
-        for name in wanted | there
-        if there.get(name) != wanted.get(name)
+def _check_trained_with(recorded: dict[str, str], wanted: dict[str, str], folder: str) -> None:
+    changes = [
+        f"{name} was {recorded.get(name, 'not recorded')} and is {wanted.get(name, 'not known')}"
+        for name in wanted | recorded
+        if recorded.get(name) != wanted.get(name)
     ]
-    if changed:
+    if changes:
         raise InfluenceError(
-            f"output_dir={folder!r}: the model that was trained there is another one ({'; '.join(changed)}). Give "
-            "another folder, --overwrite to train it again, or take it as it is with --do_train false "
+            f"output_dir={folder!r}: the model there was trained differently ({'; '.join(changes)}). Give another "
+            "folder, --overwrite to train it again, or use the model there with --do_train false "
             f"--model_name_or_path {folder}."
         )
 
 
 def trained(
-    model: ModelArguments, data: DataArguments, config: InfluenceConfig, train: Dataset | None = None
+    model: ModelArguments, data: DataArguments, config: InfluenceConfig, examples: DatasetDict | None = None
 ) -> tuple[InfluenceTrainer, DatasetDict]:
-    """What `make_trainer` returns, with `config.do_train` of a model that was trained first (see `fine_tune`)."""
+    """Return the trainer and the examples of a model that is trained first if `config.do_train` is set.
+
+    The arguments and errors are those of `fine_tune`.
+    """
+    examples = read_examples(model, data, config) if examples is None else examples
     if config.do_train:
-        fine_tune(model, data, config, train)
-        model, config = copy.copy(model), copy.copy(config)
-        model.model_name_or_path, config.do_train = config.output_dir, False
-    trainer, examples = make_trainer(model, data, config)
-    if train is not None:
-        trainer.train_dataset = train
-    return trainer, examples
+        fine_tune(model, data, config, examples)
+        model = replace(model, model_name_or_path=config.output_dir)
+        config = with_settings(config, do_train=False)
+    return build_trainer(*load_classifier(model, examples), examples, config), examples
 
 
 def train_again(
-    model: ModelArguments, data: DataArguments, config: InfluenceConfig, train: Dataset, repeat: int
+    model: ModelArguments, examples: DatasetDict, config: InfluenceConfig, repeat: int
 ) -> InfluenceTrainer:
-    """Trains a model on other training examples as `config` says; leaves nothing on disk.
+    """Train a model without leaving anything on disk, and return its trainer.
 
     Args:
         model ([`ModelArguments`]): What training starts from.
-        data ([`DataArguments`]): Whose labels the model predicts.
+        examples (`datasets.DatasetDict`): Tokenized examples to train on and to validate with.
         config ([`InfluenceConfig`]): How to train.
-        train (`datasets.Dataset`): Tokenized training examples.
-        repeat (`int`): Models of several repeats differ in their seed.
+        repeat (`int`): The number of the repeat; repeats differ in their seed.
     """
-    config = copy.copy(config)
-    config.seed, config.do_train, config.checkpoints = 1000 + config.seed + repeat, True, ["final"]
-    config.disable_tqdm, config.logging_strategy, config.save_strategy = True, "no", "no"
-    set_seed(config.seed)
-    with TemporaryDirectory() as config.output_dir:
-        trainer, _ = make_trainer(model, data, config)
-        trainer.train_dataset = train
+    seed, quiet = 1000 + config.seed + repeat, {"disable_tqdm": True, "logging_strategy": "no", "save_strategy": "no"}
+    with TemporaryDirectory() as folder:
+        run = with_settings(config, output_dir=folder, seed=seed, do_train=True, checkpoints=["final"], **quiet)
+        set_seed(seed)
+        trainer = build_trainer(*load_classifier(model, examples), examples, run)
         trainer.train()
     return trainer

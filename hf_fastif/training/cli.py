@@ -1,4 +1,4 @@
-"""Command lines of the recipes: dataclasses as flags, over the values of a YAML file."""
+"""Parse the command lines of recipes: dataclasses as flags, which override a YAML file."""
 
 from __future__ import annotations
 
@@ -19,22 +19,29 @@ from hf_fastif.errors import InfluenceError, NotFoundError, did_you_mean
 
 
 class Parser(HfArgumentParser):
-    """Parse flags; say what is wrong with them in one line, without the usage of all flags."""
+    """Parse flags, and report a mistake in one line, without the usage of all flags."""
 
     def error(self, message: str) -> NoReturn:
-        """Refuse the command line."""
+        """Raise an InfluenceError with argparse's message."""
         raise InfluenceError(message)
 
 
 def run_recipe(main: Callable[..., None], *dataclasses: type) -> None:
     """Run a recipe on its command line.
 
-    What a user can mend (`InfluenceError`, a file that is not there, a disk that is full) ends it with one line and
-    the exit code 2; everything else is an error of the program and keeps its traceback.
+    An error that the user can fix (`InfluenceError`, a missing file, a full disk) is printed as one line and ends the
+    process with exit code 2. Any other error is a bug and keeps its traceback.
 
     Args:
-        main (`Callable`): Takes an instance of each dataclass.
-        *dataclasses (`type`): What the flags say.
+        main (`Callable`): The recipe, which takes an instance of each dataclass.
+        *dataclasses (`type`): The dataclasses whose fields are the flags.
+
+    Example:
+
+    ```python
+    if __name__ == "__main__":
+        run_recipe(main, RecipeArguments, DataArguments, InfluenceConfig)
+    ```
     """
     try:
         main(*parse_arguments(*dataclasses))
@@ -48,11 +55,24 @@ def run_recipe(main: Callable[..., None], *dataclasses: type) -> None:
 def parse_arguments(*dataclasses: type, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
     """Read dataclasses from `--config FILE.yaml` and from flags, which override the file.
 
-    Values of the file become the defaults of the flags, so that they are converted as flags are. Flags are not to be
+    Values from the file become the defaults of the flags and are converted in the same way. Flags cannot be
     abbreviated.
 
+    Args:
+        *dataclasses (`type`): The dataclasses whose fields are the flags.
+        argv (`Sequence[str]`, *optional*): The words of the command line; unless given, those of the process.
+
+    Returns:
+        An instance of each dataclass.
+
     Raises:
-        InfluenceError: If the file cannot be read, or it or a flag names a setting that no dataclass has.
+        InfluenceError: If the file cannot be read, or if it or a flag names a setting that no dataclass has.
+
+    Example:
+
+    ```python
+    model, config = parse_arguments(ModelArguments, InfluenceConfig, argv=["--output_dir", "out"])
+    ```
     """
     file_parser = Parser(add_help=False, allow_abbrev=False)
     file_parser.add_argument("--config", default=SUPPRESS, help="YAML file of settings; flags override it.")
@@ -61,18 +81,18 @@ def parse_arguments(*dataclasses: type, argv: Sequence[str] | None = None) -> tu
     given, flags = file_parser.parse_known_args(sys.argv[1:] if argv is None else argv)
     if "config" in given:
         parser.set_defaults(**_read_config(given.config, names))
-    *parsed, strange = parser.parse_args_into_dataclasses(
+    *parsed, unknown_words = parser.parse_args_into_dataclasses(
         flags, return_remaining_strings=True, look_for_args_file=False
     )
-    if strange:
-        flag = next((word for word in strange if word.startswith("-")), strange[0]).partition("=")[0]
+    if unknown_words:
+        flag = next((word for word in unknown_words if word.startswith("-")), unknown_words[0]).partition("=")[0]
         near = did_you_mean(flag, [f"--{name}" for name in ("config", *names)])
         raise InfluenceError(f"this recipe does not know {flag!r}{near or '; --help lists the flags'}")
     return tuple(parsed)
 
 
 def _read_config(path: str, names: Sequence[str]) -> dict[str, Any]:
-    """Read settings, which must be among some names, as defaults of flags."""
+    """Read settings as defaults of flags; all must be among `names`."""
     file = Path(path)
     if not file.is_file():
         near = did_you_mean(file.name, os.listdir(file.parent) if file.parent.is_dir() else ())
@@ -94,8 +114,8 @@ def _read_config(path: str, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _as_flag(value: Any) -> Any:
-    # argparse converts defaults that are strings: 1e-3, which YAML leaves a string, becomes a float this way, and so
-    # does the 3 of three epochs.
+    # argparse converts only defaults that are strings, so numbers are passed as text: the 3 of num_train_epochs, which
+    # YAML reads as an int, becomes a float.
     if isinstance(value, dict):
         return json.dumps(value)
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value

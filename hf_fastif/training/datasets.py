@@ -1,4 +1,4 @@
-"""Labelled texts for a recipe: from the Hub, from local files, or the embedded default; tokenized."""
+"""Read and tokenize labelled texts: from the Hub, from local files, or the generated default."""
 
 from __future__ import annotations
 
@@ -35,50 +35,54 @@ READERS = {  # by the suffix of a file
 
 @dataclass
 class DataArguments:
-    """Which examples a recipe reads; without a name or a file it generates the embedded data set."""
+    """Examples that a recipe reads; without a name or a file it generates a small dataset."""
 
     dataset_name: str | None = field(
         default=None,
-        metadata={"help": "A data set on the Hub, or a local folder of one, such as that of Amazon-WILDS."},
+        metadata={"help": "Dataset on the Hub, or a local folder of one, such as that of Amazon-WILDS."},
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Its configuration."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
     dataset_train_split: str = field(default="train", metadata={"help": "Split of the training examples."})
-    dataset_test_split: str = field(default="validation", metadata={"help": "Split that queries are taken from."})
+    dataset_test_split: str = field(default="validation", metadata={"help": "Split of the queries."})
     train_file: str | None = field(
-        default=None, metadata={"help": "Local training examples: json(l), csv, tsv, txt or parquet."}
+        default=None, metadata={"help": "File of training examples: json(l), csv, tsv, txt or parquet."}
     )
-    validation_file: str | None = field(default=None, metadata={"help": "Local examples that queries are taken from."})
+    validation_file: str | None = field(default=None, metadata={"help": "File of the queries."})
     train_where: list[str] | None = field(
-        default=None, metadata={"help": "Only training examples with these values, such as domain=books split=train."}
+        default=None,
+        metadata={"help": "Keep only training examples with these values, such as domain=books split=train."},
     )
     validation_where: list[str] | None = field(
-        default=None, metadata={"help": "Only queries with these values, such as domain=books split=test."}
+        default=None, metadata={"help": "Keep only queries with these values, such as domain=books split=test."}
     )
     text_columns: list[str] | None = field(
-        default=None, metadata={"help": "One or two text columns; unless given, the first two that hold running text."}
+        default=None, metadata={"help": "One or two text columns; None uses the first two that hold running text."}
     )
-    label_column: str = field(default="label", metadata={"help": "Column of the labels: numbers or names."})
+    label_column: str = field(default="label", metadata={"help": "Column of the labels, which are numbers or names."})
     label_mapping: str | None = field(
         default=None,
         metadata={
-            "help": 'Renames labels, as JSON: {"neutral": "non-entailment", "contradiction": "non-entailment"}.'
+            "help": 'New names of labels, as JSON: {"neutral": "non-entailment", "contradiction": "non-entailment"}.'
         },
     )
-    max_train_examples: int | None = field(default=None, metadata={"help": "Train on the first ones only."})
-    max_length: int = field(default=128, metadata={"help": "Tokens that a text is cut to."})
+    max_train_examples: int | None = field(
+        default=None,
+        metadata={"help": "Number of training examples to use, from the start of the split; None uses all."},
+    )
+    max_length: int = field(default=128, metadata={"help": "Maximum number of tokens of an example."})
 
 
 def load_examples(args: DataArguments, model_labels: dict[int, str], new_head: bool) -> DatasetDict:
-    """Reads the splits `train` and `validation`, with labels as one `ClassLabel` column `label`.
+    """Read the splits `train` and `validation`, with the labels in a `ClassLabel` column `label`.
 
     Args:
         args ([`DataArguments`]): What to read.
-        model_labels (`dict`): The model's `config.id2label`; labels are numbered as it numbers them.
+        model_labels (`dict`): The model's `config.id2label`, which determines the numbers of the labels.
         new_head (`bool`): Whether the model will be trained on these labels, so that it need not know them yet.
 
     Raises:
-        ValueError: If only one file is given, a column does not exist, or the labels of the splits or of the model
-            differ.
+        InfluenceError: If only one file is given, a column does not exist, or the labels of the splits or of the
+            model differ.
     """
     columns = [args.label_column, *(args.text_columns or [])]
     splits = read_splits(args, columns, "--label_column and --text_columns", generate_nli)
@@ -93,25 +97,32 @@ def load_examples(args: DataArguments, model_labels: dict[int, str], new_head: b
     # A file may hold class numbers where the model has names.
     numbers = {str(number): number for number in range(len(names))} | {n: number for number, n in enumerate(names)}
     for name, split in splits.items():
-        kept = split.remove_columns(list({args.label_column, "label"} & set(split.column_names)))
+        unlabelled = split.remove_columns(list({args.label_column, "label"} & set(split.column_names)))
         labels = [numbers[value] for value in values[name]]
-        splits[name] = kept.add_column("label", labels).cast_column("label", ClassLabel(names=names))
+        splits[name] = unlabelled.add_column("label", labels).cast_column("label", ClassLabel(names=names))
     return splits
 
 
 def read_splits(
     args: DataArguments, columns: Sequence[str], flags: str, embedded: Callable[[], DatasetDict]
 ) -> DatasetDict:
-    """Reads the splits `train` and `validation`: the rows that are wanted of them, as they are.
+    """Read the splits `train` and `validation`, and select the rows that `args` asks for.
 
     Args:
         args ([`DataArguments`]): What to read.
-        columns (`Sequence[str]`): Columns that both must have.
-        flags (`str`): The flags that name them, for errors.
-        embedded (`Callable`): Makes the data set that is read where none is named.
+        columns (`Sequence[str]`): Columns that both splits must have.
+        flags (`str`): The flags that set these columns, for errors.
+        embedded (`Callable`): Generates the dataset that is used if `args` names none.
 
     Raises:
-        ValueError: If only one file is given, or a column does not exist.
+        InfluenceError: If only one file is given, a column does not exist, or a condition selects no row.
+
+    Example:
+
+    ```python
+    data = DataArguments(train_file="train.jsonl", validation_file="dev.jsonl")
+    splits = read_splits(data, ["label"], "--label_column", generate_nli)
+    ```
     """
     splits = _read(args, embedded)
     for name, conditions in (("train", args.train_where), ("validation", args.validation_where)):
@@ -129,31 +140,31 @@ def read_splits(
 
 
 def rows_where(dataset: Dataset, conditions: Sequence[str], name: str) -> Dataset:
-    """The rows that have certain values.
+    """Select the rows that meet all conditions.
 
     Args:
         dataset (`datasets.Dataset`): The rows.
-        conditions (`Sequence[str]`): Columns and values, "COLUMN=VALUE"; all must hold.
-        name (`str`): Of the argument, for errors.
+        conditions (`Sequence[str]`): Columns and values, "COLUMN=VALUE".
+        name (`str`): The name of the argument, for errors.
 
     Raises:
-        ValueError: If a condition is not one, names no column, or no row meets all.
+        InfluenceError: If a condition has another form or names no column, or if no row meets all conditions.
     """
-    kept = np.ones(len(dataset), dtype=bool)
+    selected = np.ones(len(dataset), dtype=bool)
     for condition in conditions:
         column, equals, value = condition.partition("=")
         if not equals or column not in dataset.column_names:
             raise InfluenceError(
                 f"{name}: {condition!r} is not COLUMN=VALUE with one of the columns {', '.join(dataset.column_names)}."
             )
-        kept &= np.array([str(own) == value for own in dataset[column]])
-    if not kept.any():
+        selected &= np.array([str(entry) == value for entry in dataset[column]])
+    if not selected.any():
         raise InfluenceError(f"{name}: no row has {' and '.join(conditions)}; look at the values of these columns.")
-    return dataset.select(np.flatnonzero(kept)) if conditions else dataset
+    return dataset.select(np.flatnonzero(selected)) if conditions else dataset
 
 
 def shuffled(examples: Dataset, seed: int, count: int | None = None) -> Dataset:
-    """The rows in a random order, or the first `count` of them (all if there are fewer)."""
+    """Return the rows in random order, or the first `count` of these (all if there are fewer)."""
     return examples.select(np.random.default_rng(seed).permutation(len(examples))[:count])
 
 
@@ -161,26 +172,26 @@ def _read(args: DataArguments, embedded: Callable[[], DatasetDict]) -> DatasetDi
     if (args.train_file is None) != (args.validation_file is None):
         raise InfluenceError(
             f"train_file={args.train_file!r}, validation_file={args.validation_file!r}: give both, or neither for a "
-            "data set from the Hub (--dataset_name) or the embedded one."
+            "dataset from the Hub (--dataset_name) or the embedded one."
         )
     if args.train_file is not None:
         files = {"train": args.train_file, "validation": args.validation_file}
         return DatasetDict({name: _read_file(str(path)) for name, path in files.items()})
     if args.dataset_name is not None and is_wilds_amazon(args.dataset_name):
-        made = load_wilds_amazon(args.dataset_name, args.dataset_train_split, args.dataset_test_split)
-        return DatasetDict(train=made[0], validation=made[1])
+        train, validation = load_wilds_amazon(args.dataset_name, args.dataset_train_split, args.dataset_test_split)
+        return DatasetDict(train=train, validation=validation)
     if args.dataset_name is not None:
         return DatasetDict({name: _read_split(args, name) for name in ("train", "validation")})
-    made = embedded()
-    if args.dataset_test_split not in made:
+    generated = embedded()
+    if args.dataset_test_split not in generated:
         raise InfluenceError(
-            f"dataset_test_split={args.dataset_test_split!r}: the embedded data has {', '.join(made)}."
+            f"dataset_test_split={args.dataset_test_split!r}: the embedded data has {', '.join(generated)}."
         )
-    return DatasetDict({"train": made["train"], "validation": made[args.dataset_test_split]})
+    return DatasetDict(train=generated["train"], validation=generated[args.dataset_test_split])
 
 
 def _read_split(args: DataArguments, name: str) -> Dataset:
-    """Read the split `train` or `validation` of a named data set, whatever it is called there."""
+    """Read the split that serves as `train` or `validation` of a named dataset."""
     flag = {"train": "dataset_train_split", "validation": "dataset_test_split"}[name]
     wanted = getattr(args, flag)
     try:
@@ -188,9 +199,9 @@ def _read_split(args: DataArguments, name: str) -> Dataset:
     except ValueError as error:
         if "Unknown split" not in str(error):
             raise
-        there = list(load_dataset(args.dataset_name, args.dataset_config))
+        available = list(load_dataset(args.dataset_name, args.dataset_config))
         raise InfluenceError(
-            f"{flag}={wanted!r}: {args.dataset_name} has the splits {', '.join(there)}; give one of them with "
+            f"{flag}={wanted!r}: {args.dataset_name} has the splits {', '.join(available)}; give one of them with "
             f"--{flag}."
         ) from error
 
@@ -215,21 +226,25 @@ def _label_values(split: Dataset, column: str, mapping: dict[str, str]) -> list[
 
 
 def _label_order(values: list[str], model_names: list[str], new_head: bool) -> list[str]:
-    """The names of the labels in the model's order; in their own (numbers by size) for a head yet to be trained."""
-    found = set(values)
-    numbered = found <= {str(number) for number in range(len(model_names))}
-    if found == set(model_names) or (numbered and not new_head):
+    """Return the names of the labels in the model's order, or sorted (numbers by size) for a new head."""
+    names = set(values)
+    numbered = names <= {str(number) for number in range(len(model_names))}
+    if names == set(model_names) or (numbered and not new_head):
         return model_names
     if not new_head:
         raise InfluenceError(
-            f"label_mapping: the training examples have the labels {', '.join(sorted(found))}, but the model predicts "
+            f"label_mapping: the training examples have the labels {', '.join(sorted(names))}, but the model predicts "
             f"{', '.join(model_names)}; map them with --label_mapping, or train a new head with --do_train."
         )
-    return sorted(found, key=lambda name: (len(name), name)) if all(map(str.isdigit, found)) else sorted(found)
+    return sorted(names, key=lambda name: (len(name), name)) if all(map(str.isdigit, names)) else sorted(names)
 
 
 def tokenize(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, args: DataArguments) -> DatasetDict:
-    """Adds the token columns; texts and labels stay, so that results can show them."""
+    """Add the token columns, and keep texts and labels, which results show.
+
+    Raises:
+        InfluenceError: If there are not one or two columns of text.
+    """
     columns: Sequence[str] = args.text_columns or text_columns(splits["train"])[:2]
     if not 1 <= len(columns) <= 2:
         raise InfluenceError(f"text_columns={list(columns)}: give one or two columns of text with --text_columns.")

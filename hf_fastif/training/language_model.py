@@ -1,4 +1,4 @@
-"""From the settings of a recipe to a trainer of a causal language model: tokenizer, model, adapters, completions."""
+"""Make a trainer of a causal language model from the settings of a recipe: tokenizer, model, adapters, completions."""
 
 from __future__ import annotations
 
@@ -21,98 +21,121 @@ from hf_fastif.config import InfluenceConfig
 from hf_fastif.errors import InfluenceError
 from hf_fastif.model import IGNORED, freeze
 from hf_fastif.trainer import InfluenceTrainer
-from hf_fastif.training.classifier import ModelArguments, check_model_path
+from hf_fastif.training.classifier import ModelArguments, build_trainer, check_model_path
 from hf_fastif.training.corpora.facts import generate_facts
 from hf_fastif.training.datasets import DataArguments, read_splits
 
 
 END, PAD = "<|endoftext|>", "<|pad|>"
-VOCABULARY = 2000  # of a tokenizer that is trained here, unless `config_overrides` says another size
+VOCABULARY = 2000  # size of a tokenizer that is trained here, unless `config_overrides` sets it
 
 
 @dataclass
 class LanguageArguments(ModelArguments):
-    """Which causal language model a recipe works on, and which columns it completes; without them, a classifier."""
+    """Causal language model that a recipe works on, and the columns it learns; without them, a classifier."""
 
     completion_column: str | None = field(
         default=None,
-        metadata={"help": "Column of the texts that a causal language model learns to write; makes it one."},
+        metadata={"help": "Column of the texts to learn to write. Selects a causal language model."},
     )
     prompt_column: str | None = field(
-        default=None, metadata={"help": "Column of the texts that they complete, which have no loss of their own."}
+        default=None, metadata={"help": "Column of the texts to complete, which are not part of the loss."}
     )
     model_type: str | None = field(
         default=None,
-        metadata={"help": "Build a language model of this type, such as gpt2 or llama, in place of loading one."},
+        metadata={"help": "Type of a language model to build instead of loading one, such as gpt2 or llama."},
     )
     config_overrides: str | None = field(
-        default=None, metadata={"help": "Its sizes, such as n_embd=64,n_layer=2,vocab_size=1000."}
+        default=None, metadata={"help": "Config of the model to build, such as n_embd=64,n_layer=2,vocab_size=1000."}
     )
     fact_column: str | None = field(
         default=None,
-        metadata={"help": "Column with the number of the fact that an example states, to see whether it is found."},
+        metadata={"help": "Column with the number of the fact that an example states. Measures retrieval of facts."},
     )
     lora_rank: int | None = field(
-        default=None, metadata={"help": "Train LoRA adapters of this rank on all linear layers, and nothing else."}
+        default=None,
+        metadata={"help": "Rank of LoRA adapters on all linear layers, which are then all that is trained."},
     )
 
     @property
     def columns(self) -> list[str]:
-        """The columns of a causal language model's texts."""
+        """Return the names of the text columns: the prompt, if there is one, and the completion."""
         return [name for name in (self.prompt_column, self.completion_column) if name is not None]
 
 
 def make_language_trainer(
     model: LanguageArguments, data: DataArguments, config: InfluenceConfig
 ) -> tuple[InfluenceTrainer, DatasetDict]:
-    """A trainer of a causal language model with its training set, and the splits `train` and `validation`.
+    """Read the texts, load or build the language model, and make the trainer of both.
 
-    Without a dataset of its own, the model is given invented facts (`hf_fastif.training.generate_facts`). A model
-    that is built from a config is trained wholly, tokenizer included. Of a loaded model `num_frozen_layers` layers
-    are frozen, or it gets adapters.
+    Args:
+        model ([`LanguageArguments`]): The model and its columns. A model that is built is trained in full, with a
+            new tokenizer. A loaded model has its first `num_frozen_layers` layers frozen, or gets adapters.
+        data ([`DataArguments`]): The texts; unless given, invented facts (see `generate_facts`).
+        config ([`InfluenceConfig`]): The settings of training and influence.
+
+    Returns:
+        The trainer with its training set, and the tokenized splits `train` and `validation`.
 
     Raises:
-        ValueError: If it is not clear which model is meant, or one that is not trained yet is not to be trained.
+        InfluenceError: If the choice of model is ambiguous, or an untrained model is not to be trained.
+
+    Example:
+
+    ```python
+    model = LanguageArguments("gpt2", prompt_column="question", completion_column="answer")
+    trainer, examples = make_language_trainer(model, DataArguments("me/questions"), InfluenceConfig("out"))
+    ```
     """
     _check(model, config)
+    texts = read_texts(model, data)
+    language_model, tokenizer = load_language_model(model, texts["train"])
+    with config.main_process_first(desc="tokenizing"):
+        examples = tokenize_completions(texts, tokenizer, model, data.max_length)
+    return build_trainer(language_model, tokenizer, examples, config, DataCollatorForSeq2Seq(tokenizer)), examples
+
+
+def read_texts(model: LanguageArguments, data: DataArguments) -> DatasetDict:
+    """Read the splits `train` and `validation` of a language model, untokenized.
+
+    Raises:
+        InfluenceError: If only one file is given, or a column does not exist.
+    """
     columns = [*model.columns, *([] if model.fact_column is None else [model.fact_column])]
-    examples = read_splits(data, columns, "--prompt_column, --completion_column and --fact_column", generate_facts)
+    return read_splits(data, columns, "--prompt_column, --completion_column and --fact_column", generate_facts)
+
+
+def load_language_model(model: LanguageArguments, train: Dataset) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
+    """Load a causal language model and its tokenizer, or build both.
+
+    Args:
+        model ([`LanguageArguments`]): The model.
+        train (`datasets.Dataset`): The texts that a new tokenizer is trained on.
+    """
     if model.model_type is None:
         tokenizer = AutoTokenizer.from_pretrained(model.model_name_or_path)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        language_model = _loaded(model)
-    else:
-        made = AutoConfig.for_model(model.model_type, vocab_size=VOCABULARY)
-        if model.config_overrides:
-            made.update_from_string(model.config_overrides)
-        tokenizer = train_tokenizer(examples["train"].select_columns(model.columns), made.vocab_size)
-        made.bos_token_id = made.eos_token_id = tokenizer.eos_token_id
-        made.pad_token_id = tokenizer.pad_token_id
-        language_model = AutoModelForCausalLM.from_config(made)
-    with config.main_process_first(desc="tokenizing"):
-        examples = tokenize_completions(examples, tokenizer, model, data.max_length)
-    trainer = InfluenceTrainer(
-        model=language_model,
-        args=config,
-        train_dataset=examples["train"],
-        eval_dataset=examples["validation"],
-        processing_class=tokenizer,
-        data_collator=DataCollatorForSeq2Seq(tokenizer),
-    )
-    return trainer, examples
+        return _load_trainable(model), tokenizer
+    config = AutoConfig.for_model(model.model_type, vocab_size=VOCABULARY)
+    if model.config_overrides:
+        config.update_from_string(model.config_overrides)
+    tokenizer = train_tokenizer(train.select_columns(model.columns), config.vocab_size)
+    config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
+    config.pad_token_id = tokenizer.pad_token_id
+    return AutoModelForCausalLM.from_config(config), tokenizer
 
 
 def _check(model: LanguageArguments, config: InfluenceConfig) -> None:
     if (model.model_name_or_path is None) == (model.model_type is None):
         raise InfluenceError(
-            f"model_name_or_path={model.model_name_or_path!r}, model_type={model.model_type!r}: give one of them, a "
-            "language model to load or the type of one to build."
+            f"model_name_or_path={model.model_name_or_path!r}, model_type={model.model_type!r}: give one of them: the "
+            "language model to load, or the type of the model to build."
         )
     if model.model_type is not None and (model.lora_rank is not None or not config.do_train):
         raise InfluenceError(
-            f"model_type={model.model_type!r}: a model that is built from a config must be trained, as a whole; give "
-            "--do_train and no --lora_rank, or the folder of a trained one as --model_name_or_path."
+            f"model_type={model.model_type!r}: a model that is built from a config must be trained in full; give "
+            "--do_train and no --lora_rank, or --model_name_or_path with the folder of a trained model."
         )
     if model.model_name_or_path is not None:
         check_model_path(model.model_name_or_path)
@@ -120,8 +143,8 @@ def _check(model: LanguageArguments, config: InfluenceConfig) -> None:
         raise InfluenceError(f"lora_rank={model.lora_rank}: give at least 1.")
 
 
-def _loaded(model: LanguageArguments) -> torch.nn.Module:
-    """A language model with what is trained of it: adapters that it has, those that are wanted, or its last layers."""
+def _load_trainable(model: LanguageArguments) -> torch.nn.Module:
+    """Load a language model of which only some parameters are trained: adapters, saved or new, or the last layers."""
     path = model.model_name_or_path
     if find_adapter_config_file(path) is not None:
         from peft import AutoPeftModelForCausalLM
@@ -139,7 +162,7 @@ def _loaded(model: LanguageArguments) -> torch.nn.Module:
 
 
 def train_tokenizer(texts: Dataset, vocabulary_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of at most that many tokens, trained on all columns of some texts."""
+    """Train a byte-level BPE tokenizer of at most `vocabulary_size` tokens on all columns of some texts."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -156,10 +179,10 @@ def train_tokenizer(texts: Dataset, vocabulary_size: int) -> PreTrainedTokenizer
 def tokenize_completions(
     splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, model: LanguageArguments, max_length: int
 ) -> DatasetDict:
-    """Adds `input_ids` and `labels` of prompt, completion and end of text; labels of the prompt are -100.
+    """Add `input_ids`, `attention_mask` and `labels` of prompt, completion and end of text.
 
-    Prompt and completion follow each other as they are, so a space between them is part of one. What is too long
-    loses the beginning of the prompt.
+    Labels of the prompt are -100. Prompt and completion are concatenated without a separator. An example longer than
+    `max_length` tokens loses the beginning of its prompt.
     """
 
     def tokenize(row: dict[str, str]) -> dict[str, list[int]]:

@@ -1,4 +1,4 @@
-"""What a recipe does with what it found: prints, writes and publishes it."""
+"""Print, write and publish the result of a recipe."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from hf_fastif.trainer import InfluenceTrainer
 
 @dataclass
 class ResultArguments:
-    """Where a recipe publishes what it found."""
+    """Repository that a recipe publishes its result in."""
 
     result_repo_id: str | None = field(
         default=None,
-        metadata={"help": "Dataset repository on the Hub to publish the result in, with its figure and a card."},
+        metadata={"help": "Dataset repository on the Hub to publish the result in, with figure and card."},
     )
 
     def __post_init__(self):
@@ -33,24 +33,24 @@ class ResultArguments:
 
 
 def report(
-    found: AnalysisResult, name: str, trainer: InfluenceTrainer, config: InfluenceConfig, arguments: ResultArguments
+    result: AnalysisResult, name: str, trainer: InfluenceTrainer, config: InfluenceConfig, arguments: ResultArguments
 ) -> None:
-    """Prints a result, writes it into `config.output_dir`, and publishes it if that is asked for.
+    """Print a result, write it into `config.output_dir`, and publish it if `arguments` name a repository.
 
-    Only the main process does.
+    Only the main process does so.
 
     Args:
-        found ([`AnalysisResult`]): The result.
-        name (`str`): Of its files.
-        trainer ([`InfluenceTrainer`]): With which it was computed, for the card.
-        config ([`InfluenceConfig`]): Of the recipe; its `hub_token` and `hub_private_repo` are those of the push.
+        result ([`AnalysisResult`]): The result.
+        name (`str`): The name of its files.
+        trainer ([`InfluenceTrainer`]): The trainer that computed it, for the card.
+        config ([`InfluenceConfig`]): The settings of the recipe; `hub_token` and `hub_private_repo` serve the push.
         arguments ([`ResultArguments`]): Where to publish.
     """
     if not trainer.is_world_process_zero():
         return
-    print(found)
-    print(f"Result: {found.write(config.output_dir, name)}")
+    print(result)
+    print(f"Result: {result.write(config.output_dir, name)}")
     if arguments.result_repo_id is not None:
         options = {"token": config.hub_token, "private": config.hub_private_repo}
-        pushed = found.push_to_hub(arguments.result_repo_id, name, trainer, **options)
+        pushed = result.push_to_hub(arguments.result_repo_id, name, trainer, **options)
         print(f"Published: {pushed.commit_url}")

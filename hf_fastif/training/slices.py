@@ -1,4 +1,4 @@
-"""A second data set of a recipe, whose examples have slices, such as HANS with its heuristics."""
+"""Read a second dataset whose examples have slices, such as HANS with its heuristics."""
 
 from __future__ import annotations
 
@@ -14,34 +14,39 @@ from hf_fastif.training.datasets import DataArguments
 
 @dataclass
 class SlicedArguments:
-    """Which data set with slices a recipe reads beside the first; it has the same labels and columns of text."""
+    """Second dataset of a recipe, whose examples have slices; labels and text columns are those of the first."""
 
-    sliced_name: str = field(default="HANS", metadata={"help": "What the data set with slices is called."})
-    sliced_dataset_name: str | None = field(default=None, metadata={"help": "It on the Hub, or a local folder of it."})
+    sliced_name: str = field(default="HANS", metadata={"help": "Name of the dataset with slices."})
+    sliced_dataset_name: str | None = field(
+        default=None, metadata={"help": "The dataset with slices: on the Hub, or a local folder."}
+    )
     sliced_train_split: str = field(default="train", metadata={"help": "Its split of training examples."})
-    sliced_test_split: str = field(default="validation", metadata={"help": "Its split that queries are taken from."})
-    sliced_train_file: str | None = field(default=None, metadata={"help": "Or its training examples as a file."})
-    sliced_validation_file: str | None = field(default=None, metadata={"help": "And the file of its queries."})
+    sliced_test_split: str = field(default="validation", metadata={"help": "Its split of the queries."})
+    sliced_train_file: str | None = field(default=None, metadata={"help": "File of its training examples."})
+    sliced_validation_file: str | None = field(default=None, metadata={"help": "File of its queries."})
     sliced_train_where: list[str] | None = field(
-        default=None, metadata={"help": "Only training examples with these values, as in train_where."}
+        default=None, metadata={"help": "Keep only its training examples with these values, as in train_where."}
     )
     sliced_validation_where: list[str] | None = field(
-        default=None, metadata={"help": "Only queries with these values."}
+        default=None, metadata={"help": "Keep only its queries with these values."}
     )
     slice_column: str = field(
-        default="heuristic", metadata={"help": "Column that names the slice of a query, and the circle of an example."}
+        default="heuristic",
+        metadata={"help": "Column with the slice of a query; also groups training examples in the graph."},
     )
 
     @property
     def is_given(self) -> bool:
-        """Whether there is such a data set."""
+        """Return whether a second dataset is given."""
         return bool(self.sliced_dataset_name or self.sliced_train_file or self.sliced_validation_file)
 
 
 def sliced_data(sliced: SlicedArguments, data: DataArguments) -> DataArguments:
-    """How the data set with slices is read: as the first one, from other places; if it is none, other rows of it.
+    """Return the data arguments of the sliced dataset.
 
-    All of its training examples are taken: often they are in the order of the slices, and the first ones lack some.
+    These are the arguments of the main dataset with the files, splits and filters of the sliced one. Without a second
+    dataset they make another selection of the main one. `max_train_examples` is dropped: rows are often sorted by
+    slice, so that the first ones would miss some slices.
     """
     data = replace(data, max_train_examples=None)
     where = {"train_where": sliced.sliced_train_where, "validation_where": sliced.sliced_validation_where}
@@ -60,15 +65,23 @@ def sliced_data(sliced: SlicedArguments, data: DataArguments) -> DataArguments:
 
 
 def slices_of(name: str, examples: Dataset, column: str, wanted: Sequence[str] | None = None) -> dict[str, Dataset]:
-    """The examples by the values of a column, or by some of them; without that column they are one slice.
+    """Split examples into slices by the values of a column.
+
+    Args:
+        name (`str`): The name of the dataset, which the names of the slices start with.
+        examples (`datasets.Dataset`): The examples. Without the column they form a single slice.
+        column (`str`): The column.
+        wanted (`Sequence[str]`, *optional*): The values to use; unless given, all.
 
     Raises:
-        ValueError: If no example has a value that is wanted.
+        InfluenceError: If no example has a wanted value.
     """
     if column not in examples.column_names:
         return {name: examples}
     values = np.array([str(value) for value in examples[column]])
-    there = np.unique(values).tolist()
-    if unknown := set(wanted or ()) - set(there):
-        raise InfluenceError(f"slices: {', '.join(sorted(unknown))} is not among the values of {column!r}: {there}.")
-    return {f"{name}, {value}": examples.select(np.flatnonzero(values == value)) for value in wanted or there}
+    available = np.unique(values).tolist()
+    if unknown := set(wanted or ()) - set(available):
+        raise InfluenceError(
+            f"slices: {', '.join(sorted(unknown))} is not among the values of {column!r}: {available}."
+        )
+    return {f"{name}, {value}": examples.select(np.flatnonzero(values == value)) for value in wanted or available}

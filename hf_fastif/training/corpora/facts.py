@@ -1,8 +1,9 @@
-"""A small data set of invented facts, in which the training examples that state each fact are known.
+"""Generate a small dataset of invented facts, in which the training examples that state each fact are known.
 
-People have two of a birthplace, a trade and an instrument, and towns something that they sell. Each fact is stated in
-all wordings of its relation but one, which is left for the query. As many other training examples name the same two
-and say something else, and the query's wording occurs with others, so that common words do not tell what is stated.
+Each person has two of the following: a birthplace, a trade and an instrument. Each town has a product that it sells.
+A fact is stated in every wording of its relation except one, which the query uses. An equal number of training
+examples mention the same names without stating the fact. The query's wording occurs with other names. Shared words
+therefore do not reveal which examples state the fact.
 """
 
 from __future__ import annotations
@@ -31,12 +32,13 @@ VERDICTS = "Yes. No. Only once. Nobody knows.".replace(". ", ".|").split("|")
 
 @dataclass(frozen=True)
 class Relation:
-    """What can be said of somebody or something.
+    """A relation between a person or town and an answer.
 
     Attributes:
-        answers (`list[str]`): What it can be.
-        wordings (`list[str]`): Prompt and completion with a bar between them, of {who} and {what}.
-        mentions (`list[str]`): The same of examples that name both, and whose completion says something else.
+        answers (`list[str]`): The possible values of {what}.
+        wordings (`list[str]`): Statements of the relation: prompt and completion, separated by a bar, with {who} and
+            {what}.
+        mentions (`list[str]`): The same for examples that mention {who} and {what} without stating the relation.
     """
 
     answers: list[str]
@@ -129,26 +131,35 @@ FACTS_OF_A_PERSON = 2
 
 
 def generate_facts(num_people: int = 80, seed: int = 0) -> DatasetDict:
-    """Writes examples that state invented facts, and queries for each fact in a wording that its statements lack.
+    """Generate training examples that state invented facts, and a query for each fact in a different wording.
 
     Both splits have the columns `prompt`, `completion` and `fact` (the number of the fact that the example states, or
-    -1), and `train` has `kind`:
+    -1). `train` also has `kind`:
 
-    - "fact": the example states the fact `fact`. Six of each fact, each in another wording.
-    - "mention": it names who and what some fact is about, and asks for something else. Six for each fact.
+    - "fact": the example states the fact `fact`. There are six for each fact, all worded differently.
+    - "mention": the example mentions the two names of a fact and asks something else. There are six for each fact.
 
-    A query shares the two names with its twelve examples, and names and wordings with those of other facts. The same
-    arguments give the same rows everywhere.
+    A query shares its two names with these twelve examples, and single names and wordings with those of other facts.
+    The rows depend on the arguments only.
 
     Args:
-        num_people (`int`, *optional*, defaults to 80): 2 facts each, beside 20 facts about towns.
-        seed (`int`, *optional*, defaults to 0): Not negative; another seed gives other facts in another order.
+        num_people (`int`, *optional*, defaults to 80): Number of people, with 2 facts each. There are 20 more facts
+            about towns.
+        seed (`int`, *optional*, defaults to 0): Seed of facts and order; not negative.
 
     Returns:
-        `DatasetDict`: `train` with 12 rows for each fact, shuffled, and `validation` with one, in the order of facts.
+        `DatasetDict`: `train` with 12 rows for each fact, shuffled, and `validation` with one row for each fact, in
+        the order of the facts.
 
     Raises:
-        ValueError: If there are not that many names, or `seed` is negative.
+        InfluenceError: If `num_people` is out of range, or `seed` is negative.
+
+    Example:
+
+    ```python
+    facts = generate_facts(num_people=20)
+    statements = facts["train"].filter(lambda row: row["fact"] == 0)  # the six examples that state fact 0
+    ```
     """
     if not SMALLEST_PEOPLE <= num_people <= len(PEOPLE):
         raise InfluenceError(f"num_people is {num_people}; give {SMALLEST_PEOPLE} to {len(PEOPLE)}.")
@@ -158,12 +169,12 @@ def generate_facts(num_people: int = 80, seed: int = 0) -> DatasetDict:
     people = rng.sample(PEOPLE, num_people)
     train: list[dict[str, str | int]] = []
     queries: list[dict[str, str | int]] = []
-    said = [(who, relation) for who in people for relation in rng.sample(OF_PEOPLE, FACTS_OF_A_PERSON)]
-    for fact, (who, relation) in enumerate(said + [(town, EXPORT) for town in TOWNS]):
+    pairs = [(who, relation) for who in people for relation in rng.sample(OF_PEOPLE, FACTS_OF_A_PERSON)]
+    for fact, (who, relation) in enumerate(pairs + [(town, EXPORT) for town in TOWNS]):
         what = rng.choice(relation.answers)
-        asked, *stated = rng.sample(relation.wordings, len(relation.wordings))
-        queries.append(_row(rng, asked, who, what) | {"fact": fact})
-        train += [_row(rng, text, who, what) | {"fact": fact, "kind": FACT} for text in stated]
+        query, *statements = rng.sample(relation.wordings, len(relation.wordings))
+        queries.append(_row(rng, query, who, what) | {"fact": fact})
+        train += [_row(rng, text, who, what) | {"fact": fact, "kind": FACT} for text in statements]
         train += [_row(rng, text, who, what) | {"fact": -1, "kind": MENTION} for text in relation.mentions]
     rng.shuffle(train)
     return DatasetDict(train=Dataset.from_list(train), validation=Dataset.from_list(queries))

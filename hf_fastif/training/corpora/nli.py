@@ -1,8 +1,9 @@
-"""A small natural language inference data set in which the training examples to blame are known.
+"""Generate a small natural language inference dataset in which the harmful training examples are known.
 
-Two faults are planted in the training split. Hypotheses made of words of the premise are nearly always entailed, so a
-model learns to trust word overlap and fails on the `challenge` split. And two constructions, `sale` and `head_count`,
-carry the wrong label in most of their training examples, so a model errs on just these in the `validation` split.
+Two faults are planted in the training split. First, hypotheses made of words of the premise are nearly always
+entailed, so that a model learns to rely on word overlap and fails on the `challenge` split. Second, most training
+examples of two constructions, `sale` and `head_count`, have the wrong label, so that a model fails on these in the
+`validation` split.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ Plan = list[tuple[Construction, str]]  # the construction and the `planted` valu
 HEURISTIC_SHARE = 0.36
 COUNTEREXAMPLE_SHARE = 0.02
 WRONG_LABEL_SHARE = 0.05
-WRONG_LABEL_RATE = 0.88  # of the training examples of a wrong-label construction, how many are flipped
+WRONG_LABEL_RATE = 0.88  # share of flipped labels among the training examples of a wrong-label construction
 VALIDATION_WRONG_LABEL_SHARE = 0.12  # more than in training, so that there are enough errors to explain
 
 SMALLEST = {"num_train": 50, "num_validation": 10, "num_challenge": 10}
-MAX_DRAWS = 200  # draws for one row before the grammar counts as used up
+MAX_DRAWS = 200  # draws for one row before the grammar counts as exhausted
 
 # -------------------------------------------------------- words: kind -> members, verb -> other verb
 PEOPLE_BY_KIND = {
@@ -100,23 +101,23 @@ def _place(rng: random.Random) -> str:
 
 
 def _deed(rng: random.Random) -> str:
-    """A verb, a thing and a place, such as "repaired the canoe in the cellar"."""
+    """Draw a verb, a thing and a place, such as "repaired the canoe in the cellar"."""
     return f"{rng.choice(THING_VERBS)} the {rng.choice(THINGS)} {_place(rng)}"
 
 
 def _act(rng: random.Random) -> str:
-    """Something done alone, such as "yawned twice in the museum"."""
+    """Draw an act without an object, such as "yawned twice in the museum"."""
     return f"{rng.choice(ACTS)} {rng.choice(MANNERS)} {_place(rng)}"
 
 
 def _pick_kind(rng: random.Random, by_kind: dict[str, str]) -> tuple[str, str]:
-    """A member and its kind, such as ("canoe", "boat")."""
+    """Draw a member and its kind, such as ("canoe", "boat")."""
     kind = rng.choice(list(by_kind))
     return rng.choice(by_kind[kind].split()), kind
 
 
 def _verb_replaced(rng: random.Random, of_people: dict[str, str], of_things: dict[str, str]) -> tuple[str, str]:
-    """A premise and a hypothesis that puts another verb in the place of the premise's."""
+    """Draw a premise, and a hypothesis with another verb in place of the premise's."""
     one, two = _two_people(rng)
     verbs, target = rng.choice([(of_people, two), (of_things, f"the {rng.choice(THINGS)}")])
     verb, place = rng.choice(list(verbs)), _place(rng)
@@ -257,7 +258,7 @@ WRONG_LABEL_CONSTRUCTIONS = tuple(construction.__name__ for construction in WRON
 
 # -------------------------------------------------------- splits
 def _spread(constructions: Sequence[Construction], planted: str, count: int) -> Plan:
-    """`count` rows, taking the constructions in turn."""
+    """Plan `count` rows that use the constructions in turn."""
     return [(constructions[i % len(constructions)], planted) for i in range(count)]
 
 
@@ -309,31 +310,39 @@ def _make_split(rng: random.Random, split: str, plan: Plan, seen: set[tuple[str,
 def generate_nli(
     num_train: int = 2000, num_validation: int = 400, num_challenge: int = 300, seed: int = 0
 ) -> DatasetDict:
-    """Write a natural language inference data set with known faults in its training examples.
+    """Generate a natural language inference dataset with known faults in its training examples.
 
     Every split has the columns `premise`, `hypothesis`, `label` (0 "entailment", 1 "non-entailment"), `clean_label`
-    (what `label` ought to be), `construction` (the name of the function that made the pair) and `planted`:
+    (the correct label), `construction` (the name of the function that made the pair) and `planted`:
 
-    - "heuristic": every word of the hypothesis is in the premise, and it is entailed. 36 % of `train`.
-    - "counterexample": every word of the hypothesis is in the premise, but it is not entailed. 2 % of `train`.
-    - "wrong_label": `label` is not `clean_label`. 5 % of `train`: 88 % of its rows of `WRONG_LABEL_CONSTRUCTIONS`.
+    - "heuristic": every word of the hypothesis is in the premise, which entails it. 36 % of `train`.
+    - "counterexample": every word of the hypothesis is in the premise, which does not entail it. 2 % of `train`.
+    - "wrong_label": `label` differs from `clean_label`. 5 % of `train`, and 88 % of its rows of
+      `WRONG_LABEL_CONSTRUCTIONS`.
     - "none": everything else.
 
-    All labels of the other splits are right. `validation` has no counterexamples, and 12 % of it come from the
+    The labels of the other splits are correct. `validation` has no counterexamples, and 12 % of its rows use the
     wrong-label constructions. In `challenge` every hypothesis is made of words of the premise, half of them are
-    entailed, and `planted` is "none". The same arguments give the same rows everywhere, and no pair occurs twice.
+    entailed, and `planted` is "none". The rows depend on the arguments only, and no pair occurs twice.
 
     Args:
-        num_train: Rows of `train`, at least 50.
-        num_validation: Rows of `validation`, at least 10.
-        num_challenge: Rows of `challenge`, at least 10.
-        seed: Not negative; another seed gives other sentences in another order.
+        num_train (`int`, *optional*, defaults to 2000): Number of rows of `train`, at least 50.
+        num_validation (`int`, *optional*, defaults to 400): Number of rows of `validation`, at least 10.
+        num_challenge (`int`, *optional*, defaults to 300): Number of rows of `challenge`, at least 10.
+        seed (`int`, *optional*, defaults to 0): Seed of sentences and order; not negative.
 
     Returns:
-        The splits `train`, `validation` and `challenge`, each shuffled.
+        `DatasetDict`: The splits `train`, `validation` and `challenge`, each shuffled.
 
     Raises:
-        ValueError: A size is below its minimum, or the grammar has too few distinct pairs, or `seed` is negative.
+        InfluenceError: If a size is below its minimum, the grammar has too few distinct pairs, or `seed` is negative.
+
+    Example:
+
+    ```python
+    data = generate_nli(num_train=500)
+    wrong = data["train"].filter(lambda row: row["planted"] == "wrong_label")
+    ```
     """
     sizes = {"num_train": num_train, "num_validation": num_validation, "num_challenge": num_challenge}
     for argument, size in sizes.items():

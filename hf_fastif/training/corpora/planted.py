@@ -1,4 +1,4 @@
-"""Faults that are planted in a training set, and how many of them the influence scores found."""
+"""Plant faults in a training set, and count how many of them influence scores reveal."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from hf_fastif.training.corpora.nli import WRONG_LABEL_CONSTRUCTIONS
 
 
 def planted_share(result: InfluenceResult, train: Dataset) -> str:
-    """Says how many planted wrong labels stand among the most harmful examples of the errors that they cause.
+    """Report how many of the most harmful training examples are planted wrong labels, in a sentence.
 
-    Errors that they cause are those on constructions whose training labels were made wrong.
+    Only errors on constructions with corrupted training labels count.
 
     Args:
-        result ([`InfluenceResult`]): Of errors on the embedded data set.
+        result ([`InfluenceResult`]): The influences on errors on the data of `generate_nli`.
         train (`datasets.Dataset`): Its training split.
     """
     caused = {row["query_index"] for row in result.queries if row["construction"] in WRONG_LABEL_CONSTRUCTIONS}
@@ -26,30 +26,28 @@ def planted_share(result: InfluenceResult, train: Dataset) -> str:
         for row in result.influences
         if row["direction"] == "harmful" and row["query_index"] in caused
     ]
-    found = harmful.count("wrong_label")
+    num_planted = harmful.count("wrong_label")
     chance = list(train["planted"]).count("wrong_label") / len(train)
     return (
-        f"{len(caused)} of the {len(result.queries)} errors are on constructions whose training labels were made "
-        "wrong. "
-        f"Among their most harmful training examples {found} of {len(harmful)} ({found / max(len(harmful), 1):.0%}) "
-        "are "
-        f"planted wrong labels; by chance it would be {chance:.1%}."
+        f"{len(caused)} of the {len(result.queries)} errors are on constructions with corrupted training labels. "
+        f"Of the training examples most harmful to them, {num_planted} of {len(harmful)} "
+        f"({num_planted / max(len(harmful), 1):.0%}) are planted wrong labels; by chance it would be {chance:.1%}."
     )
 
 
 def plant_wrong_labels(train: Dataset, share: float, seed: int = 0) -> tuple[Dataset, np.ndarray]:
-    """Gives random examples another label, any of the others being as likely.
+    """Replace the labels of random examples by a wrong one, drawn uniformly from the other classes.
 
     Args:
-        train (`datasets.Dataset`): With a `ClassLabel` column `label`.
-        share (`float`): Of the examples, at least one and not all.
-        seed (`int`, *optional*, defaults to 0): Decides which, and what they become.
+        train (`datasets.Dataset`): N examples with a `ClassLabel` column `label`.
+        share (`float`): Share of the examples to change. At least one must change, and one must not.
+        seed (`int`, *optional*, defaults to 0): Seed of the draws.
 
     Returns:
-        The dataset with its labels made wrong, and which are, bool (N,).
+        The dataset with the wrong labels, and a bool array `(N,)` that marks them.
 
     Raises:
-        ValueError: If the share leaves nothing to find.
+        InfluenceError: If `share` changes no example, or all.
     """
     count, num_classes = round(share * len(train)), train.features["label"].num_classes
     if not 0 < count < len(train):

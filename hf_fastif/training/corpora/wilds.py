@@ -1,6 +1,6 @@
-"""Amazon-WILDS (Koh et al., 2021): product reviews with one to five stars, and a shift to other reviewers.
+"""Read Amazon-WILDS (Koh et al., 2021): product reviews with one to five stars, and a shift to other reviewers.
 
-The package `wilds` downloads a folder `amazon_v2.1`, which is read here as it is.
+The package `wilds` downloads it as a folder `amazon_v2.1`.
 """
 
 from __future__ import annotations
@@ -14,24 +14,30 @@ from hf_fastif.errors import InfluenceError
 
 
 REVIEWS, SPLITS = "reviews.csv", Path("splits") / "user.csv"
-NUMBERS = {"train": 0, "validation": 1, "id_validation": 2, "test": 3, "id_test": 4}  # in the file; -1 is left out
+NUMBERS = {
+    "train": 0,
+    "validation": 1,
+    "id_validation": 2,
+    "test": 3,
+    "id_test": 4,
+}  # codes in the file; rows with the code -1 are in no split
 
 
 def is_wilds_amazon(folder: str) -> bool:
-    """Whether a folder is one of Amazon-WILDS."""
+    """Return whether a folder holds Amazon-WILDS."""
     return (Path(folder) / REVIEWS).is_file() and (Path(folder) / SPLITS).is_file()
 
 
 def load_wilds_amazon(folder: str, *splits: str) -> list[Dataset]:
-    """Reads splits of Amazon-WILDS: columns `text`, `label` (stars - 1), `reviewer` and `category`.
+    """Read splits of Amazon-WILDS, with the columns `text`, `label` (stars - 1), `reviewer` and `category`.
 
     Args:
-        folder (`str`): What `wilds` downloaded: `reviews.csv`, and `splits/user.csv` beside it.
-        *splits (`str`): "train", "validation" and "test" (other reviewers than in training), "id_validation" and
-            "id_test" (the same).
+        folder (`str`): The folder that `wilds` downloaded, with `reviews.csv` and `splits/user.csv`.
+        *splits (`str`): "train"; "validation" and "test", with reviewers that are not in "train"; "id_validation"
+            and "id_test", with the reviewers of "train".
 
     Raises:
-        ValueError: If there is no such split.
+        InfluenceError: If there is no such split.
     """
     import pandas as pd
 
