@@ -20,7 +20,7 @@ import numpy as np
 
 
 TESTS = Path(__file__).parent.parent / "tests"
-sys.path += [str(TESTS), str(TESTS / "visualization")]
+sys.path.append(str(TESTS / "helpers"))
 
 from browser import Browser  # noqa: E402
 from synthetic import synthetic_result  # noqa: E402

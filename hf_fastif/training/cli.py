@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
-from argparse import SUPPRESS
+from argparse import SUPPRESS, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -16,6 +17,10 @@ from transformers import HfArgumentParser
 
 from hf_fastif.artifacts import is_disk_full
 from hf_fastif.errors import InfluenceError, NotFoundError, did_you_mean
+
+
+class RawDescriptionWithDefaults(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Print the description as it is written, and the default of each flag."""
 
 
 class Parser(HfArgumentParser):
@@ -44,7 +49,7 @@ def run_recipe(main: Callable[..., None], *dataclasses: type) -> None:
     ```
     """
     try:
-        main(*parse_arguments(*dataclasses))
+        main(*parse_arguments(*dataclasses, description=inspect.getmodule(main).__doc__))
     except Exception as error:
         if not isinstance(error, InfluenceError | FileNotFoundError) and not is_disk_full(error):
             raise
@@ -52,7 +57,9 @@ def run_recipe(main: Callable[..., None], *dataclasses: type) -> None:
         sys.exit(2)
 
 
-def parse_arguments(*dataclasses: type, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+def parse_arguments(
+    *dataclasses: type, argv: Sequence[str] | None = None, description: str | None = None
+) -> tuple[Any, ...]:
     """Read dataclasses from `--config FILE.yaml` and from flags, which override the file.
 
     Values from the file become the defaults of the flags and are converted in the same way. Flags cannot be
@@ -61,6 +68,7 @@ def parse_arguments(*dataclasses: type, argv: Sequence[str] | None = None) -> tu
     Args:
         *dataclasses (`type`): The dataclasses whose fields are the flags.
         argv (`Sequence[str]`, *optional*): The words of the command line; unless given, those of the process.
+        description (`str`, *optional*): What `--help` prints above the flags.
 
     Returns:
         An instance of each dataclass.
@@ -76,7 +84,14 @@ def parse_arguments(*dataclasses: type, argv: Sequence[str] | None = None) -> tu
     """
     file_parser = Parser(add_help=False, allow_abbrev=False)
     file_parser.add_argument("--config", default=SUPPRESS, help="YAML file of settings; flags override it.")
-    parser = Parser(dataclasses, parents=[file_parser], allow_abbrev=False)
+    parser = Parser(
+        dataclasses,
+        parents=[file_parser],
+        allow_abbrev=False,
+        description=description,
+        formatter_class=RawDescriptionWithDefaults,
+        usage="%(prog)s [--config FILE.yaml] [--FLAG VALUE ...]",
+    )
     names = [field.name for dataclass in dataclasses for field in fields(dataclass) if field.init]
     given, flags = file_parser.parse_known_args(sys.argv[1:] if argv is None else argv)
     if "config" in given:

@@ -135,3 +135,12 @@ def test_other_errors_keep_their_traceback(monkeypatch, error):
 def test_every_recipe_ends_that_way():
     for path in RECIPES.glob("*.py"):
         assert "    run_recipe(main, RecipeArguments, DataArguments, InfluenceConfig)\n" in path.read_text("utf-8")
+
+
+def test_help_begins_with_what_the_recipe_does(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["recipe.py", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        run_recipe(test_help_begins_with_what_the_recipe_does, Steps)
+    usage, description = capsys.readouterr().out.split("\n\n")[:2]
+    assert usage == "usage: recipe.py [--config FILE.yaml] [--FLAG VALUE ...]"
+    assert description.split() == __doc__.split()
