@@ -48,7 +48,7 @@ def train_on(trained):
 
 @pytest.fixture(scope="module")
 def found(trainer, train_on):
-    return mislabels(trainer, ANCHORS, WRONG, RIGHT, train_on, {"steps": "1"}, shares=[0.25], num_repeats=2)
+    return mislabels(trainer, ANCHORS, WRONG, labels=RIGHT, train_on=train_on, about={"steps": "1"}, shares=[0.25], num_repeats=2)
 
 
 def test_planted_labels_are_others_and_known():

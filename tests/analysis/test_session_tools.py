@@ -36,7 +36,7 @@ def test_settings_are_changed_for_a_while(trainer):
         raise KeyError
     assert trainer.args is before and before.solver == "auto"
     with (
-        pytest.raises(ValueError, match="learning_rate is no setting of influence"),
+        pytest.raises(ValueError, match="learning_rate is not an influence setting"),
         changed(trainer, learning_rate=1),
     ):
         pass
