@@ -89,8 +89,8 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
     found = None
     if facts:
         with timed(seconds, "retrieval"):
-            k = min(10, recipe.num_examples)
-            found = retrieval(trainer, queries, recipe.columns, result, s_test, k, facts)
+            settings = {"k": min(10, recipe.num_examples), "column": facts}
+            found = retrieval(trainer, queries, recipe.columns, result=result, s_test=s_test, **settings)
         result.summary.retrieval = found.table
     diagnosis = trainer.diagnose(queries, s_test) if recipe.diagnose else None
     if trainer.is_world_process_zero():

@@ -74,8 +74,14 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
         return query_losses(train_again(recipe, data, config, subset, number), queries)
 
     subsets = Path(config.output_dir) / "subsets"
-    again = {"overwrite": config.overwrite, "repeats": recipe.models_per_subset}
-    truth = retrain_on_subsets(train_on, trainer.train_dataset, subsets, recipe.num_subsets, **again)
+    truth = retrain_on_subsets(
+        train_on,
+        trainer.train_dataset,
+        subsets,
+        num_subsets=recipe.num_subsets,
+        overwrite=config.overwrite,
+        repeats=recipe.models_per_subset,
+    )
     moments = moments_of([run.output_dir for run in runs])
     chosen = {name: moments[name] for name in moments if recipe.moments is None or name in recipe.moments}
     found = lds_of_methods(trainer, queries, truth, recipe.methods, chosen)

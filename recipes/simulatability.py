@@ -63,11 +63,13 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
         trainer,
         simulator,
         examples["validation"].select(rows),
-        own["validation"].select(rows),
-        own["train"],
-        config.num_neighbors,
-        recipe.num_examples,
-        np.geomspace(recipe.smallest_learning_rate, recipe.largest_learning_rate, recipe.num_learning_rates).tolist(),
+        simulated=own["validation"].select(rows),
+        examples=own["train"],
+        num_neighbors=config.num_neighbors,
+        num_examples=recipe.num_examples,
+        learning_rates=np.geomspace(
+            recipe.smallest_learning_rate, recipe.largest_learning_rate, recipe.num_learning_rates
+        ).tolist(),
     )
     report(found, "simulatability", trainer, config, recipe)
 

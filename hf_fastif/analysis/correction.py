@@ -150,10 +150,10 @@ def correct(
         num_examples (`int`, *optional*, defaults to 10): Number of examples in each step.
         learning_rate (`float`, *optional*, defaults to 1e-3): Factor of the gradient in the first step.
         guard (`datasets.Dataset`, *optional*): Held-out examples on which the model must keep its accuracy.
-        max_guard_drop (`float`, *optional*, defaults to 0.01): The accepted drop of the accuracy on the guard since
-            before the first step, from 0 to 1. A step that exceeds it is undone and repeated with half the learning
-            rate, which later steps keep. After six halvings of `learning_rate`, the correction stops. None accepts any
-            drop.
+        max_guard_drop (`float`, *optional*, defaults to 0.01): The accepted drop of the accuracy on the guard below
+            its value before the first step, as a fraction from 0 to 1. A step that exceeds it is undone and repeated
+            with half the learning rate, which later steps keep. After six halvings of `learning_rate`, the correction
+            stops. None accepts any drop.
         system (`str`, *optional*, defaults to `"helpful"`): The examples of each step: `"helpful"` candidates, or
             `"balanced"`, the most helpful ones in equal numbers for each label. Baselines are `"harmful"`, `"random"`,
             and `"anchors"`, which trains on the anchors themselves.
@@ -181,6 +181,7 @@ def correct(
         if GUARD in measured:
             raise InfluenceError(f"measured: the name {GUARD!r} is taken by the guard; give another one.")
         measured[GUARD] = guard
-    settings = {"num_anchors": num_anchors, "num_candidates": num_candidates}
-    corrector = Corrector(trainer, anchors, candidates, measured, **settings)
+    corrector = Corrector(
+        trainer, anchors, candidates, measured, num_anchors=num_anchors, num_candidates=num_candidates
+    )
     return Correction(system, *corrector.correct(plan))

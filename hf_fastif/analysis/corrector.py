@@ -43,6 +43,11 @@ class Plan:
         learning_rate (`float`): Learning rate of the first step.
         max_guard_drop (`float`, *optional*): The accepted drop of the accuracy on the guard. None accepts any.
         seed (`int`): Seed of the random choices.
+
+    Example:
+        ```python
+        plan = Plan(system="balanced", steps=5, learning_rate=3e-3)
+        ```
     """
 
     system: str = "helpful"
@@ -153,7 +158,8 @@ class Corrector:
         """
         if plan.system != ANCHORS and plan.num_examples > len(self.candidates):
             raise InfluenceError(
-                f"num_examples={plan.num_examples}: there are {len(self.candidates)} candidates; give at most as many."
+                f"num_examples={plan.num_examples}: there are {len(self.candidates)} candidates; give at most "
+                f"{len(self.candidates)}."
             )
         with changed(self.trainer, checkpoints=["final"]):
             before, first = self._parameters(), self._model()

@@ -100,9 +100,7 @@ class Mislabels(AnalysisResult):
     def figure(self) -> Figure:
         """Draw precision against recall, and the accuracies if models were retrained."""
         best = max(self.curves, key=lambda curve: curve["average_precision"])
-        title = (
-            f"Wrong labels are best found by {best['method']}: average precision {best['average_precision']:.2f}"
-        )
+        title = f"Wrong labels are best found by {best['method']}: average precision {best['average_precision']:.2f}"
         panels = 2 if self.accuracies else 1
         figure, ((axes, *axes_of_accuracies),) = new_figure(6.2 * panels + 1, 4.4, columns=panels, title=title)
         colors = colors_of([curve["method"] for curve in self.curves])
@@ -252,8 +250,9 @@ def mislabels(
     accuracies = []
     if train_on is not None:
         rows = {(method, share): _worst(values, share) for method, values in scores.items() for share in shares}
-        settings = {"train_on": train_on, "depends_on": about or {}, "num_repeats": num_repeats}
-        accuracies = _accuracies(trainer, rows, wrong, labels, **settings)
+        accuracies = _accuracies(
+            trainer, rows, wrong, labels, train_on=train_on, depends_on=about or {}, num_repeats=num_repeats
+        )
     return Mislabels(curves, inspections, accuracies, count, int(wrong.sum()))
 
 

@@ -1,4 +1,4 @@
-"""Retrain models on changed training sets, each of them once."""
+"""Retrain models on changed training sets, each model once."""
 
 from __future__ import annotations
 
