@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LEARNING_RATES = tuple(np.logspace(-5, -2.5, 50).tolist())  # the paper's
+LEARNING_RATES = tuple(np.logspace(-5, -2.5, 50).tolist())  # as in the paper (section 6.1 and appendix C.1)
 RANDOM = "random"
 SAME_LABEL = "random, label predicted"
 EXPLAINING = "explaining"
 OVER_RANDOM, OVER_SAME_LABEL = "explaining, over random", "explaining, over random of the label predicted"
-COLUMNS = 5  # of panels, one for each query
+COLUMNS = 5  # of the figure with a panel for each query
 
 
 @dataclass(frozen=True)
@@ -310,7 +310,7 @@ def simulatability(
     chosen = _choose(trainer, queries, examples, num_neighbors, num_examples)
     predicted = [label_name(simulated, label) for label in simulated["label"]]
     right = [label_name(queries, label) == name for label, name in zip(queries["label"], predicted, strict=True)]
-    if unknown := sorted({_random(name) for name in predicted} - set(chosen[0])):
+    if unknown := sorted({name for name in predicted if _random(name) not in chosen[0]}):
         raise InfluenceError(
             f"examples: the model predicts labels that no example has ({', '.join(unknown)}); give other queries."
         )
