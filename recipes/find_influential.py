@@ -93,8 +93,8 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
     facts_retrieved = None
     if fact_column:
         with timed(seconds, "retrieval"):
-            k = min(10, recipe.num_examples)
-            facts_retrieved = retrieval(trainer, queries, recipe.columns, result, s_test, k, fact_column)
+            settings = {"k": min(10, recipe.num_examples), "column": fact_column}
+            facts_retrieved = retrieval(trainer, queries, recipe.columns, result=result, s_test=s_test, **settings)
         result.summary.retrieval = facts_retrieved.table
     diagnosis = trainer.diagnose(queries, s_test) if recipe.diagnose else None
     if trainer.is_world_process_zero():

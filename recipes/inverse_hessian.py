@@ -61,11 +61,11 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
         trainer,
         examples["validation"].select(rows),
         right,
-        recipe.depths,
-        recipe.batch_sizes,
-        recipe.repeats,
-        {name: OTHERS[name] for name in recipe.others},
-        json.loads(recipe.reference) if recipe.reference else None,
+        depths=recipe.depths,
+        batch_sizes=recipe.batch_sizes,
+        repeats=recipe.repeats,
+        others={name: OTHERS[name] for name in recipe.others},
+        reference=json.loads(recipe.reference) if recipe.reference else None,
     )
     report(result, "inverse_hessian", trainer, config, recipe)
 

@@ -82,7 +82,7 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
 
     subsets = Path(config.output_dir) / "subsets"
     options = {"overwrite": config.overwrite, "repeats": recipe.models_per_subset}
-    truth = retrain_on_subsets(train_on, trainer.train_dataset, subsets, recipe.num_subsets, **options)
+    truth = retrain_on_subsets(train_on, trainer.train_dataset, subsets, num_subsets=recipe.num_subsets, **options)
     moments = moments_of([run.output_dir for run in runs])
     chosen = {name: moments[name] for name in moments if recipe.moments is None or name in recipe.moments}
     result = lds_of_methods(trainer, queries, truth, recipe.methods, chosen)

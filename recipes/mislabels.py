@@ -88,11 +88,11 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
         trainer,
         anchors,
         wrong,
-        labels,
-        train_on if recipe.num_retrainings else None,
-        training_settings(recipe, data, config) | {"tested": str(len(tested)), "anchors": str(len(anchors))},
-        recipe.shares,
-        recipe.num_retrainings,
+        labels=labels,
+        train_on=train_on if recipe.num_retrainings else None,
+        about=training_settings(recipe, data, config) | {"tested": str(len(tested)), "anchors": str(len(anchors))},
+        shares=recipe.shares,
+        num_repeats=recipe.num_retrainings,
     )
     report(result, "mislabels", trainer, config, recipe)
 

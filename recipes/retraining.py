@@ -63,11 +63,11 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
         trainer,
         queries,
         right,
-        train_on,
-        training_settings(recipe, data, config),
-        systems,
-        recipe.num_removed,
-        recipe.num_retrainings,
+        train_on=train_on,
+        about=training_settings(recipe, data, config),
+        systems=systems,
+        num_removed=recipe.num_removed,
+        num_repeats=recipe.num_retrainings,
     )
     report(result, "retraining", trainer, config, recipe)
 

@@ -67,11 +67,13 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
         trainer,
         simulator,
         examples["validation"].select(rows),
-        simulator_examples["validation"].select(rows),
-        simulator_examples["train"],
-        config.num_neighbors,
-        recipe.num_examples,
-        np.geomspace(recipe.smallest_learning_rate, recipe.largest_learning_rate, recipe.num_learning_rates).tolist(),
+        simulated=simulator_examples["validation"].select(rows),
+        examples=simulator_examples["train"],
+        num_neighbors=config.num_neighbors,
+        num_examples=recipe.num_examples,
+        learning_rates=np.geomspace(
+            recipe.smallest_learning_rate, recipe.largest_learning_rate, recipe.num_learning_rates
+        ).tolist(),
     )
     report(result, "simulatability", trainer, config, recipe)
 

@@ -1,4 +1,4 @@
-"""Ask more of a trainer than influence: recall, wrong labels, the linear datamodeling score, correction."""
+"""Evaluate and apply influence: recall of an index, wrong labels, the linear datamodeling score, correction."""
 
 from hf_fastif.analysis.correction import Correction, correct
 from hf_fastif.analysis.corrector import ANCHORS, GUARD, SYSTEMS, Corrector, Log, Plan

@@ -1,4 +1,7 @@
-"""Steps on what helps (or harms) some anchors most, each as far as a guard allows."""
+"""Choose the examples of a correction and take its steps, each as large as the guard allows.
+
+This module is the engine of `correct` in `correction.py`.
+"""
 
 from __future__ import annotations
 
@@ -31,15 +34,20 @@ Log = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Plan:
-    """How a model is corrected.
+    """The settings of a correction.
 
     Attributes:
-        system (`str`): See [`correct`], as for the others.
-        steps (`int`): Gradient steps.
-        num_examples (`int`): Examples in each.
-        learning_rate (`float`): Of the first.
-        max_guard_drop (`float`, *optional*): None lets the guard fall.
-        seed (`int`): For what is drawn.
+        system (`str`): The examples of each step; see [`correct`].
+        steps (`int`): Number of gradient steps.
+        num_examples (`int`): Number of examples in each step.
+        learning_rate (`float`): Learning rate of the first step.
+        max_guard_drop (`float`, *optional*): The accepted drop of the accuracy on the guard. None accepts any.
+        seed (`int`): Seed of the random choices.
+
+    Example:
+        ```python
+        plan = Plan(system="balanced", steps=5, learning_rate=3e-3)
+        ```
     """
 
     system: str = "helpful"
@@ -59,14 +67,20 @@ class Plan:
             raise InfluenceError(f"learning_rate={self.learning_rate}: give a number above 0, such as 1e-3.")
         if self.max_guard_drop is not None and not 0 <= self.max_guard_drop <= 1:
             raise InfluenceError(
-                f"max_guard_drop={self.max_guard_drop}: it is a share of the guard, so give 0 to 1 (0.01 lets its "
-                "accuracy fall by one point), or None to let it fall."
+                f"max_guard_drop={self.max_guard_drop}: give a fraction from 0 to 1 (0.01 accepts a drop of the "
+                "guard's accuracy by one point), or None to accept any drop."
             )
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a step is made on: rows of the candidates or of the anchors, and which anchors were asked about."""
+    """The examples of a step.
+
+    Attributes:
+        rows (`np.ndarray`): Their rows in the candidates, or in the anchors if the step is taken on anchors.
+        influences (`np.ndarray`, *optional*): Their influence on the mean loss of the anchors.
+        anchors (`np.ndarray`): The rows of the anchors that they were chosen for.
+    """
 
     rows: np.ndarray
     influences: np.ndarray | None
@@ -74,18 +88,24 @@ class Choice:
 
 
 class Corrector:
-    """Corrects the model of a trainer, in one way or in several.
+    """The engine that corrects the model of a trainer according to one or several plans.
 
-    Influence scores are kept by the steps that led to them, so that ways which begin alike share them, and a
-    correction that was interrupted goes on.
+    Influence scores are saved under a digest of the steps before them. Plans with the same first steps share them, and
+    an interrupted correction resumes.
 
     Args:
-        trainer ([`InfluenceTrainer`]): Whose model it is.
-        anchors (`datasets.Dataset`): What the model should do better.
-        candidates (`datasets.Dataset`, *optional*): What it may be trained on; the training set unless given.
-        others (`Mapping[str, Dataset]`): What else is measured, above all the "guard".
-        num_anchors (`int`, *optional*): How many anchors are drawn for a step.
-        num_candidates (`int`, *optional*): How many candidates are drawn for a step.
+        trainer ([`InfluenceTrainer`]): The trainer of the model.
+        anchors (`datasets.Dataset`): Examples that the model should improve on.
+        candidates (`datasets.Dataset`, *optional*): Examples that steps may be taken on, by default the training set.
+        others (`Mapping[str, Dataset]`): Other examples to measure by name, among them the "guard".
+        num_anchors (`int`, *optional*): Number of anchors to draw for each step, by default all.
+        num_candidates (`int`, *optional*): Number of candidates to draw for each step, by default all.
+
+    Example:
+        ```python
+        corrector = Corrector(trainer, anchors, None, {"guard": dev})
+        log, parameters_before = corrector.correct(Plan(steps=5))
+        ```
     """
 
     def __init__(
@@ -94,6 +114,7 @@ class Corrector:
         anchors: Dataset,
         candidates: Dataset | None,
         others: Mapping[str, Dataset],
+        *,
         num_anchors: int | None = None,
         num_candidates: int | None = None,
     ):
@@ -122,27 +143,37 @@ class Corrector:
         self._measured: dict[tuple[str, str], dict[str, float]] = {}
 
     def correct(self, plan: Plan) -> tuple[Log, Tensors]:
-        """Takes the steps, and returns their log (see [`Correction`]) and the trained parameters before the first.
+        """Take the steps of a plan.
 
-        If that fails or is interrupted the model is as it was before.
+        If they fail or are interrupted, the model keeps its original parameters.
+
+        Args:
+            plan ([`Plan`]): The settings.
+
+        Returns:
+            `tuple`: The log of [`Correction`], and the trained parameters before the first step.
+
+        Raises:
+            InfluenceError: If a step has more examples than there are candidates.
         """
         if plan.system != ANCHORS and plan.num_examples > len(self.candidates):
             raise InfluenceError(
-                f"num_examples={plan.num_examples}: there are {len(self.candidates)} candidates; give fewer."
+                f"num_examples={plan.num_examples}: there are {len(self.candidates)} candidates; give at most "
+                f"{len(self.candidates)}."
             )
         with changed(self.trainer, checkpoints=["final"]):
             before, first = self._parameters(), self._model()
             with self.trainer.session() as session:
                 fitted = session.cache.fitted
-            known = set(fitted)
+            fitted_before = set(fitted)
             try:
                 return list(self._steps(plan)), before
             except BaseException:
                 self._fill(before)
                 raise
             finally:
-                for key in set(fitted) - known:
-                    if first not in key:  # it is of a model that is no more
+                for key in set(fitted) - fitted_before:
+                    if first not in key:  # fitted for a model that no longer exists
                         del fitted[key]
 
     def _steps(self, plan: Plan) -> Iterator[dict[str, Any]]:
@@ -150,20 +181,30 @@ class Corrector:
         yield _entry(0, measures, 0.0, Choice(*[np.array([], dtype=int)] * 3), {})
         limit, rate = -1.0, plan.learning_rate
         if plan.max_guard_drop is not None and GUARD in measures:
-            limit = measures[GUARD]["accuracy"] - plan.max_guard_drop - 1e-9  # the guard may fall by just that
-        before = ""  # what stands for the steps so far
+            limit = measures[GUARD]["accuracy"] - plan.max_guard_drop - 1e-9  # a drop of exactly this size is allowed
+        history = ""  # digest of the steps so far
         for step in range(1, plan.steps + 1):
-            choice = self._choose(plan, step, before)
+            choice = self._choose(plan, step, history)
             if not len(choice.rows):
                 return
             rate = self._move(self._gradient(plan.system, choice.rows), rate, limit, plan.learning_rate)
             if not rate:
                 return
-            before = hexdigest([before, str(choice.rows.tolist()), str(rate)])
+            history = hexdigest([history, str(choice.rows.tolist()), str(rate)])
             yield _entry(step, self._measure(self.watched), rate, choice, self._labels(plan.system, choice.rows))
 
     def _move(self, gradient: torch.Tensor, rate: float, limit: float, first_rate: float) -> float:
-        """Moves the model against a gradient, half as far as often as its guard asks; returns the rate, 0 for none."""
+        """Take a step against a gradient, halving the learning rate until the guard's accuracy reaches the limit.
+
+        Args:
+            gradient (`torch.Tensor` of shape `(P,)`): The gradient of the mean loss.
+            rate (`float`): The learning rate to start with.
+            limit (`float`): The lowest accepted accuracy on the guard.
+            first_rate (`float`): The learning rate of the plan, which is halved at most `MAX_HALVINGS` times.
+
+        Returns:
+            `float`: The learning rate of the step, or 0 if no step was taken.
+        """
         start = self._parameters()
         while rate * 2**MAX_HALVINGS >= first_rate:
             with self.trainer.session() as session:
@@ -175,7 +216,7 @@ class Corrector:
         self._fill(start)
         return 0.0
 
-    def _choose(self, plan: Plan, step: int, before: str) -> Choice:
+    def _choose(self, plan: Plan, step: int, history: str) -> Choice:
         random = np.random.default_rng((plan.seed, step))
         anchors = _drawn(random, np.arange(len(self.anchors)), self.num_anchors)
         if plan.system == ANCHORS:
@@ -183,14 +224,14 @@ class Corrector:
         if plan.system == "random":
             return Choice(_drawn(random, np.arange(len(self.candidates)), plan.num_examples), None, anchors)
         scored = _drawn(random, self._pool, self.num_candidates)
-        scores = self._scores(anchors, scored, before)
+        scores = self._scores(anchors, scored, history)
         labels = self._label_numbers[scored] if plan.system == "balanced" else None
         places = most_helpful(-scores if plan.system == "harmful" else scores, plan.num_examples, labels)
         return Choice(scored[places], scores[places], anchors)
 
     @cached_property
     def _pool(self) -> np.ndarray:
-        """The rows of the candidates that may be scored: those that an index holds to be the most influential ones."""
+        """Return the rows of the candidates to score: all, or the k nearest neighbors of the anchors in an index."""
         trainer, k = self.trainer, self.trainer.args.num_neighbors
         if k is None:
             return np.arange(len(self.candidates))
@@ -205,12 +246,12 @@ class Corrector:
 
         return self.parts.get("neighbors", nearest)["rows"].cpu().numpy()
 
-    def _scores(self, anchors: np.ndarray, scored: np.ndarray, before: str) -> np.ndarray:
-        """The influence (k,) of some candidates on the mean loss of some anchors, after the steps before."""
+    def _scores(self, anchors: np.ndarray, scored: np.ndarray, history: str) -> np.ndarray:
+        """Read or compute the influence (k,) of the scored candidates on the mean loss of the drawn anchors."""
         query_set = QuerySet(self.anchors.select(anchors), reduce="mean")
         with self.trainer.session() as session:
             queries, pool = session.queries(query_set), session.candidates(self.candidates)
-            name = hexdigest([before, str(anchors.tolist()), str(scored.tolist())])
+            name = hexdigest([history, str(anchors.tolist()), str(scored.tolist())])
 
             def compute() -> Tensors:
                 with session.attribution("correct", queries.identity, pool.digest, name) as attribution:
@@ -220,22 +261,22 @@ class Corrector:
             return self.parts.get(f"scores-{name}", compute)["scores"].cpu().numpy()
 
     def _gradient(self, system: str, rows: np.ndarray) -> torch.Tensor:
-        """The gradient (P,) of the mean loss of some candidates or anchors."""
+        """Compute the gradient (P,) of the mean loss of rows of the candidates or anchors."""
         with self.trainer.session() as session:
             name, dataset = (ANCHORS, self.anchors) if system == ANCHORS else (self.name, self.candidates)
             examples = session.pool(name, dataset)
             gradient = mean_gradient(session.objective, examples, rows, session.args.influence_batch_size)
-            return self.trainer.accelerator.reduce(gradient, "mean")  # processes may round otherwise
+            return self.trainer.accelerator.reduce(gradient, "mean")  # since processes may round differently
 
     def _measure(self, names: Iterable[str]) -> dict[str, dict[str, float]]:
-        """Loss and accuracy of the present model on what is watched; what was measured of it before is known."""
+        """Return loss and accuracy of the current model on the named examples, measuring each model once."""
         model = self._model()
         with self.trainer.session() as session:
             for name in names:
                 if (model, name) not in self._measured:
-                    found = session.predict(session.pool(name, self.watched[name]))
-                    accuracy = 1 - found.wrong().mean()
-                    self._measured[model, name] = {"loss": float(found.losses.mean()), "accuracy": float(accuracy)}
+                    predicted = session.predict(session.pool(name, self.watched[name]))
+                    accuracy = 1 - predicted.wrong().mean()
+                    self._measured[model, name] = {"loss": float(predicted.losses.mean()), "accuracy": float(accuracy)}
         return {name: self._measured[model, name] for name in names}
 
     def _model(self) -> str:
@@ -264,7 +305,7 @@ class Corrector:
 def _entry(
     step: int, measures: Mapping[str, Mapping[str, float]], rate: float, choice: Choice, labels: dict[str, int]
 ) -> dict[str, Any]:
-    by_measure = {what: {name: row[what] for name, row in measures.items()} for what in ("loss", "accuracy")}
+    by_measure = {key: {name: row[key] for name, row in measures.items()} for key in ("loss", "accuracy")}
     return by_measure | {
         "step": step,
         "learning_rate": rate,
@@ -276,25 +317,29 @@ def _entry(
 
 
 def _drawn(random: np.random.Generator, rows: np.ndarray, count: int | None) -> np.ndarray:
-    """So many of some rows, or all."""
+    """Draw `count` of the rows without replacement, or return all of them if it is None."""
     return rows if count is None else random.choice(rows, count, replace=False)
 
 
 def most_helpful(scores: np.ndarray, count: int, labels: np.ndarray | None = None) -> np.ndarray:
-    """The places of the `count` most negative scores; given labels, of each label (nearly) equally many.
+    """Return the positions of the `count` most negative scores, or fewer if there are not as many negative ones.
 
-    Scores that are not negative do not count, so that there may be fewer.
+    Args:
+        scores (`np.ndarray` of shape `(k,)`): Influence, negative for helpful examples.
+        count (`int`): Number of positions.
+        labels (`np.ndarray` of shape `(k,)`, *optional*): Labels. If given, every label gets the same share of
+            `count`, give or take one.
     """
     order = np.argsort(scores, kind="stable")
     order = order[scores[order] < 0]
     if labels is None:
         return order[:count]
-    kinds = np.unique(labels)
-    shares = [count // len(kinds) + (number < count % len(kinds)) for number in range(len(kinds))]
-    return np.concatenate([order[labels[order] == kind][:n] for kind, n in zip(kinds, shares, strict=True)])
+    classes = np.unique(labels)
+    shares = [count // len(classes) + (number < count % len(classes)) for number in range(len(classes))]
+    return np.concatenate([order[labels[order] == label][:n] for label, n in zip(classes, shares, strict=True)])
 
 
 def mean_gradient(objective: Objective, examples: ExampleBatches, rows: np.ndarray, batch_size: int) -> torch.Tensor:
-    """The gradient (P,) of the mean loss of some rows; memory is bounded by a batch."""
+    """Compute the gradient (P,) of the mean loss of the given rows, batch by batch to bound memory."""
     parts = examples.grouped_by_length(rows, batch_size)
     return sum(len(part) / len(rows) * objective.gradient(examples.take(part)) for part in parts)

@@ -1,7 +1,7 @@
-"""The linear datamodeling score: do sums of influences predict what retraining on part of the data does?
+"""Measure the linear datamodeling score: whether sums of influence predict the losses of models retrained on subsets.
 
-Park et al. (2023), TRAK, section 2: models are trained on random halves of the training set; for each query the losses
-of these models are compared, by rank, with the sums of the influences of the examples that each was trained on.
+Park et al. (2023), TRAK, section 2: models are trained on random halves of the training set. For each query, the
+losses of these models are rank-correlated with the summed influence of the examples that each model was trained on.
 """
 
 from __future__ import annotations
@@ -37,39 +37,54 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-MOST_SUBSETS = 100_000  # models of the second repeat are numbered from here
+MOST_SUBSETS = 100_000  # the seeds of the second repeat start here
 
 
 def retrain_on_subsets(
     train_on: Callable[[Dataset, int], np.ndarray],
     train_dataset: Dataset,
     folder: str | Path,
+    *,
     num_subsets: int = 100,
     share: float = 0.5,
     seed: int = 0,
     overwrite: bool = False,
     repeats: int = 1,
 ) -> SubsetLosses:
-    """Trains a model on each of some random subsets; every finished model is kept, and not trained again.
+    """Train a model on each of several random subsets of a training set and measure its losses.
 
-    The models are dealt to the processes, and each trains its own as a single process would, without DDP: batch
-    size and answer are those of one process. See `hf_fastif.execution.single_process` for what `train_on` must keep
-    to.
+    The losses of finished models are saved, so that an interrupted call resumes. The models are divided among the
+    processes. Each is trained by a single process without DDP, so that neither the batch size nor the result depends
+    on the number of processes; `hf_fastif.execution.single_process` says what `train_on` must observe.
 
     Args:
-        train_on (`Callable`): Given a subset and a number (for a seed), trains a model and returns its losses (Q,)
-            on the queries.
-        train_dataset (`datasets.Dataset`): N examples.
-        folder (`str` or `Path`): For the losses of each model, and `subsets.safetensors` of all of them.
-        num_subsets (`int`, *optional*, defaults to 100): S. More can be added later to the same folder.
-        share (`float`, *optional*, defaults to 0.5): Of the training set, in a subset.
-        seed (`int`, *optional*, defaults to 0): Decides the subsets.
-        overwrite (`bool`, *optional*, defaults to `False`): Trains again what the folder holds.
-        repeats (`int`, *optional*, defaults to 1): Models of each subset. Their losses are averaged, since the order
-            of the examples and the head that training starts from move a loss as much as the subset does.
+        train_on (`Callable`): Trains a model and returns its losses (Q,) on the queries, given a subset and a number
+            that serves as the seed.
+        train_dataset (`datasets.Dataset`): The N training examples.
+        folder (`str` or `Path`): Folder for the losses of each model, and for those of all models in
+            `subsets.safetensors`.
+        num_subsets (`int`, *optional*, defaults to 100): Number of subsets S. A later call with a larger number adds
+            to the same folder.
+        share (`float`, *optional*, defaults to 0.5): Fraction of the training set in each subset, between 0 and 1.
+        seed (`int`, *optional*, defaults to 0): Seed of the subsets.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether to retrain models that the folder already holds.
+        repeats (`int`, *optional*, defaults to 1): Number of models trained on each subset. Their losses are averaged,
+            because the order of the examples and the initial head change a loss as much as the subset does.
+
+    Returns:
+        [`SubsetLosses`]: Subsets and losses, the same on every process.
 
     Raises:
-        ValueError: If the folder holds models of other subsets.
+        InfluenceError: If `share` or `repeats` is out of range, or the folder holds models of other subsets.
+
+    Example:
+        ```python
+        def train_on(subset, seed):
+            return query_losses(make_trained_trainer(subset, seed), queries)
+
+
+        truth = retrain_on_subsets(train_on, trainer.train_dataset, "subsets", num_subsets=50)
+        ```
     """
     if not 0 < share < 1:
         raise InfluenceError(f"share={share}: give a number between 0 and 1, such as 0.5.")
@@ -77,20 +92,20 @@ def retrain_on_subsets(
         raise InfluenceError(f"repeats={repeats}: give at least 1.")
     folder, count, processes = Path(folder), len(train_dataset), PartialState()
     members = np.zeros((num_subsets, count), dtype=bool)
-    for number, own in enumerate(members):
-        own[np.random.default_rng((seed, number)).choice(count, round(share * count), replace=False)] = True
+    for number, is_member in enumerate(members):
+        is_member[np.random.default_rng((seed, number)).choice(count, round(share * count), replace=False)] = True
     models = [(number, repeat) for repeat in range(repeats) for number in range(num_subsets)]
 
     def path_of(number: int, repeat: int) -> Path:
         return folder / f"subset-{number:05d}{f'-{repeat}' if repeat else ''}.safetensors"
 
-    def left() -> list[tuple[int, int]]:
+    def unfinished() -> list[tuple[int, int]]:
         folder.mkdir(parents=True, exist_ok=True)
         return [model for model in models if overwrite or not _is_finished(path_of(*model), members[model[0]])]
 
     rows = without_indexes(train_dataset)
-    own = shard_for_rank(from_main(left, processes), processes)
-    for number, repeat in tqdm(own, desc="Retraining"):
+    models_of_this_process = shard_for_rank(from_main(unfinished, processes), processes)
+    for number, repeat in tqdm(models_of_this_process, desc="Retraining"):
         with single_process():
             losses = train_on(rows.select(np.flatnonzero(members[number])), number + repeat * MOST_SUBSETS)
         SubsetLosses(members[[number]], np.asarray(losses)[None]).save(path_of(number, repeat))
@@ -99,15 +114,18 @@ def retrain_on_subsets(
     def join() -> SubsetLosses:
         losses = np.concatenate([SubsetLosses.load(path_of(*model)).losses for model in models])
         losses = losses.reshape(repeats, num_subsets, -1)
-        whole = SubsetLosses(members, losses.mean(axis=0), _ceiling(losses))
-        whole.save(folder / "subsets.safetensors")
-        return whole
+        joined = SubsetLosses(members, losses.mean(axis=0), _ceiling(losses))
+        joined.save(folder / "subsets.safetensors")
+        return joined
 
     return from_main(join, processes)
 
 
 def _ceiling(losses: np.ndarray) -> float | None:
-    """The square root of the reliability of the mean of repeats (R, S, Q), by Spearman and Brown's formula."""
+    """Compute the square root of the reliability of the mean over repeats (R, S, Q) by the Spearman-Brown formula.
+
+    It is None for a single repeat.
+    """
     count = len(losses)
     if count == 1:
         return None
@@ -116,35 +134,46 @@ def _ceiling(losses: np.ndarray) -> float | None:
 
 
 def _is_finished(path: Path, members: np.ndarray) -> bool:
-    """Whether the losses of a model are there, in a file that is whole."""
+    """Tell whether a file holds the losses of the model trained on a subset; a truncated file does not count.
+
+    Raises:
+        InfluenceError: If the file belongs to another subset.
+    """
     try:
-        found = SubsetLosses.load(path)
+        saved = SubsetLosses.load(path)
     except (FileNotFoundError, SafetensorError):
         return False
-    if not np.array_equal(found.members[0], members):
+    if not np.array_equal(saved.members[0], members):
         raise InfluenceError(
-            f"{path} is of another subset (seed, share or the number of examples were others); give another folder."
+            f"folder: {path} belongs to another subset, since seed, share or the number of training examples "
+            "differed; give another folder."
         )
     return True
 
 
 def query_losses(trainer: InfluenceTrainer, queries: Dataset) -> np.ndarray:
-    """The loss (Q,) of the trainer's present model on each query."""
+    """Compute the loss (Q,) of the trainer's current model on each query.
+
+    Example:
+        ```python
+        print(query_losses(trainer, queries).mean())
+        ```
+    """
     with trainer.session() as session:
         return session.predict(session.examples("queries", queries)).losses
 
 
 @dataclass(frozen=True)
 class LdsOfMethods(AnalysisResult):
-    """Linear datamodeling scores of several methods, at several moments of training.
+    """Linear datamodeling scores of several methods at several moments of training.
 
     Attributes:
-        table (`list[dict]`): `moment`, `method`, `lds`, `low` and `high` (see [`Lds`]), and `seconds` for the
-            influence of all training examples on all queries.
-        num_subsets (`int`): S, retrained models.
-        num_queries (`int`): Q.
-        num_train (`int`): N.
-        ceiling (`float`, *optional*): That of [`SubsetLosses`].
+        table (`list[dict]`): Rows with `moment`, `method`, `lds`, `low` and `high` (see [`Lds`]), and `seconds` for
+            the influence of all training examples on all queries.
+        num_subsets (`int`): Number of subsets S that models were retrained on.
+        num_queries (`int`): Number of queries Q.
+        num_train (`int`): Number of training examples N.
+        ceiling (`float`, *optional*): The `ceiling` of [`SubsetLosses`].
     """
 
     table: list[dict[str, Any]]
@@ -155,8 +184,9 @@ class LdsOfMethods(AnalysisResult):
 
     def __str__(self) -> str:
         lines = [
-            f"{self.num_queries} queries, {self.num_train:,} training examples, {self.num_subsets} models on random "
-            f"parts of them; 95 % intervals{'' if self.ceiling is None else f'; at most {self.ceiling:.2f}'}"
+            f"{self.num_queries} queries, {self.num_train:,} training examples, models retrained on "
+            f"{self.num_subsets} random subsets; 95 % intervals"
+            f"{'' if self.ceiling is None else f'; ceiling {self.ceiling:.2f}'}"
         ]
         for row in self.table:
             score = f"{row['lds']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
@@ -164,12 +194,12 @@ class LdsOfMethods(AnalysisResult):
         return "\n".join(lines)
 
     def figure(self) -> Figure:
-        """Draws the scores of the methods at every moment."""
+        """Draw the score of every method at every moment, with its 95 % interval."""
         table = pd.DataFrame(self.table)
         best = table.loc[table["lds"].idxmax()]
         title = (
-            f"{best['method']} at {best['moment']} predicts the losses after retraining best: LDS {best['lds']:.2f} "
-            f"({best['low']:.2f} to {best['high']:.2f})"
+            f"Losses after retraining are best predicted by {best['method']} at {best['moment']}: "
+            f"LDS {best['lds']:.2f} ({best['low']:.2f} to {best['high']:.2f})"
         )
         moments, methods = (list(table[name].unique()) for name in ("moment", "method"))
         figure, ((axes,),) = new_figure(4 + 1.1 * len(moments), 4.2, title=title)
@@ -196,21 +226,31 @@ def lds_of_methods(
     methods: Sequence[str],
     moments: Mapping[str, Sequence[str]],
 ) -> LdsOfMethods:
-    """The linear datamodeling score of every method at every moment of training.
+    """Compute the linear datamodeling score of every method at every moment of training.
+
+    The influence of each method at each checkpoint is saved in `output_dir/methods`. Later calls with other moments or
+    more retrained models reuse it.
 
     Args:
-        trainer ([`InfluenceTrainer`]): Of a model that was trained on all examples.
-        queries (`datasets.Dataset`): Q examples.
-        truth ([`SubsetLosses`]): What `retrain_on_subsets` returned for these queries and this training set.
-        methods (`Sequence[str]`): Of `hf_fastif.analysis.METHODS`.
-        moments (`Mapping`): By their names: the checkpoints, as in `InfluenceConfig.checkpoints`.
+        trainer ([`InfluenceTrainer`]): The trainer of a model that was trained on all examples.
+        queries (`datasets.Dataset`): The Q queries.
+        truth ([`SubsetLosses`]): The return value of `retrain_on_subsets` for these queries and this training set.
+        methods (`Sequence[str]`): Keys of `hf_fastif.analysis.METHODS`.
+        moments (`Mapping[str, Sequence[str]]`): The checkpoints of each moment by its name, as in
+            `InfluenceConfig.checkpoints`.
 
     Returns:
-        [`LdsOfMethods`]: The influences at each checkpoint are kept in `output_dir/methods`, so that more moments or
-            more retrained models repeat none of it.
+        [`LdsOfMethods`]: The scores.
 
     Raises:
-        ValueError: If a method is not known.
+        InfluenceError: If a method is unknown, or `truth` belongs to another number of queries or training examples.
+
+    Example:
+        ```python
+        truth = retrain_on_subsets(train_on, trainer.train_dataset, "subsets")
+        moments = {"final model": ["final"], "all epochs": ["epochs"]}
+        print(lds_of_methods(trainer, queries, truth, ["EK-FAC", "gradient product"], moments))
+        ```
     """
     check_methods(methods)
     table = []
@@ -219,25 +259,28 @@ def lds_of_methods(
         folders = [_folder_of(trainer, queries, member) for member in members]
         for method in methods:
             pairs = zip(members, folders, strict=True)
-            found = [_kept_influence(trainer, queries, method, member, kept) for member, kept in pairs]
-            influence = sum(weight * part["influence"] for weight, part in zip(weights, found, strict=True))
+            parts = [_influence_at(trainer, queries, method, member, folder) for member, folder in pairs]
+            influence = sum(weight * part["influence"] for weight, part in zip(weights, parts, strict=True))
             score = lds(influence.cpu().numpy(), truth)
-            seconds = float(sum(part["seconds"] for part in found))
+            seconds = float(sum(part["seconds"] for part in parts))
             numbers = {"lds": score.mean, "low": score.low, "high": score.high, "seconds": seconds}
             table.append({"moment": moment, "method": method} | numbers)
     return LdsOfMethods(table, len(truth), len(queries), len(trainer.train_dataset), truth.ceiling)
 
 
 def _folder_of(trainer: InfluenceTrainer, queries: Dataset, member: Checkpoint) -> PartialResults:
-    """Where what methods say at one checkpoint is kept."""
+    """Open the store of the influence of all methods at one checkpoint."""
     with at_checkpoint(trainer, member):
         return open_analysis_results(trainer, "methods", influence_manifest(trainer, queries=queries))
 
 
-def _kept_influence(
-    trainer: InfluenceTrainer, queries: Dataset, method: str, member: Checkpoint, kept: PartialResults
+def _influence_at(
+    trainer: InfluenceTrainer, queries: Dataset, method: str, member: Checkpoint, folder: PartialResults
 ) -> Tensors:
-    """What a method says at one checkpoint; influence at several is a sum over them, which moments share."""
+    """Read or compute the `influence` (Q, N) of a method at one checkpoint, and the `seconds` that it took.
+
+    Moments share checkpoints; the influence of a moment is the weighted sum over its checkpoints.
+    """
 
     def timed() -> Tensors:
         start = time.perf_counter()
@@ -245,4 +288,4 @@ def _kept_influence(
         return {"influence": influence, "seconds": torch.tensor(time.perf_counter() - start)}
 
     with at_checkpoint(trainer, member):
-        return kept.get(method.replace(" ", "-"), timed)
+        return folder.get(method.replace(" ", "-"), timed)

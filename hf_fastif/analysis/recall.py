@@ -1,4 +1,4 @@
-"""How many of the most influential examples an index finds (section 5.2 and figure 3a of the paper)."""
+"""Measure how many of the most influential examples an index finds (section 5.2 and figure 3a of the paper)."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SIGN_OF_SELECTION = {"helpful": 1.0, "harmful": -1.0, "absolute": None}  # the sign with which scores are sorted
-SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # of the candidates, for k
+SIGN_OF_SELECTION = {"helpful": 1.0, "harmful": -1.0, "absolute": None}  # factor of the scores before sorting
+SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # default k as fractions of the candidates
 
 
 @dataclass(frozen=True)
 class Recall(AnalysisResult):
-    """The share of the top m of the full scan that is among the k nearest neighbours, as a mean over queries.
+    """The fraction of the top m of the full scan that is among the k nearest neighbors, averaged over queries.
 
     Attributes:
-        table (`list[dict]`): `direction` ("helpful", "harmful", "absolute"), `m`, `k`, `recall`, `std_err` (of the
-            mean over queries).
-        num_candidates (`int`): N.
-        num_queries (`int`): Queries that it is a mean over.
+        table (`list[dict]`): Rows with `direction` ("helpful", "harmful" or "absolute"), `m`, `k`, `recall` (the mean
+            over queries) and `std_err` (its standard error).
+        num_candidates (`int`): Number of candidates N.
+        num_queries (`int`): Number of queries.
     """
 
     table: list[dict[str, str | int | float]]
@@ -46,7 +46,20 @@ class Recall(AnalysisResult):
     num_queries: int
 
     def suggested_k(self, wanted: float = 0.95, m: int = 10, direction: str = "absolute") -> int | None:
-        """The smallest k of the table with that recall, or None if none has it."""
+        """Return the smallest k of the table whose recall is high enough, or None.
+
+        Args:
+            wanted (`float`, *optional*, defaults to 0.95): The recall to reach, from 0 to 1.
+            m (`int`, *optional*, defaults to 10): Number of most influential examples to find, one of the `m` in
+                `table`.
+            direction (`str`, *optional*, defaults to `"absolute"`): "helpful", "harmful" or "absolute".
+
+        Example:
+            ```python
+            k = recall(trainer, queries).suggested_k(0.99)
+            result = trainer.find_influential(queries, num_neighbors=k)
+            ```
+        """
         enough = pd.DataFrame(self.table).query("direction == @direction and m == @m and recall >= @wanted")
         return None if enough.empty else int(enough["k"].min())
 
@@ -59,10 +72,10 @@ class Recall(AnalysisResult):
 
     def _suggestion(self, m: int) -> str:
         k = self.suggested_k(m=m)
-        return f"k = {k} holds 95 % of the top {m}" if k else f"no k that was tried holds 95 % of the top {m}"
+        return f"k = {k} holds 95 % of the top {m}" if k else f"no measured k holds 95 % of the top {m}"
 
     def figure(self) -> Figure:
-        """Draws recall against k, a panel for each direction."""
+        """Draw recall against k, with one panel for each direction."""
         table = pd.DataFrame(self.table)
         title = "; ".join(map(self._suggestion, table["m"].unique()))
         figure, panels = new_figure(10, 3.8, columns=len(SIGN_OF_SELECTION), title=title, sharey=True)
@@ -76,7 +89,7 @@ class Recall(AnalysisResult):
 
 
 def _draw_recall(axes: Axes, table: pd.DataFrame, label: str) -> None:
-    """Draw recall against k: a color for each kind of features, or each m where there is one kind."""
+    """Draw recall against k, with one color for each kind of features, or for each m if there is a single kind."""
     by_kind = "features" in table
     series = table["features"] if by_kind else table["m"].astype(str)
     colors, dashes = colors_of(series), dict(zip(table["m"].unique(), ("-", "--", ":", "-."), strict=False))
@@ -94,57 +107,66 @@ def recall(
     trainer: InfluenceTrainer,
     queries: Dataset,
     top: Sequence[int] = (10, 100),
+    *,
     ks: Sequence[int] | None = None,
     candidates: Dataset | None = None,
     s_test: Solution | None = None,
     query_features: np.ndarray | None = None,
     scan: np.ndarray | None = None,
 ) -> Recall:
-    """Compares the candidates that the index proposes with a full scan, for a sample of queries.
+    """Compare the nearest neighbors in the index with a full scan.
 
     Args:
-        trainer ([`InfluenceTrainer`]): With an index.
-        queries (`datasets.Dataset`): A few tens tell.
-        top (`Sequence[int]`, *optional*): The m of "top m of the full scan".
-        ks (`Sequence[int]`, *optional*): The numbers of neighbours to try, by default from 0.1 % to half of all.
-        candidates (`datasets.Dataset`, *optional*): `trainer.train_dataset` unless given.
-        s_test ([`Solution`], *optional*): What `trainer.compute_s_test(queries)` returned.
-        query_features (`np.ndarray`, *optional*): Where the index is of your own features.
-        scan (`np.ndarray`, *optional*): What `trainer.compute_influence(queries)` returned.
+        trainer ([`InfluenceTrainer`]): A trainer with an index of the candidates.
+        queries (`datasets.Dataset`): The Q queries; a few tens are enough.
+        top (`Sequence[int]`, *optional*): Numbers m of most influential examples to find.
+        ks (`Sequence[int]`, *optional*): Numbers k of neighbors, by default from 0.1 % to 50 % of the candidates.
+        candidates (`datasets.Dataset`, *optional*): The N candidates, by default `trainer.train_dataset`.
+        s_test ([`Solution`], *optional*): The return value of `trainer.compute_s_test(queries)`, to reuse it.
+        query_features (`np.ndarray` of shape `(Q, d)`, *optional*): Features of the queries, if the index was built
+            from custom features.
+        scan (`np.ndarray` of shape `(Q, N)`, *optional*): The return value of `trainer.compute_influence(queries)`, to
+            reuse it.
 
     Returns:
-        [`Recall`]: `print` it for a suggested k.
+        [`Recall`]: The recall for every direction, m and k. Printing it shows a suggested k.
 
     Raises:
-        ValueError: If some m exceeds the candidates.
+        InfluenceError: If some m exceeds the number of candidates, or the candidates have no index.
+
+    Example:
+        ```python
+        trainer.build_index()
+        print(recall(trainer, dev.select(range(50))))
+        ```
     """
     count = len(trainer.train_dataset if candidates is None else candidates)
     ks = _checked_ks(count, top, ks)
     solution = trainer.compute_s_test(queries) if s_test is None else s_test
-    found = trainer.find_candidates(queries, ks[-1], candidates, solution, query_features)
+    neighbors = trainer.find_candidates(queries, ks[-1], candidates, solution, query_features)
     scores = trainer.compute_influence(queries, candidates, solution) if scan is None else scan
-    return Recall(_table(scores, found, top, ks), count, len(scores))
+    return Recall(_table(scores, neighbors, top, ks), count, len(scores))
 
 
 def _checked_ks(count: int, top: Sequence[int], ks: Sequence[int] | None) -> list[int]:
     if max(top) > count:
-        raise InfluenceError(f"top={tuple(top)}: there are {count} candidates.")
+        raise InfluenceError(f"top={tuple(top)}: there are {count} candidates; give at most {count}.")
     return sorted(set(ks or (max(1, round(share * count)) for share in SHARES)))
 
 
 def _table(
-    scores: np.ndarray, found: np.ndarray, top: Sequence[int], ks: Sequence[int]
+    scores: np.ndarray, neighbors: np.ndarray, top: Sequence[int], ks: Sequence[int]
 ) -> list[dict[str, str | int | float]]:
-    """The rows of a `Recall`, given scores (Q, N) and candidates (Q, k), nearest first."""
-    places = np.full(scores.shape, scores.shape[1])  # where the index has each candidate
-    np.put_along_axis(places, found, np.arange(found.shape[1])[None], axis=1)
+    """Return the rows of a `Recall`, given scores (Q, N) and the rows of the neighbors (Q, k), nearest first."""
+    ranks = np.full(scores.shape, scores.shape[1])  # of each candidate among the neighbors; N if it is not one
+    np.put_along_axis(ranks, neighbors, np.arange(neighbors.shape[1])[None], axis=1)
     table = []
     for direction, sign in SIGN_OF_SELECTION.items():
         order = np.argsort(-np.abs(scores) if sign is None else sign * scores, axis=1)
         for m in top:
-            held = np.take_along_axis(places, order[:, :m], axis=1)
+            ranks_of_top = np.take_along_axis(ranks, order[:, :m], axis=1)
             for k in ks:
-                shares = (held < k).mean(axis=1)
+                shares = (ranks_of_top < k).mean(axis=1)
                 error = float(sem(shares, ddof=0))
                 table.append(
                     {"direction": direction, "m": m, "k": k, "recall": float(shares.mean()), "std_err": error}
@@ -154,12 +176,13 @@ def _table(
 
 @dataclass(frozen=True)
 class RecallOfFeatures(AnalysisResult):
-    """Recall of every kind of features of an index, for groups of queries.
+    """Recall of every kind of index features for groups of queries.
 
     Attributes:
-        table (`list[dict]`): The rows of [`Recall`], with `features` (the kind), `group` and `num_queries`.
-        num_candidates (`int`): N.
-        damping (`float`): lambda of the full scan.
+        table (`list[dict]`): The rows of [`Recall`] with the additional columns `features` (the kind), `group` and
+            `num_queries`.
+        num_candidates (`int`): Number of candidates N.
+        damping (`float`): Damping lambda of the full scan.
     """
 
     table: list[dict[str, str | int | float]]
@@ -167,7 +190,13 @@ class RecallOfFeatures(AnalysisResult):
     damping: float
 
     def recall_of(self, features: str, group: str) -> Recall:
-        """The part of one kind of features and one group of queries."""
+        """Return the recall of one kind of features for one group of queries.
+
+        Example:
+            ```python
+            k = recall_of_features(trainer, queries).recall_of("gradient_sketch", "all").suggested_k()
+            ```
+        """
         rows = pd.DataFrame(self.table).query("features == @features and group == @group").to_dict("records")
         return Recall(rows, self.num_candidates, rows[0]["num_queries"])
 
@@ -176,7 +205,7 @@ class RecallOfFeatures(AnalysisResult):
         return "\n".join(f"{features}, {group}: {self.recall_of(features, group)}" for features, group in parts)
 
     def figure(self) -> Figure:
-        """Draws recall against k: a row of panels for each group of queries, a column for each direction."""
+        """Draw recall against k, with a row of panels for each group of queries and a column for each direction."""
         table = pd.DataFrame(self.table)
         groups, rows, columns = list(table["group"].unique()), table["group"].nunique(), len(SIGN_OF_SELECTION)
         size = {"rows": rows, "columns": columns, "sharex": True, "sharey": True}
@@ -196,7 +225,7 @@ class RecallOfFeatures(AnalysisResult):
         m = table["m"].min()
         part = table.query("group == @table.group[0] and direction == 'absolute' and m == @m")
         best = part.groupby("features", sort=False)["recall"].mean().idxmax()
-        return f"Over all k, {best} finds most of the {m} most influential examples"
+        return f"The {m} most influential examples are best found with {best} (mean recall over all k)"
 
 
 def recall_of_features(
@@ -207,27 +236,35 @@ def recall_of_features(
     top: Sequence[int] = (10, 100),
     ks: Sequence[int] | None = None,
 ) -> RecallOfFeatures:
-    """Builds an index of every kind of features and compares its candidates with a full scan.
+    """Build an index of every kind of features and compare its nearest neighbors with a full scan.
+
+    s_test, scan and neighbors are saved in `output_dir/recall` for later calls to reuse.
 
     Args:
-        trainer ([`InfluenceTrainer`]): With the solver and damping of the full scan in its settings.
-        queries (`datasets.Dataset`): Q examples.
-        groups (`Mapping`, *optional*): Names of groups, and which queries are in them, bool (Q,); all are in "all".
-        kinds (`Sequence[str]`, *optional*): Kinds of features, as in `InfluenceConfig.index_features`; all of them.
+        trainer ([`InfluenceTrainer`]): The trainer, whose settings determine solver and damping of the full scan.
+        queries (`datasets.Dataset`): The Q queries.
+        groups (`Mapping[str, Sequence[bool]]`, *optional*): Which queries belong to each named group, bool (Q,). The
+            group "all" of all queries is added.
+        kinds (`Sequence[str]`, *optional*): Kinds of features, as in `InfluenceConfig.index_features`, by default all.
         top (`Sequence[int]`, *optional*): See [`recall`].
         ks (`Sequence[int]`, *optional*): See [`recall`].
 
     Returns:
-        [`RecallOfFeatures`]: s_test, scan and candidates are kept in `output_dir/recall`.
+        [`RecallOfFeatures`]: The recall of every kind of features in every group.
 
     Raises:
-        ValueError: If some m exceeds the candidates, or there is no such kind of features.
+        InfluenceError: If some m exceeds the number of candidates, or a kind of features does not exist.
+
+    Example:
+        ```python
+        print(recall_of_features(trainer, dev.select(range(50)), kinds=["gradient_sketch", "pooled"]))
+        ```
     """
     count = len(trainer.train_dataset)
     ks = _checked_ks(count, top, ks)
     for kind in kinds:
         with changed(trainer, index_features=kind):
-            pass  # refused before the work
+            pass  # validate before the work starts
     parts = open_analysis_results(trainer, "recall", influence_manifest(trainer, queries=queries))
     solution = Solution.from_tensors(parts.get("s_test", lambda: trainer.compute_s_test(queries).to_tensors()))
 
@@ -241,11 +278,11 @@ def recall_of_features(
 
     scores, table = parts.get("scan", scan)["scores"].cpu().numpy(), []
     groups = {"all": np.ones(len(queries), dtype=bool)} | {
-        name: np.asarray(own) for name, own in (groups or {}).items()
+        name: np.asarray(in_group) for name, in_group in (groups or {}).items()
     }
     for kind in kinds:
-        found = parts.get(f"candidates-{kind}-{ks[-1]}", lambda kind=kind: find(kind))["rows"].cpu().numpy()
-        for group, own in groups.items():
-            about = {"features": kind, "group": group, "num_queries": int(own.sum())}
-            table += [about | row for row in _table(scores[own], found[own], top, ks)]
+        neighbors = parts.get(f"candidates-{kind}-{ks[-1]}", lambda kind=kind: find(kind))["rows"].cpu().numpy()
+        for group, in_group in groups.items():
+            columns = {"features": kind, "group": group, "num_queries": int(in_group.sum())}
+            table += [columns | row for row in _table(scores[in_group], neighbors[in_group], top, ks)]
     return RecallOfFeatures(table, count, solution.damping)

@@ -1,4 +1,4 @@
-"""Results of analyses: numbers that are saved as JSON, drawn as figures, and published."""
+"""Save the results of analyses as JSON, draw them, and publish them."""
 
 from __future__ import annotations
 
@@ -26,41 +26,88 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AnalysisResult(ABC):
-    """Base of the results of all analyses. Their attributes are numbers, texts, and lists or tables of them."""
+    """Base class of the results of all analyses, whose attributes are numbers, strings, and lists or tables of them.
+
+    Example:
+        ```python
+        result = recall(trainer, queries)
+        print(result)
+        result.write("results", "recall")
+        ```
+    """
 
     @abstractmethod
     def figure(self) -> Figure:
-        """Draws the result."""
+        """Draw the result.
+
+        Example:
+            ```python
+            recall(trainer, queries).figure().savefig("recall.pdf")
+            ```
+        """
 
     def figures(self, name: str) -> dict[str, Figure]:
-        """All figures of the result, by the names of their files when it is called `name`."""
+        """Return all figures of the result by file name without suffix, given the name of the result.
+
+        Example:
+            ```python
+            for name, figure in result.figures("recall").items():
+                figure.savefig(f"{name}.pdf")
+            ```
+        """
         return {name: self.figure()}
 
     def save(self, path: str | Path) -> Path:
-        """Writes a JSON file."""
+        """Write a JSON file and return its path.
+
+        Example:
+            ```python
+            path = result.save("recall.json")
+            ```
+        """
         text = json.dumps(asdict(self), indent=2, allow_nan=False)
         return atomic_write(Path(path), lambda file: file.write_text(text, encoding="utf-8"))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Reads what `save` wrote."""
+        """Read a file that `save` wrote.
+
+        Example:
+            ```python
+            result = Recall.load("recall.json")
+            ```
+        """
         return cls(**json.loads(Path(path).read_text("utf-8")))
 
     def plot(self, path: str | Path) -> Path:
-        """Writes the figure; the suffix of the path says in which format, such as `.png` or `.svg`."""
+        """Write the figure in the format given by the suffix, such as `.png` or `.svg`, and return the path.
+
+        Raises:
+            MissingExtraError: If matplotlib is not installed.
+
+        Example:
+            ```python
+            result.plot("recall.png")
+            ```
+        """
         return save_figure(self.figure(), path)[0]
 
     def write(self, folder: str | Path, name: str) -> Path:
-        """Write `NAME.json`, `NAME.png` and `NAME.svg` into a folder, and return the path of the first.
+        """Write `NAME.json`, `NAME.png` and `NAME.svg` into a folder, and return the path of the JSON file.
 
-        Without matplotlib only the first is written.
+        The figures are skipped if matplotlib is not installed.
+
+        Example:
+            ```python
+            result.write("results", "recall")
+            ```
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
 
         def draw() -> None:
-            for called, figure in self.figures(name).items():
-                save_figure(figure, *(folder / f"{called}.{suffix}" for suffix in ("png", "svg")))
+            for stem, figure in self.figures(name).items():
+                save_figure(figure, *(folder / f"{stem}.{suffix}" for suffix in ("png", "svg")))
 
         try_to_draw(draw)
         return self.save(folder / f"{name}.json")
@@ -68,43 +115,49 @@ class AnalysisResult(ABC):
     def push_to_hub(
         self, repo_id: str, name: str, trainer: InfluenceTrainer, **options: Unpack[PushOptions]
     ) -> CommitInfo:
-        """Publishes the result as a dataset repository: what `write` writes, its tables as parquet, and a card.
+        """Publish the result as a dataset repository: the files of `write`, its tables as parquet, and a card.
 
         Args:
-            repo_id (`str`): Where to. The repository is created if it is not there.
-            name (`str`): Of the files, such as `"recall"`.
-            trainer ([`InfluenceTrainer`]): With which it was computed; the card names its model, data and settings.
+            repo_id (`str`): The repository, which is created if it does not exist.
+            name (`str`): Name of the files, such as `"recall"`.
+            trainer ([`InfluenceTrainer`]): The trainer that computed the result. The card names its model, data and
+                settings.
             **options: `private`, `revision` (a branch, created if needed), `create_pr`, `token` and `commit_message`,
                 as in `huggingface_hub`.
 
         Returns:
-            `huggingface_hub.CommitInfo`: The commit, or the pull request.
+            `huggingface_hub.CommitInfo`: The commit or the pull request.
 
         Raises:
-            PermissionError: If the token may not write there.
+            NotAllowedError: If the token has no write access to the repository.
+
+        Example:
+            ```python
+            recall(trainer, queries).push_to_hub("me/recall", "recall", trainer, private=True)
+            ```
         """
         return push_analysis(self, repo_id, name, trainer, **options)
 
 
 def push_analysis(
-    found: AnalysisResult, repo_id: str, name: str, trainer: InfluenceTrainer, **options: Unpack[PushOptions]
+    result: AnalysisResult, repo_id: str, name: str, trainer: InfluenceTrainer, **options: Unpack[PushOptions]
 ) -> CommitInfo:
-    """Publishes the result of an analysis; see `AnalysisResult.push_to_hub`."""
-    tables = {key: rows for key, rows in asdict(found).items() if isinstance(rows, list) and _is_table(rows)}
-    about = {"model": model_name(trainer.model), **sources(trainer.model, trainer.train_dataset)}
+    """Publish the result of an analysis; see `AnalysisResult.push_to_hub`."""
+    tables = {key: rows for key, rows in asdict(result).items() if isinstance(rows, list) and _is_table(rows)}
+    origin = {"model": model_name(trainer.model), **sources(trainer.model, trainer.train_dataset)}
 
     def stage(folder: Path, repo_id: str) -> tuple[DatasetCard, dict[str, Path]]:
-        found.write(folder, name)
+        result.write(folder, name)
         for key, rows in tables.items():
             Dataset.from_list(rows).to_parquet(folder / f"{key}.parquet")
-        description, _, attributes = inspect.getdoc(type(found)).partition("\n\nAttributes:\n")
-        texts = {"description": description, "attributes": inspect.cleandoc(attributes), "printed": str(found)}
-        known = {"kind": type(found).__name__, "package": type(found).__module__.rpartition(".")[0]}
-        known["figure"] = (folder / f"{name}.png").exists()
-        card = analysis_card(about, _settings(trainer), list(tables), repo_id=repo_id, name=name, **known, **texts)
+        description, _, attributes = inspect.getdoc(type(result)).partition("\n\nAttributes:\n")
+        texts = {"description": description, "attributes": inspect.cleandoc(attributes), "printed": str(result)}
+        facts = {"kind": type(result).__name__, "package": type(result).__module__.rpartition(".")[0]}
+        facts["figure"] = (folder / f"{name}.png").exists()
+        card = analysis_card(origin, _settings(trainer), list(tables), repo_id=repo_id, name=name, **facts, **texts)
         return card, {path.name: path for path in sorted(folder.iterdir())}
 
-    owned = [f"{name}.*", *(f"{field.name}.parquet" for field in fields(found))]
+    owned = [f"{name}.*", *(f"{field.name}.parquet" for field in fields(result))]
     return push(repo_id, "dataset", stage, owned, **options)
 
 
@@ -113,14 +166,14 @@ def _is_table(rows: list[Any]) -> bool:
 
 
 def _settings(trainer: InfluenceTrainer) -> list[tuple[str, str]]:
-    """What the answer depends on and is not as it is by default."""
+    """Return names and values of the seed, the size of the training set, changed settings, and package versions."""
     args, defaults = trainer.args, {field.name: field for field in fields(InfluenceConfig)}
     changed = {name: value for name, value in args.influence_settings().items() if value != _value(defaults[name])}
-    if "checkpoints" in changed:  # other people's paths are not for reading
+    if "checkpoints" in changed:  # local paths stay private
         changed["checkpoints"] = ["/".join(Path(entry).parts[-2:]) for entry in args.checkpoints]
-    about = {"seed": args.seed, "training examples": f"{len(trainer.train_dataset):,}"}
-    known = {"versions": ", ".join(f"{package} {number}" for package, number in versions().items())}
-    return [(name, str(value)) for name, value in (about | changed | known).items()]
+    run = {"seed": args.seed, "training examples": f"{len(trainer.train_dataset):,}"}
+    packages = {"versions": ", ".join(f"{package} {number}" for package, number in versions().items())}
+    return [(name, str(value)) for name, value in (run | changed | packages).items()]
 
 
 def _value(field: Field) -> Any:
@@ -128,9 +181,9 @@ def _value(field: Field) -> Any:
 
 
 def analysis_card(
-    about: dict[str, Any], settings: Sequence[tuple[str, str]], tables: Sequence[str], **values: Any
+    origin: dict[str, Any], settings: Sequence[tuple[str, str]], tables: Sequence[str], **values: Any
 ) -> DatasetCard:
-    """The card of an analysis; see `push_analysis`."""
+    """Return the card of an analysis; see `push_analysis`."""
     title = values["name"].replace("_", " ").capitalize()
-    known = {"title": title, "model": about["model"], "settings": cells(settings), "tables": tables}
-    return dataset_card("analysis.md", about, tables, **known, **values)
+    texts = {"title": title, "model": origin["model"], "settings": cells(settings), "tables": tables}
+    return dataset_card("analysis.md", origin, tables, **texts, **values)

@@ -1,4 +1,4 @@
-"""Train models again on changed training sets, each one once."""
+"""Retrain models on changed training sets, each model once."""
 
 from __future__ import annotations
 
@@ -13,15 +13,23 @@ from hf_fastif.execution import PartialResults, Tensors, single_process
 
 
 class Retrained:
-    """Models that are trained again on changed training sets: each one once, and what is measured of it is kept.
+    """A cache of measurements of models that are retrained on changed training sets.
 
-    The models are dealt to the processes. Each is trained as by a single process, without DDP, so that several
-    processes give the models of one; see `hf_fastif.execution.single_process` for what `train_on` must keep to.
+    Every model is trained once. The models are divided among the processes. Each is trained by a single process
+    without DDP, so that the number of processes does not change it; `hf_fastif.execution.single_process` says what
+    `train_on` must observe.
 
     Args:
-        parts (`PartialResults`): Where it is kept.
-        train_on (`Callable`): Given training examples and the number of a repeat (for a seed), trains a model and
-            returns numbers (n,) that are measured of it.
+        parts (`PartialResults`): Store of the measurements.
+        train_on (`Callable`): Trains a model and returns measurements (n,) of it, given training examples and the
+            number of the repeat, which serves as the seed.
+
+    Example:
+        ```python
+        parts = open_analysis_results(trainer, "retrained", digests(trainer, train=train))
+        retrained = Retrained(parts, train_on)
+        losses = retrained.measured("without-first", 0, lambda: train.select(range(1, len(train))))
+        ```
     """
 
     def __init__(self, parts: PartialResults, train_on: Callable[[Dataset, int], np.ndarray]):
@@ -30,22 +38,26 @@ class Retrained:
         self._known: dict[str, np.ndarray] = {}
 
     def train(self, wanted: Iterable[tuple[str, int, Callable[[], Dataset]]]) -> None:
-        """Trains those of some models that are missing, so that `measured` finds them; given as it takes them."""
-        work = {_name(change, repeat): partial(self._work, repeat, train) for change, repeat, train in wanted}
-        self.parts.compute_missing(work, "Training again")
-
-    def measured(self, change: str, repeat: int, train: Callable[[], Dataset]) -> np.ndarray:
-        """The numbers (n,) of the model that a changed training set gives.
+        """Train every requested model whose measurements are not cached yet.
 
         Args:
-            change (`str`): A short name of the change, for a file.
-            repeat (`int`): The number of the repeat.
-            train (`Callable`): Makes the changed training set.
+            wanted (`Iterable[tuple]`): Tuples of the arguments of `measured`.
+        """
+        work = {_name(change, repeat): partial(self._work, repeat, train) for change, repeat, train in wanted}
+        self.parts.compute_missing(work, "Retraining")
+
+    def measured(self, change: str, repeat: int, train: Callable[[], Dataset]) -> np.ndarray:
+        """Return the measurements (n,) of the model trained on a changed training set, training it if necessary.
+
+        Args:
+            change (`str`): Short name of the change, which becomes part of a file name.
+            repeat (`int`): Number of the repeat.
+            train (`Callable`): Returns the changed training set.
         """
         name = _name(change, repeat)
         if name not in self._known:
-            found = self.parts.get(name, partial(self._work, repeat, train))
-            self._known[name] = found["numbers"].cpu().numpy()
+            part = self.parts.get(name, partial(self._work, repeat, train))
+            self._known[name] = part["numbers"].cpu().numpy()
         return self._known[name]
 
     def _work(self, repeat: int, train: Callable[[], Dataset]) -> Tensors:

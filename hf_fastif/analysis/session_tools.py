@@ -1,4 +1,4 @@
-"""What the analyses share: queries, other settings for a while, and finished parts that are kept."""
+"""Provide the tools that all analyses share: temporary settings, manifests and stores of finished parts."""
 
 from __future__ import annotations
 
@@ -20,15 +20,25 @@ from hf_fastif.trainer import InfluenceTrainer
 
 @contextmanager
 def changed(trainer: InfluenceTrainer, **settings: Any) -> Iterator[None]:
-    """Gives a trainer other settings of influence within the block.
+    """Change influence settings of a trainer within the block.
+
+    Args:
+        trainer ([`InfluenceTrainer`]): The trainer, whose previous settings are restored afterwards.
+        **settings: New values by the names of fields of [`InfluenceConfig`].
 
     Raises:
-        ValueError: If there is no such setting, or its value is refused.
+        InfluenceError: If a setting does not exist or its value is invalid.
+
+    Example:
+        ```python
+        with changed(trainer, solver="exact", damping=0.1):
+            exact = trainer.compute_influence(queries)
+        ```
     """
     before, args = trainer.args, copy.copy(trainer.args)
     if unknown := set(settings) - set(args.influence_settings()):
         raise InfluenceError(
-            f"settings: {', '.join(sorted(unknown))} is no setting of influence; see InfluenceConfig."
+            f"settings: {', '.join(sorted(unknown))} is not an influence setting; give fields of InfluenceConfig."
         )
     for name, value in settings.items():
         setattr(args, name, value)
@@ -41,26 +51,59 @@ def changed(trainer: InfluenceTrainer, **settings: Any) -> Iterator[None]:
 
 
 def influence_manifest(trainer: InfluenceTrainer, **datasets: Dataset) -> dict[str, str]:
-    """What influence depends on: the model, the training set, settings, and other datasets by their names."""
+    """Return everything that influence depends on: model, loss, seed, settings, and digests of the datasets.
+
+    Args:
+        trainer ([`InfluenceTrainer`]): The trainer, whose training set is included.
+        **datasets: Other datasets by name, such as `queries`.
+
+    Returns:
+        `dict[str, str]`: The manifest for `open_analysis_results`.
+
+    Example:
+        ```python
+        parts = open_analysis_results(trainer, "recall", influence_manifest(trainer, queries=queries))
+        ```
+    """
     settings = {name: str(value) for name, value in trainer.args.influence_settings().items()}
     with trainer.session() as session:
-        about = {"model": session.checkpoints.fingerprint, "loss": session.loss, "seed": str(trainer.args.seed)}
-    return about | settings | digests(trainer, train_dataset=trainer.train_dataset, **datasets)
+        model = {"model": session.checkpoints.fingerprint, "loss": session.loss, "seed": str(trainer.args.seed)}
+    return model | settings | digests(trainer, train_dataset=trainer.train_dataset, **datasets)
 
 
 def digests(trainer: InfluenceTrainer, **datasets: Dataset) -> dict[str, str]:
-    """Short digests of the rows of some datasets, as the model sees them, by their names."""
+    """Return a short digest of the rows of each dataset, as the model sees them, by name.
+
+    Example:
+        ```python
+        print(digests(trainer, train=trainer.train_dataset, queries=queries)["queries"])
+        ```
+    """
     with trainer.session() as session:
         return {name: session.examples(name, rows).digest for name, rows in datasets.items()}
 
 
 def open_analysis_results(trainer: InfluenceTrainer, name: str, manifest: Mapping[str, str]) -> PartialResults:
-    """Finished parts of an analysis, in `output_dir/NAME`: in a folder of their own for each manifest.
+    """Open the store of finished parts of an analysis.
 
-    They are left there, so that an analysis that was stopped or is made larger goes on from them, unless
-    `trainer.args.overwrite` is set.
+    The store is a folder in `output_dir/NAME`, one for each manifest. It is never deleted, so that an interrupted or
+    extended analysis resumes from its finished parts. With `trainer.args.overwrite`, it is emptied first.
+
+    Args:
+        trainer ([`InfluenceTrainer`]): The trainer whose `output_dir` holds the store.
+        name (`str`): Name of the analysis.
+        manifest (`Mapping[str, str]`): What the parts depend on.
+
+    Returns:
+        `PartialResults`: The store.
+
+    Example:
+        ```python
+        parts = open_analysis_results(trainer, "scores", influence_manifest(trainer, queries=queries))
+        scores = parts.get("scan", lambda: {"scores": torch.from_numpy(trainer.compute_influence(queries))})
+        ```
     """
-    # Probe values of a loss may differ by rounding; they are compared when the folder is opened.
+    # Probe values of a loss may differ by rounding. They are compared when the store is opened.
     exact = {key: value for key, value in manifest.items() if key != "loss"}
     folder = Path(trainer.args.output_dir) / name / hexdigest([json.dumps(exact, sort_keys=True)])
     with trainer.session() as session:

@@ -1,4 +1,4 @@
-"""Do fast scores say what full ones do (section 5.4 of the paper, tables 2 and 4), and at which lambda?"""
+"""Measure how fast scores correlate with full ones, for several lambdas (section 5.4 of the paper, tables 2 and 4)."""
 
 from __future__ import annotations
 
@@ -25,22 +25,23 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FAST, PLAIN = "fast", "gradient product"
-NEARLY = 0.95  # Spearman from which plain gradients are said to give the same answer
+NEARLY = 0.95  # Spearman correlation from which plain gradients count as equivalent to the full scores
 
 
 @dataclass(frozen=True)
 class Correlation(AnalysisResult):
-    """How fast scores correlate with full ones, over the candidates that the fast way scores.
+    """The correlation of fast scores with full ones over the candidates that are scored.
 
     Attributes:
-        table (`list[dict]`): `asked` (the lambda that was asked for, such as "50.0" or "auto"), `method` ("fast", or
-            "gradient product", which has no curvature at all), `k`, and `pearson`, `spearman` and `kendall` as means
-            over queries, with their standard deviations over queries, `pearson_std` and so on.
-        dampings (`list[dict]`): `asked`, `damping` (lambda), `largest` (eigenvalue of the curvature), `cosine` (of the
-            converged s_test with the plain gradient, mean over queries), `residual` (of the converged s_test, mean),
-            and `fast` and `full`, the solvers in words.
-        num_candidates (`int`): N.
-        num_queries (`int`): Q.
+        table (`list[dict]`): Rows with `asked` (the requested lambda, such as "50.0" or "auto"), `method` ("fast", or
+            "gradient product", which uses no curvature), `k`, the means `pearson`, `spearman` and `kendall` over
+            queries, and their standard deviations over queries `pearson_std`, `spearman_std` and `kendall_std`.
+        dampings (`list[dict]`): Rows with `asked`, `damping` (the value of lambda), `largest` (the largest eigenvalue
+            of the curvature), `cosine` (between the converged s_test and the plain gradient, averaged over queries),
+            `residual` (of the converged s_test, averaged over queries), and `fast` and `full`, descriptions of the
+            solvers.
+        num_candidates (`int`): Number of candidates N.
+        num_queries (`int`): Number of queries Q.
     """
 
     table: list[dict[str, Any]]
@@ -49,28 +50,38 @@ class Correlation(AnalysisResult):
     num_queries: int
 
     def explain(self) -> list[str]:
-        """What each lambda means for its part of the table, in words."""
-        found = []
+        """Explain for each lambda how to read its part of the table, in one paragraph.
+
+        Example:
+            ```python
+            for paragraph in correlation(trainer, queries, [300], {"solver": "exact"}).explain():
+                print(paragraph)
+            ```
+        """
+        paragraphs = []
         spearman = pd.DataFrame(self.table).set_index(["asked", "method", "k"])["spearman"]
         for row in self.dampings:
             plain = spearman[row["asked"], PLAIN, self.num_candidates]
             meaning = (
-                "Here s_test is nearly the plain gradient: a high correlation says little about solver and lambda, "
-                "since leaving the curvature out reaches it too."
+                "At this lambda, s_test is nearly the plain gradient: a high correlation says little about the "
+                "solver, since scores without curvature reach it too."
                 if plain >= NEARLY
-                else "Here the curvature decides, and the correlation of the fast scores is the work of the solver."
+                else "At this lambda, the curvature matters: a high correlation shows that the solver works."
             )
             share = 100 * row["damping"] / row["largest"]
-            found.append(
+            paragraphs.append(
                 f"lambda = {row['damping']:.4g} is {share:.3g} % of the largest eigenvalue "
                 f"({row['largest']:.3g}). The converged s_test has cosine {row['cosine']:.3f} with the plain "
                 f"gradient, and a plain product of gradients correlates with the full scores at {plain:.3f} "
                 f"(Spearman, all candidates). {meaning}"
             )
-        return found
+        return paragraphs
 
     def __str__(self) -> str:
-        lines = [f"{self.num_queries} queries, {self.num_candidates:,} candidates; means and deviations over queries"]
+        lines = [
+            f"{self.num_queries} queries, {self.num_candidates:,} candidates; means and standard deviations over "
+            "queries"
+        ]
         tables = pd.DataFrame(self.table).groupby("asked")
         for damping, meaning in zip(self.dampings, self.explain(), strict=True):
             lines += ["", f"fast: {damping['fast']}; full: {damping['full']}", meaning]
@@ -80,12 +91,12 @@ class Correlation(AnalysisResult):
         return "\n".join(lines)
 
     def figure(self) -> Figure:
-        """Draws the correlations against k, a panel for each lambda."""
+        """Draw the correlations against k, with one panel for each lambda."""
         table = pd.DataFrame(self.table)
         all_scored = table[(table["k"] == self.num_candidates) & (table["method"] == FAST)]
         numbers = zip(all_scored["spearman"], self.dampings, strict=True)
         agreement = ", ".join(f"{value:.3f} at lambda = {row['damping']:.3g}" for value, row in numbers)
-        title = f"Spearman correlation of fast and full scores over all candidates: {agreement}"
+        title = f"Spearman correlation between fast and full scores over all candidates: {agreement}"
         lambdas = len(self.dampings)
         figure, panels = new_figure(4.2 * lambdas + 2.2, 4, columns=lambdas, title=title, sharey=True)
         colors = colors_of(COEFFICIENTS)
@@ -114,54 +125,61 @@ def correlation(
     full: dict[str, Any],
     dampings: Sequence[float | str] = (FASTIF["damping"], "auto"),
 ) -> Correlation:
-    """Compares fast scores (k candidates from the index, the trainer's solver) with those of a converged full scan.
+    """Compare fast scores (the trainer's solver, k candidates from the index) with a converged scan of all candidates.
 
-    For one lambda a single s_test serves every k, so the scores of a candidate do not differ between two k. The
-    candidates that an index proposes are rather the influential ones, which correlate better than candidates drawn at
-    random would; the row with k = N is over all of them.
+    A single s_test per lambda serves every k, so that the score of a candidate does not depend on k. The nearest
+    neighbors in an index tend to be influential, and correlate better than random candidates would; the row with k = N
+    covers all candidates. Finished parts are saved in `output_dir/correlation`.
 
     Args:
-        trainer ([`InfluenceTrainer`]): With the solver of the fast scores in its settings. The index is built.
-        queries (`datasets.Dataset`): Q examples.
-        ks (`Sequence[int]`): Numbers of candidates; all of them (N) are added.
-        full (`dict`): Settings with which the solver converges, such as `{"solver": "exact"}`.
-        dampings (`Sequence`, *optional*): Values of lambda: by default that of the authors for MultiNLI and "auto".
+        trainer ([`InfluenceTrainer`]): The trainer, whose settings determine the solver of the fast scores. The index
+            is built.
+        queries (`datasets.Dataset`): The Q queries.
+        ks (`Sequence[int]`): Numbers k of candidates. All candidates (N) are added.
+        full (`dict`): Influence settings with which the solver converges, such as `{"solver": "exact"}`.
+        dampings (`Sequence[float | str]`, *optional*): Values of lambda, by default the authors' value for MultiNLI
+            and "auto".
 
     Returns:
-        [`Correlation`]: `print` it for the tables and what they mean. What is finished is kept in
-            `output_dir/correlation`.
+        [`Correlation`]: The correlations. Printing it shows the tables with an explanation.
 
     Raises:
-        ValueError: If some k exceeds the candidates, or a setting is refused.
+        InfluenceError: If some k exceeds the number of candidates, or a setting is invalid.
+
+    Example:
+        ```python
+        result = correlation(trainer, dev.select(range(20)), ks=[100, 1000], full={"solver": "exact"})
+        print(result)
+        ```
     """
     count = len(trainer.train_dataset)
     for k in ks:
         check_num_neighbors(k, count)
     for damping in dampings:
         with changed(trainer, damping=damping, **full):
-            pass  # refused before the work
+            pass  # validate before the work starts
     ks = sorted({*ks, count})
     manifest = influence_manifest(trainer, queries=queries) | {"ks": str(ks), "full": str(sorted(full.items()))}
     parts = open_analysis_results(trainer, "correlation", manifest)
     plain = parts.get("plain", lambda: _plain(trainer, queries))
-    table, about = [], []
-    for asked in dampings:
-        name = str(asked).replace(".", "_")  # in the name of a part a dot has a meaning
+    table, rows_of_dampings = [], []
+    for damping in dampings:
+        name = str(damping).replace(".", "_")  # a dot has a meaning in the name of a part
 
-        def work(asked: float | str = asked) -> Tensors:
-            with changed(trainer, damping=asked):
+        def work(damping: float | str = damping) -> Tensors:
+            with changed(trainer, damping=damping):
                 return _fast(trainer, queries, ks)
 
-        def converged(asked: float | str = asked) -> Tensors:
-            with changed(trainer, damping=asked, **full):
+        def converged(damping: float | str = damping) -> Tensors:
+            with changed(trainer, damping=damping, **full):
                 return _full(trainer, queries)
 
         fast, truth = parts.get(f"fast-{name}", work), parts.get(f"full-{name}", converged)
         candidates = fast["candidates"].cpu().numpy()
-        table += _rows(str(asked), FAST, fast["scores"], truth["scores"], candidates, ks)
-        table += _rows(str(asked), PLAIN, plain["scores"], truth["scores"], candidates, ks)
-        about.append(_about(trainer, str(asked), truth, full))
-    return Correlation(table, about, count, len(queries))
+        table += _rows(str(damping), FAST, fast["scores"], truth["scores"], candidates, ks)
+        table += _rows(str(damping), PLAIN, plain["scores"], truth["scores"], candidates, ks)
+        rows_of_dampings.append(_row_of_damping(trainer, str(damping), truth, full))
+    return Correlation(table, rows_of_dampings, count, len(queries))
 
 
 def _plain(trainer: InfluenceTrainer, queries: Dataset) -> Tensors:
@@ -170,20 +188,23 @@ def _plain(trainer: InfluenceTrainer, queries: Dataset) -> Tensors:
 
 
 def _fast(trainer: InfluenceTrainer, queries: Dataset, ks: Sequence[int]) -> Tensors:
-    """Scores (Q, N), and candidates (Q, N): first those that the index proposes, nearest first, then all others."""
+    """Compute scores (Q, N), and an order of the candidates (Q, N): the nearest neighbors in the index come first."""
     count = len(trainer.train_dataset)
     solution = trainer.compute_s_test(queries)
     order = np.tile(np.arange(count), (len(queries), 1))
     if len(ks) > 1:
         trainer.build_index()
         pairs = zip(trainer.find_candidates(queries, ks[-2], s_test=solution), order, strict=True)
-        order = np.stack([np.concatenate([own, np.setdiff1d(rows, own)]) for own, rows in pairs])
+        order = np.stack([np.concatenate([nearest, np.setdiff1d(rows, nearest)]) for nearest, rows in pairs])
     scores = trainer.compute_influence(queries, s_test=solution)
     return {"scores": torch.from_numpy(scores), "candidates": torch.from_numpy(order)}
 
 
 def _full(trainer: InfluenceTrainer, queries: Dataset) -> Tensors:
-    """Scores (Q, N), and how near s_test is to the plain gradient."""
+    """Compute converged scores (Q, N), the cosine of s_test with the plain gradient (Q,), and its residual (Q,).
+
+    `numbers` holds lambda and the largest eigenvalue of the curvature.
+    """
     solution = trainer.compute_s_test(queries)
     with changed(trainer, solver="identity", preconditioner=None):
         gradients = trainer.compute_s_test(queries).vectors
@@ -197,24 +218,25 @@ def _full(trainer: InfluenceTrainer, queries: Dataset) -> Tensors:
     }
 
 
-def _about(trainer: InfluenceTrainer, asked: str, truth: Tensors, full: dict[str, Any]) -> dict[str, Any]:
+def _row_of_damping(trainer: InfluenceTrainer, name: str, truth: Tensors, full: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of `Correlation.dampings`, given the requested lambda as text."""
     damping, largest = truth["numbers"].tolist()
     with trainer.session() as session:
         fast = session.setup().describe()
     with changed(trainer, **full), trainer.session() as session:
         converged = session.setup().describe()
     numbers = {name: float(truth[name].mean()) for name in ("cosine", "residual")}
-    return {"asked": asked, "damping": damping, "largest": largest, **numbers, "fast": fast, "full": converged}
+    return {"asked": name, "damping": damping, "largest": largest, **numbers, "fast": fast, "full": converged}
 
 
 def _rows(
-    asked: str, method: str, scores: torch.Tensor, truth: torch.Tensor, candidates: np.ndarray, ks: Sequence[int]
+    damping: str, method: str, scores: torch.Tensor, truth: torch.Tensor, candidates: np.ndarray, ks: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """A row of the table for each k."""
+    """Return a row of `Correlation.table` for each k, given the order of the candidates (Q, N)."""
     a, b = (np.take_along_axis(values.cpu().numpy(), candidates, axis=1) for values in (scores, truth))
-    found = []
+    rows = []
     for k in ks:
-        of_queries = pd.DataFrame([correlations(one[:k], other[:k]) for one, other in zip(a, b, strict=True)])
-        numbers = of_queries.mean().to_dict() | of_queries.std(ddof=0).add_suffix("_std").to_dict()
-        found.append({"asked": asked, "method": method, "k": k} | numbers)
-    return found
+        by_query = pd.DataFrame([correlations(one[:k], other[:k]) for one, other in zip(a, b, strict=True)])
+        numbers = by_query.mean().to_dict() | by_query.std(ddof=0).add_suffix("_std").to_dict()
+        rows.append({"asked": damping, "method": method, "k": k} | numbers)
+    return rows

@@ -1,4 +1,4 @@
-"""Time and error of s_test over J, B and T of LiSSA, and of other solvers (section 5.3, figures 3b and 9)."""
+"""Measure time and error of s_test for J, B and T of LiSSA and for other solvers (section 5.3, figures 3b and 9)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 COSTLIEST = "the costliest LiSSA"
 LISSA, PLAIN = "LiSSA", "gradient / lambda"
-OTHERS = {  # settings by name; those that take steps are looked at after 1, 2, 4, 8, ...
+OTHERS = {  # settings by name; iterative solvers are inspected after 1, 2, 4, 8, ... steps
     "SDCA": {"solver": "sdca"},
     "CG": {"solver": "cg"},
     "EK-FAC": {"solver": "ekfac"},
@@ -42,15 +42,15 @@ class InverseHessian(AnalysisResult):
     """Time and error of s_test for settings of LiSSA and for other solvers.
 
     Attributes:
-        table (`list[dict]`): `solver`, `J` (steps), `B` (training examples a step) and `T` (runs averaged; B and T are
-            None but for LiSSA; "gradient / lambda" is s_test without curvature), `seconds` (for all queries at once,
-            without what a solver is fitted with), `fit` (seconds for that), and the error ||x - x*|| / ||x*|| against
-            the reference: `error`, the mean over queries, `error_std`, their standard deviation, `error_wrong` and
-            `error_right`, the means over queries that are predicted wrong and right (None if there are none).
-        diverged (`list[str]`): LiSSA settings that diverged, with what was said.
-        reference (`str`): What x* is.
-        damping (`float`): lambda.
-        num_queries (`int`): Q.
+        table (`list[dict]`): Rows with `solver` ("gradient / lambda" is s_test without curvature), `J` (the number of
+            steps), `B` (training examples per step) and `T` (averaged runs), the last two None except for LiSSA,
+            `seconds` (for all queries at once, without fitting), `fit` (seconds to fit the solver), and statistics
+            over queries of the error ||x - x*|| / ||x*||: the mean `error`, the standard deviation `error_std`, and
+            the means `error_wrong` and `error_right` over queries predicted wrong and right (None if there are none).
+        diverged (`list[str]`): Descriptions of the LiSSA settings that diverged, with the step.
+        reference (`str`): Description of the solver of the reference x*.
+        damping (`float`): Damping lambda.
+        num_queries (`int`): Number of queries Q.
     """
 
     table: list[dict[str, Any]]
@@ -70,10 +70,10 @@ class InverseHessian(AnalysisResult):
         return "\n".join([*lines, *(f"  diverged: {why}" for why in self.diverged)])
 
     def figure(self) -> Figure:
-        """Draws LiSSA's time and error against J, a line for each B and T, and error against time for all solvers."""
-        table = pd.DataFrame(self.table).replace({"error": {0.0: np.nan}})  # of x* itself, which a log axis has not
+        """Draw time and error of LiSSA against J, and error against time for all solvers, one line per setting."""
+        table = pd.DataFrame(self.table).replace({"error": {0.0: np.nan}})  # a log axis cannot show x* itself
         best = table.loc[table["error"].idxmin()]
-        title = f"{best['solver']} comes nearest to x*: error {best['error']:.2g} in {best['seconds']:.3g} s"
+        title = f"The lowest error is that of {best['solver']}: {best['error']:.2g} in {best['seconds']:.3g} s"
         figure, ((of_time, of_error, both),) = new_figure(14, 4.4, columns=3, title=title)
         lissa, others = table[table["solver"] == LISSA].astype({"B": int, "T": int}), table[table["solver"] != LISSA]
         sizes = colors_of([str(size) for size in sorted(lissa["B"].unique())])
@@ -101,81 +101,98 @@ def inverse_hessian(
     trainer: InfluenceTrainer,
     queries: Dataset,
     right: Sequence[bool],
+    *,
     depths: Sequence[int] = tuple(range(700, 1301, 100)),
     batch_sizes: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 128),
     repeats: Sequence[int] = (1, 4),
     others: Mapping[str, dict[str, Any]] | None = None,
     reference: dict[str, Any] | None = None,
 ) -> InverseHessian:
-    """Measures how long s_test takes and how far it is from the reference.
+    """Measure how long s_test takes and how far it is from a reference.
 
-    LiSSA runs once for each B and T, and is looked at after J steps; looking takes no part in the time.
+    LiSSA runs once for each B and T, and its solution is inspected after every J steps of the list. The time of the
+    inspections is not counted. Finished parts are saved in `output_dir/inverse_hessian`.
 
     Args:
-        trainer ([`InfluenceTrainer`]): With lambda and curvature in its settings. On one process.
-        queries (`datasets.Dataset`): Q examples, solved for at once.
-        right (`Sequence[bool]`): Whether the model predicts each of them right; their errors are reported apart too.
-        depths (`Sequence[int]`, *optional*): The J; those of the paper unless given.
-        batch_sizes (`Sequence[int]`, *optional*): The B; those of the paper unless given.
-        repeats (`Sequence[int]`, *optional*): The T; those of the paper unless given.
-        others (`Mapping[str, dict]`, *optional*): Settings of other solvers by name.
-        reference (`dict`, *optional*): Settings of a solver whose answer is x*, such as `{"solver": "exact"}`. Unless
-            given it is LiSSA with the largest J, B and T, as in the paper; its own error is then 0.
+        trainer ([`InfluenceTrainer`]): The trainer, whose settings determine lambda and the curvature. It must run on
+            a single process.
+        queries (`datasets.Dataset`): The Q queries, which are solved for at once.
+        right (`Sequence[bool]`): Whether the model predicts each query right, to report both groups separately.
+        depths (`Sequence[int]`, *optional*): Values of J, by default those of the paper (section 5.3).
+        batch_sizes (`Sequence[int]`, *optional*): Values of B, by default those of the paper (section 5.3).
+        repeats (`Sequence[int]`, *optional*): Values of T, by default those of the paper (section 5.3).
+        others (`Mapping[str, dict]`, *optional*): Settings of other solvers by name, such as `OTHERS`.
+        reference (`dict`, *optional*): Settings of the solver that computes x*, such as `{"solver": "exact"}`. The
+            default is LiSSA with the largest J, B and T as in the paper, whose own error is then 0.
 
     Returns:
-        [`InverseHessian`]: What is finished is kept in `output_dir/inverse_hessian`.
+        [`InverseHessian`]: Time and error of every setting.
 
     Raises:
-        ValueError: If there are several processes or checkpoints, or a setting is refused.
+        InfluenceError: If there are several processes or checkpoints, or a setting is invalid.
         DivergenceError: If the reference diverges.
+
+    Example:
+        ```python
+        rows, right = balanced_queries(trainer, dev, 8)
+        result = inverse_hessian(trainer, dev.select(rows), right, others=OTHERS, reference={"solver": "exact"})
+        print(result)
+        ```
     """
     if trainer.accelerator.num_processes > 1:
-        raise InfluenceError("num_processes: solvers are looked at while they run, which one process does; start one.")
+        raise InfluenceError(
+            f"num_processes={trainer.accelerator.num_processes}: solvers can be inspected on a single process only; "
+            "start one."
+        )
     with trainer.session() as session:
         if len(session.checkpoints) > 1:
             raise InfluenceError(
                 f"checkpoints={trainer.args.checkpoints}: s_test is compared at one; give 'auto' or 'final'."
             )
-    most = {"solver": "lissa", "lissa_depth": max(depths), "solver_tolerance": None}
-    lissa = [most | {"lissa_batch_size": b, "num_repeats": t} for t in repeats for b in batch_sizes]
-    named = reference is not None
-    reference = reference or most | {"lissa_batch_size": max(batch_sizes), "num_repeats": max(repeats)}
+    deepest = {"solver": "lissa", "lissa_depth": max(depths), "solver_tolerance": None}
+    lissa = [deepest | {"lissa_batch_size": b, "num_repeats": t} for t in repeats for b in batch_sizes]
+    is_given = reference is not None
+    reference = reference or deepest | {"lissa_batch_size": max(batch_sizes), "num_repeats": max(repeats)}
     for settings in (reference, *lissa, *(others or {}).values()):
         with changed(trainer, **settings):
-            pass  # refused before the work
+            pass  # validate before the work starts
     manifest = influence_manifest(trainer, queries=queries) | {"reference": str(sorted(reference.items()))}
     parts = open_analysis_results(trainer, "inverse_hessian", manifest)
     truth = parts.get("reference", lambda: _solved(trainer, queries, reference))
     bench = _Bench(trainer, queries, truth["vectors"], np.asarray(right, dtype=bool), sorted(depths))
-    table, diverged = _measured(bench, parts, lissa, others or {}, float(truth["damping"]))
+    table, diverged = _measure_all(bench, parts, lissa, others or {}, float(truth["damping"]))
     with changed(trainer, **reference), trainer.session() as session:
-        what = session.setup().describe() if named else f"{COSTLIEST}, {session.setup().describe()}"
-    return InverseHessian(table, diverged, what, float(truth["damping"]), len(queries))
+        description = session.setup().describe() if is_given else f"{COSTLIEST}, {session.setup().describe()}"
+    return InverseHessian(table, diverged, description, float(truth["damping"]), len(queries))
 
 
-def _measured(
+def _measure_all(
     bench: _Bench,
     parts: PartialResults,
     lissa: Sequence[dict[str, Any]],
     others: Mapping[str, dict[str, Any]],
     damping: float,
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """The table, and what is said of the settings that diverged."""
+    """Measure the given settings of LiSSA, the plain gradient and the other solvers.
+
+    Returns:
+        `tuple`: The attributes `table` and `diverged` of [`InverseHessian`].
+    """
     table, diverged = [], []
     for settings in lissa:
-        about = {"solver": LISSA, "B": settings["lissa_batch_size"], "T": settings["num_repeats"]}
-        name = f"lissa-{about['B']}-{about['T']}-{hexdigest([str(bench.depths)])}"
+        columns = {"solver": LISSA, "B": settings["lissa_batch_size"], "T": settings["num_repeats"]}
+        name = f"lissa-{columns['B']}-{columns['T']}-{hexdigest([str(bench.depths)])}"
         part = parts.get(name, lambda settings=settings: bench.measure(settings, bench.depths))
-        table += [about | row for row in _rows(part)]
+        table += [columns | row for row in _rows(part)]
         if len(part["steps"]) < len(bench.depths):
-            diverged.append(f"LiSSA, B = {about['B']}, T = {about['T']}, in step {int(part['stopped']) + 1:,}")
-    alone = {"B": None, "T": None}
-    same = {"num_repeats": 1, "damping": damping}  # "auto" is another lambda for EK-FAC
-    table += [{"solver": PLAIN} | alone | row for row in _rows(parts.get("plain", lambda: bench.plain(damping)))]
+            diverged.append(f"LiSSA, B = {columns['B']}, T = {columns['T']}, in step {int(part['stopped']) + 1:,}")
+    no_sizes = {"B": None, "T": None}
+    same = {"num_repeats": 1, "damping": damping}  # since "auto" is a different lambda for EK-FAC
+    table += [{"solver": PLAIN} | no_sizes | row for row in _rows(parts.get("plain", lambda: bench.plain(damping)))]
     for name, settings in others.items():
         key = f"other-{hexdigest([str(sorted(settings.items()))])}"
         part = parts.get(key, lambda settings=settings: bench.measure(same | settings, None))
-        table += [{"solver": name} | alone | row for row in _rows(part)]
+        table += [{"solver": name} | no_sizes | row for row in _rows(part)]
     return table, diverged
 
 
@@ -187,7 +204,7 @@ def _solved(trainer: InfluenceTrainer, queries: Dataset, settings: dict[str, Any
 
 @dataclass
 class _Bench:
-    """Runs solvers for the same queries and compares them with the same truth (Q, P)."""
+    """A bench that runs solvers for the same queries and compares them with the same reference `truth` (Q, P)."""
 
     trainer: InfluenceTrainer
     queries: Dataset
@@ -196,13 +213,16 @@ class _Bench:
     depths: list[int]
 
     def plain(self, damping: float) -> Tensors:
-        """The errors of grad / lambda."""
-        with self._moment() as session:
+        """Compute the errors of grad / lambda, as columns."""
+        with self._checkpoint() as session:
             return self._columns({0: self._error(self._gradients(session) / damping)}, {0: 0.0}, 0.0, 0)
 
     def measure(self, settings: dict[str, Any], steps: Sequence[int] | None) -> Tensors:
-        """Seconds and errors after some steps (None: after 1, 2, 4, ..., and at the end), as columns."""
-        with changed(self.trainer, **settings), self._moment() as session:
+        """Run a solver and measure seconds and errors after the given steps, as columns.
+
+        Without steps, it is inspected after 1, 2, 4, ... steps and at the end.
+        """
+        with changed(self.trainer, **settings), self._checkpoint() as session:
             gradients, start = self._gradients(session), time.perf_counter()
             solver = session.setup().solver()
             fit = time.perf_counter() - start
@@ -219,8 +239,8 @@ class _Bench:
         return columns | {"errors": errors.double(), "right": right, "stopped": torch.tensor(stopped)}
 
     @contextmanager
-    def _moment(self) -> Iterator[InfluenceSession]:
-        """The model at the checkpoint that influence is taken at."""
+    def _checkpoint(self) -> Iterator[InfluenceSession]:
+        """Put the model at the checkpoint of the influence within the block."""
         with self.trainer.session() as session, session.checkpoints.at(0):
             yield session
 
@@ -233,10 +253,11 @@ class _Bench:
 
 
 def _rows(part: Tensors) -> list[dict[str, Any]]:
-    right, found = part["right"].bool(), []
+    """Return a row of the table for each inspected step, without `solver`, `B` and `T`."""
+    right, rows = part["right"].bool(), []
     for step, seconds, fit, errors in zip(*(part[n] for n in ("steps", "seconds", "fit", "errors")), strict=True):
         groups = {"error_wrong": errors[~right], "error_right": errors[right]}
         numbers = {"error": float(errors.mean()), "error_std": float(errors.std(correction=0))}
-        numbers |= {name: float(own.mean()) if len(own) else None for name, own in groups.items()}
-        found.append({"J": int(step), "seconds": float(seconds), "fit": float(fit)} | numbers)
-    return found
+        numbers |= {name: float(group.mean()) if len(group) else None for name, group in groups.items()}
+        rows.append({"J": int(step), "seconds": float(seconds), "fit": float(fit)} | numbers)
+    return rows

@@ -1,4 +1,4 @@
-"""Does the loss change as influence says, once a model is trained again without the examples?
+"""Measure whether losses change as influence predicts when a model is retrained without influential examples.
 
 Section 5.4 and appendix B.3 of the paper, figures 3c and 10.
 """
@@ -44,7 +44,15 @@ RANDOM = "random"
 
 @dataclass(frozen=True)
 class Removal:
-    """What is removed: the first m of some `rows`, for one query or (random ones) for every one of them."""
+    """Training examples to remove, for a single query or, if they are random, for all queries.
+
+    Attributes:
+        system (`str`): The way in which the examples were chosen.
+        direction (`str`): "helpful", "harmful", or the label of random examples.
+        m (`int`): Number of removed examples.
+        queries (`Sequence[int]`): The queries whose loss is measured.
+        rows (`np.ndarray` of shape `(m,)`): The removed rows of the training set.
+    """
 
     system: str
     direction: str
@@ -55,15 +63,16 @@ class Removal:
 
 @dataclass(frozen=True)
 class Retraining(AnalysisResult):
-    """How the loss on queries changed when a model was trained again without some examples.
+    """Changes of the loss on queries after retraining without some examples.
 
     Attributes:
-        changes (`list[dict]`): `system` (a way to find influential examples, or "random"), `direction` ("helpful" or
-            "harmful", or the label of the random examples), `m` (examples removed), `query`, `repeat`, and `change`
-            of the loss, against a model of the same repeat that was trained on everything.
-        losses (`list[float]`): Of each query under the models that were trained on everything, mean over repeats.
+        changes (`list[dict]`): Rows with `system` (the way to find influential examples, or "random"), `direction`
+            ("helpful" or "harmful", or the label of the random examples), `m` (the number of removed examples),
+            `query`, `repeat`, and `change`, the loss minus that of the model of the same repeat that was trained on
+            all examples.
+        losses (`list[float]`): Loss on each query after training on all examples, averaged over repeats.
         right (`list[bool]`): Whether the model predicted each query right.
-        num_train (`int`): N.
+        num_train (`int`): Number of training examples N.
     """
 
     changes: list[dict[str, Any]]
@@ -72,35 +81,47 @@ class Retraining(AnalysisResult):
     num_train: int
 
     def summary(self, seed: int = 0) -> list[dict[str, Any]]:
-        """Means over queries and repeats: `group`, `system`, `direction`, `m`, `change`, `low` and `high`.
+        """Average the changes over queries and repeats.
 
-        The group is "all" queries, or those "predicted wrong" or "predicted right". From `low` to `high` is the 95 %
-        interval from drawing queries and repeats anew: NaN for a single number, and too narrow where there are few.
+        The 95 % intervals come from resampling queries and repeats. They are NaN for a single number, and too narrow
+        for few queries or repeats.
+
+        Args:
+            seed (`int`, *optional*, defaults to 0): Seed of the bootstrap samples.
+
+        Returns:
+            `list[dict]`: Rows with `group` ("all" queries, "predicted wrong" or "predicted right"), `system`,
+                `direction`, `m`, `change`, and the ends `low` and `high` of its interval.
+
+        Example:
+            ```python
+            print(pd.DataFrame(result.summary()))
+            ```
         """
         changes = pd.DataFrame(self.changes)
         right = np.array(self.right)[changes["query"]]
         groups = {"all": changes} | {name: changes[right == value] for name, value in GROUPS.items()}
         summary = []
         for group, rows in groups.items():
-            for (system, direction, m), changed in rows.groupby(["system", "direction", "m"], sort=False):
-                values = changed.pivot(index="query", columns="repeat", values="change").to_numpy()
+            for (system, direction, m), selected in rows.groupby(["system", "direction", "m"], sort=False):
+                values = selected.pivot(index="query", columns="repeat", values="change").to_numpy()
                 numbers = dict(zip(("change", "low", "high"), mean_and_interval(values, seed), strict=True))
                 summary.append({"group": group, "system": system, "direction": direction, "m": int(m)} | numbers)
         return summary
 
     def __str__(self) -> str:
         lines = [
-            f"Change of the loss on {len(self.losses)} queries (before: {np.mean(self.losses):.3f}) after training "
-            f"again without m of {self.num_train:,} examples, with 95 % intervals"
+            f"Change of the loss on {len(self.losses)} queries (before: {np.mean(self.losses):.3f}) after retraining "
+            f"without m of {self.num_train:,} examples, with 95 % intervals"
         ]
         for row in self.summary():
-            chosen = f"{row['system']}, {row['direction']}"
+            removed = f"{row['system']}, {row['direction']}"
             change = f"{row['change']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f})"
-            lines.append(f"  {row['group']:16} {chosen:28} m = {row['m']:<5} {change}")
+            lines.append(f"  {row['group']:16} {removed:28} m = {row['m']:<5} {change}")
         return "\n".join(lines)
 
     def figure(self) -> Figure:
-        """Draws the change against m: a panel for the queries predicted wrong, one for those predicted right."""
+        """Draw the change of the loss against m, with one panel for wrongly and one for rightly predicted queries."""
         summary = pd.DataFrame(self.summary())
         groups = [name for name in GROUPS if name in {*summary["group"]}]
         size = {"columns": len(groups), "sharey": True, "title": self._conclusion(summary)}
@@ -113,7 +134,7 @@ class Retraining(AnalysisResult):
             of_group = summary[summary["group"] == group].groupby(series, sort=False)
             for number, ((system, direction), rows) in enumerate(of_group):
                 style = {"marker": "o", "linestyle": dashes[system], "label": f"{system}, {direction}"}
-                moved = rows["m"] * 1.03 ** (number - lines / 2)  # else the bars would lie on each other
+                moved = rows["m"] * 1.03 ** (number - lines / 2)  # to keep error bars apart
                 draw_points(axes, moved, rows["change"], rows["low"], rows["high"], color=colors[direction], **style)
             draw_level(axes, 0)
             axes.set_xlabel("examples removed")
@@ -127,90 +148,101 @@ class Retraining(AnalysisResult):
         most = summary["m"].max()
         rows = summary.query("group == 'all' and m == @most and system != @RANDOM")
         changes = ", ".join(f"{row.direction} {row.change:+.3f} ({row.system})" for row in rows.itertuples())
-        return f"Change of the loss without the {most} most influential examples: {changes}"
+        return f"Change of the loss after removing the {most} most influential examples: {changes}"
 
 
 def retraining(
     trainer: InfluenceTrainer,
     queries: Dataset,
     right: Sequence[bool],
+    *,
     train_on: Callable[[Dataset, int], np.ndarray],
     about: Mapping[str, str],
     systems: Mapping[str, int | None] | None = None,
     num_removed: Sequence[int] = (1, 5, 25, 50, 100),
     num_repeats: int = 2,
 ) -> Retraining:
-    """Removes the m most helpful or harmful examples of each query, or m random ones of a label, and trains again.
+    """Remove the m most helpful or harmful examples of each query, or m random ones of a label, and retrain.
 
-    Random examples have nothing to do with a query, so that one model without them serves all queries. Removing the
-    same examples for another query or system takes no further model either.
+    Random examples do not depend on the query, so a single model without them serves all queries. Models are also
+    shared between queries and systems that remove the same examples. The influential examples are saved in
+    `output_dir/retraining` and the losses of every model in `output_dir/retrained`, so that an interrupted call
+    resumes.
 
     Args:
-        trainer ([`InfluenceTrainer`]): Of the model whose influential examples are removed.
-        queries (`datasets.Dataset`): Q examples.
-        right (`Sequence[bool]`): Whether the model predicts each of them right; they are reported apart.
-        train_on (`Callable`): Given training examples and a seed, trains a model and returns its losses (Q,) on the
-            queries.
-        about (`Mapping[str, str]`): What `train_on` depends on beside its arguments.
-        systems (`Mapping`, *optional*): The ways to find influential examples by their names: k, the number of nearest
-            neighbours that are scored, or None for all; by default `{"full": None}`.
-        num_removed (`Sequence[int]`, *optional*): The m.
-        num_repeats (`int`, *optional*, defaults to 2): Models for each removal, which differ in their seed.
+        trainer ([`InfluenceTrainer`]): The trainer of the model whose influential examples are removed.
+        queries (`datasets.Dataset`): The Q queries.
+        right (`Sequence[bool]`): Whether the model predicts each query right, to report both groups separately.
+        train_on (`Callable`): Trains a model and returns its losses (Q,) on the queries, given training examples and
+            the number of the repeat, which serves as the seed.
+        about (`Mapping[str, str]`): Everything else that `train_on` depends on. Saved losses are reused only if it is
+            equal.
+        systems (`Mapping[str, int | None]`, *optional*): The ways to find influential examples by name: the number k
+            of nearest neighbors to score, or None for all examples. The default is `{"full": None}`.
+        num_removed (`Sequence[int]`, *optional*): Numbers m of examples to remove.
+        num_repeats (`int`, *optional*, defaults to 2): Number of models for each removal, which differ in their seed.
 
     Returns:
-        [`Retraining`]: What is finished, above all every model's losses, is kept in `output_dir/retraining` and
-            `output_dir/retrained`.
+        [`Retraining`]: The changes of the loss.
 
     Raises:
-        ValueError: If a query has fewer than m examples of a direction, or a label fewer than m.
+        InfluenceError: If a query has fewer than m examples of a direction, or a label has fewer than m examples.
+
+    Example:
+        ```python
+        rows, right = balanced_queries(trainer, dev, 20)
+        result = retraining(trainer, dev.select(rows), right, train_on=train_on, about={"epochs": "3"})
+        print(result)
+        ```
     """
     train, seeds = without_indexes(trainer.train_dataset), range(num_repeats)
-    sizes, everyone = sorted(num_removed), range(len(queries))
+    sizes, all_queries = sorted(num_removed), range(len(queries))
     random = [random_rows(train, sizes[-1], trainer.args.seed + seed, "num_removed") for seed in seeds]
     tops = _influential(trainer, queries, systems or {"full": None}, sizes[-1])
-    chosen = [
+    influential = [
         Removal(system, direction, m, [query], rows[query, :m])
         for (system, direction), rows in tops.items()
-        for query in everyone
+        for query in all_queries
         for m in sizes
     ]
     parts = open_analysis_results(trainer, "retrained", dict(about) | digests(trainer, train=train, queries=queries))
     retrained = Retrained(parts, train_on)
 
-    others = [
-        [Removal(RANDOM, label, m, everyone, rows[:m]) for label, rows in random[seed].items() for m in sizes]
+    removals = [  # of each repeat
+        influential
+        + [Removal(RANDOM, label, m, all_queries, rows[:m]) for label, rows in random[seed].items() for m in sizes]
         for seed in seeds
     ]
     nothing = np.array([], dtype=np.int64)
     retrained.train(
         _model_without(train, removed, repeat)
         for repeat in seeds
-        for removed in [nothing, *(one.rows for one in chosen + others[repeat])]
+        for removed in [nothing, *(removal.rows for removal in removals[repeat])]
     )
     changes, base = [], []
     for repeat in seeds:
         base.append(retrained.measured(*_model_without(train, nothing, repeat)))
-        for one in chosen + others[repeat]:
-            after = retrained.measured(*_model_without(train, one.rows, repeat))
-            about_it = {"system": one.system, "direction": one.direction, "m": one.m, "repeat": repeat}
-            changes += [about_it | {"query": q, "change": float(after[q] - base[-1][q])} for q in one.queries]
+        for removal in removals[repeat]:
+            after = retrained.measured(*_model_without(train, removal.rows, repeat))
+            row = {"system": removal.system, "direction": removal.direction, "m": removal.m, "repeat": repeat}
+            changes += [row | {"query": q, "change": float(after[q] - base[-1][q])} for q in removal.queries]
     return Retraining(changes, np.mean(base, axis=0).tolist(), [bool(value) for value in right], len(train))
 
 
 def _influential(
     trainer: InfluenceTrainer, queries: Dataset, systems: Mapping[str, int | None], count: int
 ) -> dict[tuple[str, str], np.ndarray]:
-    """The rows (Q, count) of the most influential examples, by system and direction, strongest first."""
+    """Find the rows (Q, count) of the most influential examples by system and direction, strongest first."""
     manifest = influence_manifest(trainer, queries=queries) | {"systems": str(systems), "count": str(count)}
-    parts, found = open_analysis_results(trainer, "retraining", manifest), {}
+    parts, strongest = open_analysis_results(trainer, "retraining", manifest), {}
     for number, (system, k) in enumerate(systems.items()):
         work = partial(strongest_rows, trainer, queries, count, k, "num_removed")
         rows = parts.get(f"strongest-{number}", work)
-        found |= {(system, direction): rows[direction].cpu().numpy() for direction in DIRECTIONS}
-    return found
+        strongest |= {(system, direction): rows[direction].cpu().numpy() for direction in DIRECTIONS}
+    return strongest
 
 
 def _model_without(train: Dataset, removed: np.ndarray, repeat: int) -> tuple[str, int, Callable[[], Dataset]]:
-    """The model of what is left of a training set when some rows are removed, as [`Retrained`] takes it."""
+    """Return the arguments of `Retrained.measured` for a training set without the removed rows."""
     name = f"without-{len(removed)}-{hexdigest([str(sorted(removed.tolist()))])}"
     return name, repeat, lambda: train.select(np.setdiff1d(np.arange(len(train)), removed))

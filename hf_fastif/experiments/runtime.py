@@ -1,4 +1,4 @@
-"""What a query costs by the algorithm of the FastIF authors and by this library (section 5.1, table 1)."""
+"""Compare the cost of a query between the algorithm of the FastIF authors and this library (section 5.1, table 1)."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ COLUMNS = ("k", "s_test", "scoring", "std", "extrapolated")
 
 @dataclass(frozen=True)
 class Cost:
-    """What a query cost.
+    """The cost of one query.
 
     Attributes:
-        method (`str`): "the authors' algorithm", or this library asked for so many queries at once.
-        k (`int`): Candidates that were scored.
-        processes (`int`): Processes.
-        threads (`int`): Threads of each.
-        s_test (`float`): Seconds for s_test.
-        scoring (`float`): Seconds for finding and scoring the candidates.
-        std (`float`): Standard deviation of the sum of both over queries that were asked one at a time.
-        extrapolated (`bool`): Whether only a part of the work was timed, and its time multiplied.
+        method (`str`): "the authors' algorithm", or this library with the number of queries in one call.
+        k (`int`): Number of scored candidates.
+        processes (`int`): Number of processes.
+        threads (`int`): Number of threads of each process.
+        s_test (`float`): Seconds to compute s_test.
+        scoring (`float`): Seconds to find and score the candidates.
+        std (`float`): Standard deviation in seconds of the sum of both over individual queries.
+        extrapolated (`bool`): Whether the time was extrapolated from a part of the work.
     """
 
     method: str
@@ -57,18 +57,18 @@ class Cost:
 
     @property
     def seconds(self) -> float:
-        """Both parts."""
+        """Return the total of `s_test` and `scoring`."""
         return self.s_test + self.scoring
 
 
 @dataclass(frozen=True)
 class Runtime(AnalysisResult):
-    """Seconds a query, and what is done once for all queries.
+    """Seconds per query, and seconds of the work done once for all queries.
 
     Attributes:
-        table (`list[dict]`): The fields of [`Cost`].
-        once (`list[dict]`): `what`, `processes` and `seconds`.
-        num_candidates (`int`): N; a `k` of N is no neighbours but a full scan.
+        table (`list[dict]`): Rows with the fields of [`Cost`].
+        once (`list[dict]`): Rows with `what`, `processes`, `threads` and `seconds`.
+        num_candidates (`int`): Number of training examples N. Rows with `k` = N are full scans.
     """
 
     table: list[dict[str, Any]]
@@ -77,16 +77,23 @@ class Runtime(AnalysisResult):
 
     @property
     def costs(self) -> list[Cost]:
-        """The rows of the table."""
+        """Return the rows of the table as objects."""
         return [Cost(**row) for row in self.table]
 
     def joined(self, other: Runtime) -> Runtime:
-        """With the rows of a run with another number of processes."""
+        """Return a result with the rows of both runs, such as runs on different numbers of processes.
+
+        Example:
+            ```python
+            both = Runtime.load("one-process/runtime.json").joined(Runtime.load("two-processes/runtime.json"))
+            print(both)
+            ```
+        """
         return Runtime(self.table + other.table, self.once + other.once, self.num_candidates)
 
     def __str__(self) -> str:
         slowest = max(self.costs, key=lambda cost: cost.seconds)
-        lines = [f"Seconds a query, {self.num_candidates:,} training examples; ~ where only a part was timed"]
+        lines = [f"Seconds per query, {self.num_candidates:,} training examples; ~ extrapolated from a part"]
         for cost in self.costs:
             mark = "~" if cost.extrapolated else " "
             lines.append(
@@ -98,12 +105,12 @@ class Runtime(AnalysisResult):
         return "\n".join(lines)
 
     def figure(self) -> Figure:
-        """Draw a point for each row; what was extrapolated is hollow."""
+        """Draw the seconds of each row as a point, hollow if they were extrapolated."""
         table = pd.DataFrame(self.table).assign(seconds=[cost.seconds for cost in self.costs])
         fastest, slowest = (self.costs[row] for row in (table["seconds"].idxmin(), table["seconds"].idxmax()))
         title = (
             f"A query takes {fastest.seconds:.3g} s ({fastest.method}, {self._scored(fastest.k)}), "
-            f"{slowest.seconds / fastest.seconds:,.0f} times less than {slowest.method}, {self._scored(slowest.k)}"
+            f"{slowest.seconds / fastest.seconds:,.0f} times faster than {slowest.method}, {self._scored(slowest.k)}"
         )
         figure, ((axes,),) = new_figure(9, 1.4 + 0.3 * len(table), title=title)
         colors = colors_of(table["method"])
@@ -117,36 +124,44 @@ class Runtime(AnalysisResult):
             place = {"xytext": (8, 0), "textcoords": "offset points", "va": "center"}
             axes.annotate(text, (cost.seconds + cost.std, row), **place, fontsize=8, color=TEXT)
         name_rows(axes, [f"{c.method}, {self._scored(c.k)}, {c.processes} x {c.threads}" for c in self.costs])
-        axes.set(xscale="log", xlabel="seconds a query (hollow: extrapolated from a part)")
+        axes.set(xscale="log", xlabel="seconds per query (hollow: extrapolated from a part)")
         axes.margins(x=0.15)
         return figure
 
     def _scored(self, k: int) -> str:
-        return "no neighbours" if k == self.num_candidates else f"k = {k:,}"
+        return "full scan" if k == self.num_candidates else f"k = {k:,}"
 
 
 def runtime(
     trainer: InfluenceTrainer, queries: Dataset, ks: Sequence[int], repeats: int = 1, timed: int | None = None
 ) -> Runtime:
-    """Times queries on the present processes; [`Runtime.joined`] puts runs on several numbers of them together.
+    """Time queries on the current processes; [`Runtime.joined`] combines runs on different numbers of processes.
 
-    The authors' algorithm is restated as they describe and publish it: LiSSA on the Hessian with single examples
-    (`InfluenceConfig.fastif`), one query at a time, then a backward pass for each candidate. Only its recursion and
-    its passes count; of ours everything does that is done for each query. What either needs once is listed apart.
+    The authors' algorithm is reimplemented as described and published: LiSSA on the Hessian of single examples
+    (`InfluenceConfig.fastif`), one query at a time, then one backward pass for each candidate. Only its recursion and
+    its backward passes are timed, whereas for this library all work for a query is timed. Work done once for all
+    queries is reported separately. Times are saved in `output_dir/runtime`.
 
     Args:
-        trainer ([`InfluenceTrainer`]): With our settings.
-        queries (`datasets.Dataset`): Q examples: the authors' algorithm and ours are asked for each alone, ours for
-            all at once too.
-        ks (`Sequence[int]`): Numbers of candidates; all of them (N) are added.
-        repeats (`int`, *optional*, defaults to 1): T of the authors' LiSSA, which is dealt to the processes.
-        timed (`int`, *optional*): Time only so many steps and candidates of the authors' algorithm, and say so.
+        trainer ([`InfluenceTrainer`]): The trainer with the settings of this library.
+        queries (`datasets.Dataset`): The Q queries. Both algorithms get one query per call; this library also gets all
+            queries in one call.
+        ks (`Sequence[int]`): Numbers of candidates to score. All training examples (N) are added.
+        repeats (`int`, *optional*, defaults to 1): T of the authors' LiSSA, which is divided among the processes.
+        timed (`int`, *optional*): Number of steps and candidates of the authors' algorithm to time, to extrapolate
+            from. None times all.
 
     Returns:
-        [`Runtime`]: What is finished is kept in `output_dir/runtime`.
+        [`Runtime`]: The seconds of every method and k.
 
     Raises:
-        ValueError: If some k exceeds the candidates.
+        InfluenceError: If some k exceeds the number of training examples.
+
+    Example:
+        ```python
+        result = runtime(trainer, dev.select(range(4)), ks=[1000], timed=100)
+        print(result)
+        ```
     """
     count, accelerator = len(trainer.train_dataset), trainer.accelerator
     for k in ks:
@@ -163,11 +178,11 @@ def runtime(
     parts = open_analysis_results(trainer, "runtime", manifest)
     theirs = parts.get("authors", lambda: _authors(trainer, queries, ks, repeats, timed))
     ours = parts.get("ours", lambda: _ours(trainer, queries, ks))
-    found = {AUTHORS: theirs["costs"], "ours, one query": ours["alone"]}
+    costs_of = {AUTHORS: theirs["costs"], "ours, one query": ours["alone"]}
     if len(queries) > 1:
-        found[f"ours, {len(queries)} queries at once"] = ours["together"]
+        costs_of[f"ours, {len(queries)} queries at once"] = ours["together"]
     table = []
-    for method, costs in found.items():
+    for method, costs in costs_of.items():
         for row in costs.tolist():
             numbers = dict(zip(COLUMNS, row, strict=True))
             numbers |= {"k": int(numbers["k"]), "extrapolated": bool(numbers["extrapolated"])}
@@ -183,17 +198,18 @@ def _clocked(run: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def _ours(trainer: InfluenceTrainer, queries: Dataset, ks: Sequence[int]) -> Tensors:
-    """What is done once (the index; what the solver is fitted with), and queries alone and together."""
+    """Time the work done once (building the index, fitting the solver), single queries, and all queries together."""
     _, index = _clocked(trainer.build_index)
     with trainer.session() as session, session.checkpoints.at(0):
         _, solver = _clocked(lambda: session.setup().solver())
     alone = [queries.select([row]) for row in range(len(queries))]
-    trainer.compute_s_test(alone[0])  # states of frozen layers are made here, once
+    trainer.compute_s_test(alone[0])  # computes the states of frozen layers, once
     once = torch.tensor([index, solver], dtype=torch.float64)
-    return {"once": once, "alone": _asked(trainer, alone, ks), "together": _asked(trainer, [queries], ks)}
+    return {"once": once, "alone": _timed(trainer, alone, ks), "together": _timed(trainer, [queries], ks)}
 
 
-def _asked(trainer: InfluenceTrainer, groups: Sequence[Dataset], ks: Sequence[int]) -> torch.Tensor:
+def _timed(trainer: InfluenceTrainer, groups: Sequence[Dataset], ks: Sequence[int]) -> torch.Tensor:
+    """Time calls of this library, one for each group of queries and k; see `_costs` for the result."""
     s_test, scoring = [], []
     for group in groups:
         solution, seconds = _clocked(lambda group=group: trainer.compute_s_test(group))
@@ -201,8 +217,8 @@ def _asked(trainer: InfluenceTrainer, groups: Sequence[Dataset], ks: Sequence[in
         scoring.append([])
         for k in ks:
             near = None if k == len(trainer.train_dataset) else k
-            asked = {"examples": group, "num_neighbors": near, "s_test": solution}
-            _, seconds = _clocked(lambda asked=asked: trainer.find_influential(**asked))
+            arguments = {"examples": group, "num_neighbors": near, "s_test": solution}
+            _, seconds = _clocked(lambda arguments=arguments: trainer.find_influential(**arguments))
             scoring[-1].append(seconds / len(group))
     return _costs(ks, s_test, scoring, [False] * len(ks))
 
@@ -210,7 +226,7 @@ def _asked(trainer: InfluenceTrainer, groups: Sequence[Dataset], ks: Sequence[in
 def _authors(
     trainer: InfluenceTrainer, queries: Dataset, ks: Sequence[int], repeats: int, timed: int | None
 ) -> Tensors:
-    """Their recursion and their loop over candidates, a query at a time."""
+    """Time the authors' recursion and their loop over candidates, one query at a time."""
     depth = FASTIF["lissa_depth"]
     steps = depth if timed is None else min(depth, max(2, timed))
     settings = FASTIF | {
@@ -232,9 +248,9 @@ def _authors(
             for k in ks:
                 rows, searching = np.arange(k), 0.0
                 if k < len(trainer.train_dataset):
-                    asked = {"examples": query, "num_neighbors": k, "s_test": solution}
-                    found, searching = _clocked(lambda asked=asked: trainer.find_candidates(**asked))
-                    rows = found[0]
+                    arguments = {"examples": query, "num_neighbors": k, "s_test": solution}
+                    candidates, searching = _clocked(lambda arguments=arguments: trainer.find_candidates(**arguments))
+                    rows = candidates[0]
                 with trainer.session() as session:
                     scoring[-1].append(searching + _backward_passes(session, solution, rows, timed))
     cut = [timed is not None and (timed < k or steps < depth) for k in ks]
@@ -242,14 +258,17 @@ def _authors(
 
 
 def _lissa(session: InfluenceSession, query: Dataset, depth: int) -> tuple[Solution, float]:
-    """s_test of one query, and the seconds that `depth` steps take, given the time of as many as the settings say."""
+    """Compute s_test of one query, and the seconds that `depth` steps take.
+
+    The seconds are extrapolated from the number of steps in the settings.
+    """
     args, setup, accelerator = session.args, session.setup(), session.trainer.accelerator
     settings = find_solver("lissa").read_settings(args)
     steps = settings.depth
-    own = len(shard_for_rank(range(args.num_repeats), accelerator))
-    watch = SolverStopwatch([1, steps], max(1, own), lambda solutions: solutions[:, :0])
+    num_runs = len(shard_for_rank(range(args.num_repeats), accelerator))  # on this process
+    watch = SolverStopwatch([1, steps], max(1, num_runs), lambda solutions: solutions[:, :0])
     solver = Lissa(
-        system=setup.system_damped_by(args.damping),  # as it is: their code looks at no eigenvalues
+        system=setup.system_damped_by(args.damping),  # taken literally, since their code uses no eigenvalues
         settings=settings,
         repeats=args.num_repeats,
         callback=watch,
@@ -257,27 +276,43 @@ def _lissa(session: InfluenceSession, query: Dataset, depth: int) -> tuple[Solut
     gradient = loss_gradients(session.objective, session.examples("queries", query), [0])
     solution = solver.solve(gradient)
     seconds = watch.seconds.get(steps, 0.0)
-    if steps < depth and own:  # the first step is slower
+    if steps < depth and num_runs:  # without the first step, which is slower
         seconds = (seconds - watch.seconds[1]) / (steps - 1) * depth
     return solution, max(gather_object([seconds]))
 
 
 def _backward_passes(session: InfluenceSession, solution: Solution, rows: np.ndarray, timed: int | None) -> float:
-    """The seconds of - s_test . grad L(z) for each of some rows, one after another, given the time of some of them."""
+    """Time - s_test . grad L(z) for the given rows, one after another, and return the seconds of all.
+
+    If `timed` is given, the seconds are extrapolated from as many random rows.
+    """
     accelerator = session.trainer.accelerator
-    chosen = np.random.default_rng(0).permutation(rows)[:timed]
-    own, vector = shard_for_rank(chosen, accelerator), solution.vectors[0]
+    sample = np.random.default_rng(0).permutation(rows)[:timed]
+    rows_of_this_process, vector = shard_for_rank(sample, accelerator), solution.vectors[0]
     accelerator.wait_for_everyone()
     _, seconds = _clocked(
-        lambda: [-float(session.objective.gradient(session.train.take([row])) @ vector) for row in own]
+        lambda: [
+            -float(session.objective.gradient(session.train.take([row])) @ vector) for row in rows_of_this_process
+        ]
     )
-    return max(gather_object([seconds])) * len(rows) / len(chosen)
+    return max(gather_object([seconds])) * len(rows) / len(sample)
 
 
 def _costs(
     ks: Sequence[int], s_test: Sequence[float], scoring: Sequence[Sequence[float]], extrapolated: Sequence[bool]
 ) -> torch.Tensor:
-    """Means and deviations over queries that were asked one at a time (Q,) and (Q, K), a row for each k."""
-    one, other = np.array(s_test), np.array(scoring)
-    columns = [ks, [one.mean()] * len(ks), other.mean(axis=0), (one[:, None] + other).std(axis=0), extrapolated]
+    """Compute means and standard deviations over calls.
+
+    Args:
+        ks (`Sequence[int]`): The K numbers of candidates.
+        s_test (`Sequence[float]`): Seconds per query to compute s_test, of each of Q calls.
+        scoring (`Sequence[Sequence[float]]`): Seconds per query for the candidates (Q, K).
+        extrapolated (`Sequence[bool]`): Whether the times of each k were extrapolated.
+
+    Returns:
+        `torch.Tensor` of shape `(K, 5)`, float64: The columns `COLUMNS` for each k.
+    """
+    solving, scanning = np.array(s_test), np.array(scoring)
+    totals = solving[:, None] + scanning
+    columns = [ks, [solving.mean()] * len(ks), scanning.mean(axis=0), totals.std(axis=0), extrapolated]
     return torch.tensor(np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=1))

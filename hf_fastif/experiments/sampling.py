@@ -1,4 +1,4 @@
-"""Draw the queries and training examples of an experiment, and the intervals of its numbers."""
+"""Draw the queries and training examples of an experiment, and compute the intervals of its means."""
 
 from __future__ import annotations
 
@@ -20,87 +20,109 @@ GROUPS = {"predicted wrong": False, "predicted right": True}
 def balanced_queries(
     trainer: InfluenceTrainer, dataset: Dataset, count: int, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws examples of which half are predicted wrong and half right, as in the experiments of the paper.
+    """Draw examples half of which the model predicts wrong and half right, as in the experiments of the paper.
 
     Args:
-        trainer ([`InfluenceTrainer`]): Whose model predicts.
-        dataset (`datasets.Dataset`): To draw from, such as the validation set.
-        count (`int`): How many; of an odd number the right ones are one more.
-        seed (`int`, *optional*, defaults to 0): Of the draw.
+        trainer ([`InfluenceTrainer`]): The trainer of the model.
+        dataset (`datasets.Dataset`): The dataset to draw from, such as the validation set.
+        count (`int`): Number of examples. If it is odd, one more example is predicted right than wrong.
+        seed (`int`, *optional*, defaults to 0): Seed of the draw.
 
     Returns:
-        Their rows (count,), the wrong ones first, and whether each is predicted right, bool (count,).
+        `tuple[np.ndarray, np.ndarray]`: The rows `(count,)`, those predicted wrong first, and whether each is
+            predicted right, bool `(count,)`.
 
     Raises:
-        ValueError: If there are too few of one kind.
+        InfluenceError: If the dataset has too few wrong or right predictions.
+
+    Example:
+        ```python
+        rows, right = balanced_queries(trainer, dev, 100)
+        result = retraining(trainer, dev.select(rows), right, train_on=train_on, about={"epochs": "3"})
+        ```
     """
     wanted = {"wrong": count // 2, "right": count - count // 2}
     order = np.random.default_rng(seed).permutation(len(dataset))
-    found: dict[str, list[int]] = {kind: [] for kind in wanted}
+    drawn: dict[str, list[int]] = {kind: [] for kind in wanted}
     for rows in np.array_split(order, max(1, len(order) // max(64, 4 * count))):
         wrong = np.isin(np.arange(len(rows)), trainer.find_misclassified(dataset.select(rows)))
-        found["wrong"] += rows[wrong].tolist()
-        found["right"] += rows[~wrong].tolist()
-        if all(len(found[kind]) >= wanted[kind] for kind in wanted):
+        drawn["wrong"] += rows[wrong].tolist()
+        drawn["right"] += rows[~wrong].tolist()
+        if all(len(drawn[kind]) >= wanted[kind] for kind in wanted):
             break
-    if few := [f"{len(found[kind])} {kind}" for kind in wanted if len(found[kind]) < wanted[kind]]:
+    if few := [f"{len(drawn[kind])} {kind}" for kind in wanted if len(drawn[kind]) < wanted[kind]]:
         raise InfluenceError(
-            f"count={count}: half of the queries are to be predicted wrong and half right, but of {len(dataset)} "
-            f"examples only {' and '.join(few)} ones were found; ask for fewer, or give more examples."
+            f"count={count}: half of the queries must be predicted wrong and half right, but the {len(dataset)} "
+            f"examples have only {' and '.join(few)} predictions; ask for fewer, or give more examples."
         )
-    rows = np.array(found["wrong"][: wanted["wrong"]] + found["right"][: wanted["right"]], dtype=np.int64)
+    rows = np.array(drawn["wrong"][: wanted["wrong"]] + drawn["right"][: wanted["right"]], dtype=np.int64)
     return rows, np.arange(count) >= wanted["wrong"]
 
 
 def strongest_rows(trainer: InfluenceTrainer, queries: Dataset, count: int, k: int | None, name: str) -> Tensors:
-    """The rows (Q, count) of the most helpful and of the most harmful training examples of each query.
+    """Find the most helpful and the most harmful training examples of each query.
 
     Args:
-        trainer ([`InfluenceTrainer`]): Whose influence it is.
-        queries (`datasets.Dataset`): Q examples.
-        count (`int`): How many; the strongest come first.
-        k (`int`, *optional*): Nearest neighbours that are scored; None for all examples.
-        name (`str`): Of the argument that asks for so many.
+        trainer ([`InfluenceTrainer`]): The trainer that computes influence.
+        queries (`datasets.Dataset`): The Q queries.
+        count (`int`): Number of examples of each direction.
+        k (`int`, *optional*): Number of nearest neighbors to score, or None for all training examples.
+        name (`str`): Name of the argument that determines `count`, for the error message.
+
+    Returns:
+        `dict[str, torch.Tensor]`: The rows `(Q, count)` by direction, the strongest first.
 
     Raises:
-        ValueError: If a query has fewer of a direction.
+        InfluenceError: If a query has fewer examples of a direction.
     """
     if k is not None:
         trainer.build_index()
     table = trainer.find_influential(queries, count, num_neighbors=k).influences.to_pandas()
-    found = {}
+    strongest = {}
     for direction in DIRECTIONS:
-        own = table[table["direction"] == direction].sort_values("rank").groupby("query_index")["train_index"]
-        rows = [own.get_group(q).to_numpy() if q in own.groups else [] for q in range(len(queries))]
-        few = [f"query {q} has {len(one)}" for q, one in enumerate(rows) if len(one) < count]
+        by_query = table[table["direction"] == direction].sort_values("rank").groupby("query_index")["train_index"]
+        rows = [by_query.get_group(q).to_numpy() if q in by_query.groups else [] for q in range(len(queries))]
+        few = [f"query {q} has only {len(one)}" for q, one in enumerate(rows) if len(one) < count]
         if few:
             raise InfluenceError(
-                f"{name}={count}: of {direction} examples {', '.join(few)}; give a smaller number, take other "
-                "queries, or score more candidates."
+                f"{name}={count}: too few {direction} examples ({', '.join(few)}); give a smaller number, other "
+                "queries, or more candidates to score."
             )
-        found[direction] = torch.from_numpy(np.stack(rows))
-    return found
+        strongest[direction] = torch.from_numpy(np.stack(rows))
+    return strongest
 
 
 def random_rows(train: Dataset, count: int, seed: int | tuple[int, ...], name: str) -> dict[str, np.ndarray]:
-    """Random rows (count,) of each label, by the label's name; `name` is that of the argument that asks for so many.
+    """Draw rows (count,) of each label.
+
+    Args:
+        train (`datasets.Dataset`): The examples to draw from.
+        count (`int`): Number of rows of each label.
+        seed (`int` or `tuple[int, ...]`): Seed of the draw.
+        name (`str`): Name of the argument that determines `count`, for the error message.
+
+    Returns:
+        `dict[str, np.ndarray]`: The rows by the name of the label.
 
     Raises:
-        ValueError: If there are fewer examples of a label.
+        InfluenceError: If there are fewer examples of a label.
     """
-    labels, random, found = np.asarray(train["label"]), np.random.default_rng(seed), {}
-    for label in np.unique(labels):
-        rows, called = np.flatnonzero(labels == label), label_name(train, int(label))
+    labels, random, drawn = np.asarray(train["label"]), np.random.default_rng(seed), {}
+    for number in np.unique(labels):
+        rows, label = np.flatnonzero(labels == number), label_name(train, int(number))
         if len(rows) < count:
             raise InfluenceError(
-                f"{name}={count}: only {len(rows)} training examples have the label {called}; give a smaller number."
+                f"{name}={count}: only {len(rows)} training examples have the label {label}; give a smaller number."
             )
-        found[called] = random.choice(rows, count, replace=False)
-    return found
+        drawn[label] = random.choice(rows, count, replace=False)
+    return drawn
 
 
 def mean_and_interval(values: np.ndarray, seed: int) -> tuple[float, float, float]:
-    """The mean of a table (Q, R), and its 95 % interval from drawing rows and columns anew; NaN of one number."""
+    """Compute the mean of a table (Q, R), and the ends of its 95 % interval from resampling rows and columns.
+
+    The ends are NaN for a single number.
+    """
 
     def drawn_means(queries: np.ndarray, repeats: np.ndarray) -> np.ndarray:
         return values[queries[:, :, None], repeats[:, None, :]].mean(axis=(1, 2))

@@ -1,4 +1,4 @@
-"""Do influential examples explain a model, in that they bring a simulator nearer to what the model predicts?
+"""Measure whether influential examples explain a model: whether they bring a simulator closer to its predictions.
 
 Section 6.1 and appendix C.1 of the paper, figures 4 and 11.
 """
@@ -32,27 +32,27 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LEARNING_RATES = tuple(np.logspace(-5, -2.5, 50).tolist())  # the paper's
+LEARNING_RATES = tuple(np.logspace(-5, -2.5, 50).tolist())  # as in the paper (section 6.1 and appendix C.1)
 RANDOM = "random"
 SAME_LABEL = "random, label predicted"
 EXPLAINING = "explaining"
 OVER_RANDOM, OVER_SAME_LABEL = "explaining, over random", "explaining, over random of the label predicted"
-COLUMNS = 5  # of panels, one for each query
+COLUMNS = 5  # of the figure with a panel for each query
 
 
 @dataclass(frozen=True)
 class Simulatability(AnalysisResult):
-    """The loss of a simulator on what another model predicts, after one gradient step on one training example.
+    """The loss of a simulator on the predictions of an explained model, after one step on one training example.
 
     Attributes:
-        curves (`list[dict]`): `query`, `kind` of example ("helpful" or "harmful" to the other model's loss on the
-            query, or "random, LABEL"), and `mean`, `low` and `high`: for each learning rate the mean, the smallest and
-            the largest loss over the examples of that kind.
-        queries (`list[dict]`): `query`, `right` (whether the other model predicts it right), `predicted` (the label
-            that it predicts), `before` (the simulator's loss on that label without a step) and `agrees` (whether the
-            simulator predicts that label already).
-        learning_rates (`list[float]`): Of the step.
-        num_examples (`int`): Examples of each kind, for each query.
+        curves (`list[dict]`): Rows with `query`, `kind` of example ("helpful" or "harmful" for the explained model's
+            loss on the query, or "random, LABEL"), and `mean`, `low` and `high`: for each learning rate, the mean, the
+            smallest and the largest loss over the examples of this kind.
+        queries (`list[dict]`): Rows with `query`, `right` (whether the explained model predicts it right), `predicted`
+            (the label that it predicts), `before` (the simulator's loss on this label before a step) and `agrees`
+            (whether the simulator predicts this label before a step).
+        learning_rates (`list[float]`): Learning rates of the step.
+        num_examples (`int`): Number of examples of each kind for each query.
     """
 
     curves: list[dict[str, Any]]
@@ -61,15 +61,20 @@ class Simulatability(AnalysisResult):
     num_examples: int
 
     def gains(self) -> dict[str, np.ndarray]:
-        """How much nearer to the predictions the simulator came, for each query (Q,), by kind of example.
+        """Compute how much the steps lower the simulator's loss, for each query (Q,), by kind of example.
 
-        The paper takes the difference of the loss before and after the step for the measure of an explanation; the
-        gain is that difference as a mean over examples and learning rates. Beside "helpful" and "harmful" there are
+        The gain is the loss before the step minus the loss after it, which the paper uses as the measure of an
+        explanation, averaged over examples and learning rates. Beside "helpful" and "harmful", the kinds are:
 
-        - "random": random examples, a mean over their labels;
-        - "random, label predicted": those that have the label that the other model predicts;
-        - "explaining": helpful examples where that prediction is right, harmful ones where it is wrong;
-        - "explaining, over random" and "explaining, over random of the label predicted": the differences.
+        - "random": random examples, averaged over their labels;
+        - "random, label predicted": random examples with the label that the explained model predicts;
+        - "explaining": helpful examples if the prediction is right, harmful ones if it is wrong;
+        - "explaining, over random" and "explaining, over random of the label predicted": the differences of gains.
+
+        Example:
+            ```python
+            print(result.gains()["explaining, over random"].mean())
+            ```
         """
         queries, curves = pd.DataFrame(self.queries).set_index("query"), pd.DataFrame(self.curves)
         after = curves.assign(mean=curves["mean"].map(np.mean)).pivot(index="query", columns="kind", values="mean")
@@ -84,25 +89,36 @@ class Simulatability(AnalysisResult):
         return {kind: values.to_numpy() for kind, values in gains.items()}
 
     def summary(self, seed: int = 0) -> list[dict[str, Any]]:
-        """Means of `gains` over queries: `group`, `kind`, `gain`, `low` and `high`.
+        """Average the gains over queries.
 
-        The group is "all" queries, or those "predicted wrong" or "predicted right". From `low` to `high` is the 95 %
-        interval from drawing queries anew; NaN for a single one.
+        The 95 % intervals come from resampling queries, and are NaN for a single query.
+
+        Args:
+            seed (`int`, *optional*, defaults to 0): Seed of the bootstrap samples.
+
+        Returns:
+            `list[dict]`: Rows with `group` ("all" queries, "predicted wrong" or "predicted right"), `kind`, `gain`,
+                and the ends `low` and `high` of its interval.
+
+        Example:
+            ```python
+            print(pd.DataFrame(result.summary()))
+            ```
         """
-        gains, found = self.gains(), []
+        gains, summary = self.gains(), []
         for group, rows in self._groups().items():
             for kind, values in gains.items():
                 numbers = map(float, _mean_and_interval(values[rows], seed))
                 row = dict(zip(("gain", "low", "high"), numbers, strict=True))
-                found.append({"group": group, "kind": kind} | row)
-        return found
+                summary.append({"group": group, "kind": kind} | row)
+        return summary
 
     def __str__(self) -> str:
         agreeing = sum(query["agrees"] for query in self.queries)
         lines = [
-            f"Fall of the simulator's loss on {len(self.queries)} predictions (before: "
-            f"{np.mean([query['before'] for query in self.queries]):.3f}; it agrees with {agreeing}) after a step on "
-            "one example,",
+            f"Decrease of the simulator's loss on {len(self.queries)} predictions (before: "
+            f"{np.mean([query['before'] for query in self.queries]):.3f}, {agreeing} predicted alike) by a step on "
+            "one example;",
             f"mean over {self.num_examples} examples of each kind and {len(self.learning_rates)} learning rates from "
             f"{min(self.learning_rates):.1e} to {max(self.learning_rates):.1e}, with 95 % intervals",
         ]
@@ -112,11 +128,11 @@ class Simulatability(AnalysisResult):
         return "\n".join(lines)
 
     def figures(self, name: str) -> dict[str, Figure]:
-        """The figure of `figure`, and as `NAME-queries` a panel for each query."""
+        """Return the figure of `figure` as `NAME`, and that of `figure_of_queries` as `NAME-queries`."""
         return {name: self.figure(), f"{name}-queries": self.figure_of_queries()}
 
     def figure(self) -> Figure:
-        """Draws the change of the loss against the learning rate, for wrong and for right predictions.
+        """Draw the change of the loss against the learning rate, with one panel each for wrong and right predictions.
 
         Lines are means over queries, and bands their 95 % intervals.
         """
@@ -139,13 +155,18 @@ class Simulatability(AnalysisResult):
         row = next(row for row in self.summary() if row["kind"] == OVER_RANDOM)
         return (
             "A step on explaining examples lowers the simulator's loss by "
-            f"{row['gain']:.3g} ({row['low']:.3g} to {row['high']:.3g}) more than one on random examples"
+            f"{row['gain']:.3g} ({row['low']:.3g} to {row['high']:.3g}) more than a step on random examples"
         )
 
     def figure_of_queries(self) -> Figure:
-        """Draws the loss against the learning rate for each query, as the paper does.
+        """Draw the loss against the learning rate, with one panel for each query, as in the paper.
 
-        Lines are means over examples, and bands go from the smallest to the largest.
+        Lines are means over examples, and bands extend from the smallest to the largest loss.
+
+        Example:
+            ```python
+            result.figure_of_queries().savefig("queries.pdf")
+            ```
         """
         width = min(COLUMNS, len(self.queries))
         height = -(-len(self.queries) // width)
@@ -170,7 +191,7 @@ class Simulatability(AnalysisResult):
         axes.set_xscale("log")
 
     def _groups(self) -> dict[str, np.ndarray]:
-        """The rows of all queries, and of those predicted wrong and right, if there are such."""
+        """Return the rows of all queries, and those of the wrong and right predictions unless there are none."""
         right = np.array([query["right"] for query in self.queries])
         groups = {"all": np.arange(len(right))}
         groups |= {name: np.flatnonzero(right == value) for name, value in GROUPS.items()}
@@ -178,15 +199,25 @@ class Simulatability(AnalysisResult):
 
 
 def as_predicted(trainer: InfluenceTrainer, examples: Dataset, dataset: Dataset) -> Dataset:
-    """A dataset with the labels that a model predicts, for a simulator of it to learn.
+    """Return a dataset whose labels are the predictions of a model, to train or evaluate a simulator on.
 
     Args:
-        trainer ([`InfluenceTrainer`]): Whose model predicts.
-        examples (`datasets.Dataset`): What it is asked about.
-        dataset (`datasets.Dataset`): The same rows as the simulator takes them, which may be tokenized otherwise.
+        trainer ([`InfluenceTrainer`]): The trainer of the model that predicts.
+        examples (`datasets.Dataset`): The examples to predict, tokenized for this model.
+        dataset (`datasets.Dataset`): The same examples tokenized for the simulator.
+
+    Returns:
+        `datasets.Dataset`: `dataset` with other labels.
 
     Raises:
-        ValueError: If the rows are not as many, or the dataset knows no class by the name of one that is predicted.
+        InfluenceError: If the datasets differ in length, or a predicted label is not among the class names of
+            `dataset`.
+
+    Example:
+        ```python
+        simulator = InfluenceTrainer(small_model, config, train_dataset=as_predicted(trainer, train, small_train))
+        simulator.train()
+        ```
     """
     if len(examples) != len(dataset):
         raise InfluenceError(f"dataset: it has {len(dataset):,} rows; give the {len(examples):,} of examples.")
@@ -206,79 +237,101 @@ def as_predicted(trainer: InfluenceTrainer, examples: Dataset, dataset: Dataset)
 def losses_after_step(
     objective: Objective, example: Batch, query: Batch, learning_rates: Sequence[float]
 ) -> torch.Tensor:
-    """The loss (L,) on a query after a step of gradient descent on an example, for each learning rate.
+    """Compute the loss on a query after a step of gradient descent on an example, for each learning rate.
 
-    theta' = theta - eta grad L(example, theta), without momentum, as the authors' code has it; so one gradient serves
-    all learning rates. Dropout is off.
+    The step is theta' = theta - eta grad L(example, theta), without momentum or dropout, as in the authors' code. A
+    single gradient therefore serves all learning rates.
+
+    Args:
+        objective (`Objective`): The loss and the model, whose parameters stay unchanged.
+        example (`Batch`): A batch of one training example.
+        query (`Batch`): A batch of one query.
+        learning_rates (`Sequence[float]`): The L learning rates eta.
+
+    Returns:
+        `torch.Tensor` of shape `(L,)`: The losses.
     """
-    gradient, found = objective.space.split(objective.gradient(example)), []
+    gradient, losses = objective.space.split(objective.gradient(example)), []
     with torch.no_grad():
         for rate in learning_rates:
             theta = {name: p.sub(gradient[name], alpha=rate) for name, p in objective.theta.items()}
-            found.append(objective.losses_of_logits(objective.logits(theta, query), query["labels"]))
-    return torch.cat(found)
+            losses.append(objective.losses_of_logits(objective.logits(theta, query), query["labels"]))
+    return torch.cat(losses)
 
 
 def simulatability(
     trainer: InfluenceTrainer,
     simulator: InfluenceTrainer,
     queries: Dataset,
+    *,
     simulated: Dataset,
     examples: Dataset,
     num_neighbors: int | None = None,
     num_examples: int = 10,
     learning_rates: Sequence[float] = LEARNING_RATES,
 ) -> Simulatability:
-    """Takes a step with a simulator on influential or random examples, and asks it what the other model predicts.
+    """Take one step with a simulator on influential or random examples, and measure its loss on a model's predictions.
 
-    The examples are those that influence the other model's loss on the true label of a query the most, and have their
-    true labels.
+    The influential examples are those with the strongest influence on the explained model's loss on the true label of
+    a query. Steps use the true labels of the examples. Finished parts are saved in `output_dir/simulatability` and
+    `output_dir/simulated`.
 
     Args:
-        trainer ([`InfluenceTrainer`]): Of the model that is to be explained.
-        simulator ([`InfluenceTrainer`]): Of a model that was trained on its predictions, see `as_predicted`.
-        queries (`datasets.Dataset`): Q examples.
-        simulated (`datasets.Dataset`): The queries as the simulator takes them.
-        examples (`datasets.Dataset`): `trainer.train_dataset` as the simulator takes it, with the true labels.
-        num_neighbors (`int`, *optional*): k: only the k nearest neighbours of a query are scored; None scores all.
-        num_examples (`int`, *optional*, defaults to 10): Of each kind, for each query.
-        learning_rates (`Sequence[float]`, *optional*): Of the step; by default the paper's, 50 from 1e-5 to 10^-2.5.
+        trainer ([`InfluenceTrainer`]): The trainer of the explained model.
+        simulator ([`InfluenceTrainer`]): The trainer of a model that was trained on its predictions, see
+            `as_predicted`.
+        queries (`datasets.Dataset`): The Q queries.
+        simulated (`datasets.Dataset`): The queries tokenized for the simulator.
+        examples (`datasets.Dataset`): `trainer.train_dataset` tokenized for the simulator, with the true labels.
+        num_neighbors (`int`, *optional*): Number k of nearest neighbors of each query to score. None scores all
+            training examples.
+        num_examples (`int`, *optional*, defaults to 10): Number of examples of each kind for each query.
+        learning_rates (`Sequence[float]`, *optional*): Learning rates of the step, by default those of the paper
+            (section 6.1 and appendix C.1): 50 from 1e-5 to 10^-2.5.
 
     Returns:
-        [`Simulatability`]: What is finished is kept in `output_dir/simulatability` and `output_dir/simulated`.
+        [`Simulatability`]: The loss of the simulator for every query, kind of example and learning rate.
 
     Raises:
-        ValueError: If rows are not as many as they should be, a query has too few influential examples or a label too
-            few examples, or the loss after a step is not finite.
+        InfluenceError: If the datasets differ in length, a query has too few influential examples, a label has too few
+            examples, or the loss after a step is not finite.
+
+    Example:
+        ```python
+        result = simulatability(trainer, simulator, dev, simulated=small_dev, examples=small_train)
+        print(result)
+        ```
     """
     if len(examples) != len(trainer.train_dataset):
         raise InfluenceError(
             f"examples: there are {len(examples):,}; give the {len(trainer.train_dataset):,} of the training set."
         )
     simulated = as_predicted(trainer, queries, simulated)
-    chosen = _chosen(trainer, queries, examples, num_neighbors, num_examples)
+    chosen = _choose(trainer, queries, examples, num_neighbors, num_examples)
     predicted = [label_name(simulated, label) for label in simulated["label"]]
     right = [label_name(queries, label) == name for label, name in zip(queries["label"], predicted, strict=True)]
-    if unknown := sorted({_random(name) for name in predicted} - set(chosen[0])):
-        raise InfluenceError(f"examples: none has the label that the model predicts: {', '.join(unknown)}.")
+    if unknown := sorted({name for name in predicted if _random(name) not in chosen[0]}):
+        raise InfluenceError(
+            f"examples: the model predicts labels that no example has ({', '.join(unknown)}); give other queries."
+        )
     with simulator.session() as session:
         answers = session.predict(session.examples("simulated", simulated))
     agrees = answers.logits.argmax(axis=1) == answers.labels
     losses = _losses(trainer, simulator, simulated, examples, chosen, learning_rates)
     curves = [
-        {"query": query, "kind": kind, "mean": own.mean(0).tolist(), "low": own.min(0).tolist()}
-        | {"high": own.max(0).tolist()}
-        for query, of_query in enumerate(losses)
-        for kind, own in zip(chosen[query], of_query, strict=True)
+        {"query": query, "kind": kind, "mean": after.mean(0).tolist(), "low": after.min(0).tolist()}
+        | {"high": after.max(0).tolist()}
+        for query, losses_of_query in enumerate(losses)
+        for kind, after in zip(chosen[query], losses_of_query, strict=True)
     ]
-    columns = zip(right, predicted, answers.losses.tolist(), agrees.tolist(), strict=True)
-    about = [dict(zip(("right", "predicted", "before", "agrees"), row, strict=True)) for row in columns]
-    asked = [{"query": number} | row for number, row in enumerate(about)]
-    return Simulatability(curves, asked, [float(rate) for rate in learning_rates], num_examples)
+    columns = zip(range(len(queries)), right, predicted, answers.losses.tolist(), agrees.tolist(), strict=True)
+    names = ("query", "right", "predicted", "before", "agrees")
+    rows = [dict(zip(names, row, strict=True)) for row in columns]
+    return Simulatability(curves, rows, [float(rate) for rate in learning_rates], num_examples)
 
 
 def _mean_and_interval(values: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Compute means over queries (Q, ...), and 95 % intervals from drawing queries anew; NaN for a single one."""
+    """Compute means over queries (Q, ...) and 95 % intervals from resampling queries, NaN for a single query."""
     mean = values.mean(axis=0)
     if len(values) == 1:
         return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
@@ -290,18 +343,19 @@ def _random(label: str) -> str:
     return f"{RANDOM}, {label}"
 
 
-def _chosen(
+def _choose(
     trainer: InfluenceTrainer, queries: Dataset, examples: Dataset, k: int | None, count: int
 ) -> list[dict[str, np.ndarray]]:
-    """For each query the rows (count,) of the examples, by kind."""
+    """Choose the influential and random examples of each query, as rows (count,) by kind."""
     drawn = [random_rows(examples, count, (trainer.args.seed, q), "num_examples") for q in range(len(queries))]
-    about = {"k": str(k), "count": str(count)}
-    parts = open_analysis_results(trainer, "simulatability", influence_manifest(trainer, queries=queries) | about)
+    manifest = influence_manifest(trainer, queries=queries) | {"k": str(k), "count": str(count)}
+    parts = open_analysis_results(trainer, "simulatability", manifest)
     strongest = parts.get("strongest", partial(strongest_rows, trainer, queries, count, k, "num_examples"))
     tops = {direction: strongest[direction].cpu().numpy() for direction in DIRECTIONS}
     return [
-        {direction: rows[q] for direction, rows in tops.items()} | {_random(name): rows for name, rows in own.items()}
-        for q, own in enumerate(drawn)
+        {direction: rows[q] for direction, rows in tops.items()}
+        | {_random(label): rows for label, rows in by_label.items()}
+        for q, by_label in enumerate(drawn)
     ]
 
 
@@ -313,27 +367,32 @@ def _losses(
     chosen: Sequence[Mapping[str, np.ndarray]],
     learning_rates: Sequence[float],
 ) -> np.ndarray:
-    """The losses (Q, kinds, examples, learning rates); the queries are dealt to the processes."""
-    rows = np.array([list(own.values()) for own in chosen])
+    """Compute the losses (Q, kinds, examples, learning rates), with the queries divided among the processes.
+
+    Raises:
+        InfluenceError: If a loss is not finite.
+    """
+    rows = np.array([list(by_kind.values()) for by_kind in chosen])
     with simulator.session() as session:
         objective = session.objective
-        about = {"rows": hexdigest([torch.from_numpy(rows)]), "learning_rates": str(list(learning_rates))}
-        about |= {"simulator": model_fingerprint(objective.model), "bf16": str(simulator.args.influence_bf16)}
-        about |= digests(simulator, simulated=simulated, examples=examples)
-        parts = open_analysis_results(trainer, "simulated", about)
-        asked, train = session.pool("simulated", simulated), session.examples("examples", without_indexes(examples))
+        manifest = {"rows": hexdigest([torch.from_numpy(rows)]), "learning_rates": str(list(learning_rates))}
+        manifest |= {"simulator": model_fingerprint(objective.model), "bf16": str(simulator.args.influence_bf16)}
+        manifest |= digests(simulator, simulated=simulated, examples=examples)
+        parts = open_analysis_results(trainer, "simulated", manifest)
+        queries, train = session.pool("simulated", simulated), session.examples("examples", without_indexes(examples))
 
         def work(q: int) -> Tensors:
-            query = asked.take([q])
+            query = queries.take([q])
             steps = [losses_after_step(objective, train.take([z]), query, learning_rates) for z in rows[q].ravel()]
             return {"losses": torch.stack(steps).double()}
 
         names = [f"query-{q}" for q in range(len(rows))]
         parts.compute_missing({name: partial(work, q) for q, name in enumerate(names)}, "Fine-tuning the simulator")
-        found = [parts.get(name, partial(work, q))["losses"].cpu().numpy() for q, name in enumerate(names)]
-    losses = np.stack(found).reshape(*rows.shape, len(learning_rates))
+        losses = [parts.get(name, partial(work, q))["losses"].cpu().numpy() for q, name in enumerate(names)]
+    losses = np.stack(losses).reshape(*rows.shape, len(learning_rates))
     if not np.isfinite(losses).all():
         raise InfluenceError(
-            f"learning_rates: after a step with up to {max(learning_rates):g} a loss is not finite; give smaller ones."
+            f"learning_rates: after a step with up to {max(learning_rates):g} a loss is not finite; give smaller "
+            "learning rates."
         )
     return losses

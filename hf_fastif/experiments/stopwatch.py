@@ -1,4 +1,4 @@
-"""Watch a solver at work: the seconds that each step took, and the residual after it."""
+"""Time the steps of a solver and inspect its intermediate solutions."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from hf_fastif.solvers import ConjugateGradient, DivergenceError, DualAscent, Li
 
 
 class SolverStopwatch:
-    """Looks at the solutions (Q, P) of a solver on its way; looking takes no part in the time.
+    """A solver callback that times the steps and inspects the solutions (Q, P) after some of them.
 
-    Repeats that run one after another count their steps anew; what they have after the same step is averaged, and
-    their times are added up.
+    The time of the inspections is not counted. Consecutive repeats restart at step 1: their solutions after the same
+    step are averaged, and their times are summed.
 
     Args:
-        steps (`Sequence[int]`, *optional*): After which steps; after 1, 2, 4, ... unless given.
-        runs (`int`): How many repeats run one after another.
-        look (`Callable`): What is to be known of the solutions.
+        steps (`Sequence[int]`, *optional*): The steps to inspect, by default 1, 2, 4, ...
+        runs (`int`): Number of consecutive repeats.
+        look (`Callable`): Computes the quantity of interest from the solutions.
     """
 
     def __init__(self, steps: Sequence[int] | None, runs: int, look: Callable[[torch.Tensor], torch.Tensor]):
@@ -28,7 +28,7 @@ class SolverStopwatch:
         self.look = look
         self.seen: dict[int, torch.Tensor] = {}
         self.seconds: dict[int, float] = {}
-        self.last, self.elapsed = 0, 0.0  # of the present repeat
+        self.last, self.elapsed = 0, 0.0  # of the current repeat
         self._run, self._totals = 1, {}
         self._start = self._end = time.perf_counter()
 
@@ -51,16 +51,21 @@ class SolverStopwatch:
 
 
 def watched(solver: Solver, gradients: torch.Tensor, watch: SolverStopwatch) -> None:
-    """Runs a solver until it is done or diverges.
+    """Run a solver under a stopwatch until it finishes or diverges.
 
-    Unless steps were given the end is looked at too. A solver that takes no steps ends after 0, and its time includes
-    that of its residual.
+    If the stopwatch has no fixed steps, the final solution is inspected too. A solver without steps finishes at step
+    0, and its time includes that of its residual.
+
+    Args:
+        solver (`Solver`): The solver, which is changed: it calls the stopwatch, and LiSSA does not adapt its scale.
+        gradients (`torch.Tensor` of shape `(Q, P)`): The right-hand sides.
+        watch ([`SolverStopwatch`]): The stopwatch.
     """
     start = time.perf_counter()
     if isinstance(solver, Lissa | DualAscent | ConjugateGradient):
         solver.callback = watch
     if isinstance(solver, Lissa):
-        solver.adapts = False  # a setting that diverges is shown as one
+        solver.adapts = False  # show that a setting diverges
     try:
         solution = solver.solve(gradients)
     except DivergenceError:

@@ -16,13 +16,20 @@ from hf_fastif.metrics.intervals import two_way_interval
 
 @dataclass(frozen=True)
 class SubsetLosses:
-    """Losses of queries under models that were trained on random parts of a training set.
+    """Losses of queries under models trained on random subsets of a training set.
 
     Attributes:
-        members (`np.ndarray` of shape `(S, N)`, bool): Which examples each of S models was trained on.
-        losses (`np.ndarray` of shape `(S, Q)`): Its loss on each query.
-        ceiling (`float`, *optional*): What a perfect prediction would correlate with these losses, which chance in
-            training has its part in; known where several models were trained on each part.
+        members (`np.ndarray` of shape `(S, N)`, bool): Which of N examples each of S models was trained on.
+        losses (`np.ndarray` of shape `(S, Q)`): Loss of each model on each query.
+        ceiling (`float`, *optional*): The correlation of a perfect prediction with these losses, which is below 1
+            because training is random. It is known if several models were trained on each subset.
+
+    Example:
+        ```python
+        truth = retrain_on_subsets(train_on, trainer.train_dataset, "subsets")
+        truth.save("subsets.safetensors")
+        truth = SubsetLosses.load("subsets.safetensors")
+        ```
     """
 
     members: np.ndarray
@@ -30,8 +37,8 @@ class SubsetLosses:
     ceiling: float | None = None
 
     def save(self, path: str | Path) -> Path:
-        """Writes a safetensors file."""
-        # safetensors writes the memory behind an array, whatever its strides.
+        """Write a safetensors file and return its path."""
+        # safetensors writes the memory of an array and ignores its strides.
         tensors = {"members": self.members.astype(np.uint8), "losses": np.ascontiguousarray(self.losses)}
         if self.ceiling is not None:
             tensors["ceiling"] = np.array(self.ceiling)
@@ -39,7 +46,7 @@ class SubsetLosses:
 
     @classmethod
     def load(cls, path: str | Path) -> SubsetLosses:
-        """Reads what `save` wrote."""
+        """Read a file that `save` wrote."""
         tensors = load_file(path)
         ceiling = float(tensors["ceiling"]) if "ceiling" in tensors else None
         return cls(tensors["members"].astype(bool), tensors["losses"], ceiling)
@@ -53,9 +60,9 @@ class Lds:
     """A linear datamodeling score.
 
     Attributes:
-        mean (`float`): Spearman correlation over the subsets, as a mean over queries.
-        low, high (`float`): 95 % interval, from drawing subsets and queries anew.
-        per_query (`np.ndarray` of shape `(Q,)`): Of each query.
+        mean (`float`): Spearman correlation over the subsets, averaged over queries.
+        low, high (`float`): Its 95 % interval, from resampling subsets and queries.
+        per_query (`np.ndarray` of shape `(Q,)`): The correlation for each query.
     """
 
     mean: float
@@ -68,25 +75,32 @@ class Lds:
 
 
 def lds(influence: np.ndarray, truth: SubsetLosses, num_draws: int = 1000, seed: int = 0) -> Lds:
-    """The linear datamodeling score of some influences.
+    """Compute the linear datamodeling score of influence scores (Park et al., 2023, section 2).
 
     Args:
-        influence (`np.ndarray` of shape `(Q, N)`): What `trainer.compute_influence(queries)` returned: positive where
-            training on an example raises the loss.
-        truth ([`SubsetLosses`]): Of the same queries and training set.
-        num_draws (`int`, *optional*, defaults to 1000): For the interval.
-        seed (`int`, *optional*, defaults to 0): For the interval.
+        influence (`np.ndarray` of shape `(Q, N)`): The return value of `trainer.compute_influence(queries)`: positive
+            where training on an example raises the loss.
+        truth ([`SubsetLosses`]): Losses of retrained models for the same queries and training set.
+        num_draws (`int`, *optional*, defaults to 1000): Number of bootstrap samples for the interval.
+        seed (`int`, *optional*, defaults to 0): Seed of the bootstrap samples.
 
     Returns:
-        [`Lds`]: 1 where influences order the models as their losses do, 0 where they tell nothing.
+        [`Lds`]: The score. 1 means that influence ranks the models as their losses do, 0 that it is uninformative.
 
     Raises:
-        ValueError: If the shapes do not fit.
+        InfluenceError: If the numbers of queries or training examples differ.
+
+    Example:
+        ```python
+        truth = retrain_on_subsets(train_on, trainer.train_dataset, "subsets")
+        print(lds(trainer.compute_influence(queries), truth))
+        ```
     """
     if influence.shape != (truth.losses.shape[1], truth.members.shape[1]):
         raise InfluenceError(
-            f"influence has the shape {influence.shape}; the models were trained on parts of "
-            f"{truth.members.shape[1]} examples and asked for {truth.losses.shape[1]} queries."
+            f"influence has the shape {influence.shape}; give {(truth.losses.shape[1], truth.members.shape[1])}: the "
+            f"models were trained on subsets of {truth.members.shape[1]} examples and evaluated on "
+            f"{truth.losses.shape[1]} queries."
         )
     predicted = truth.members.astype(np.float64) @ influence.T.astype(np.float64)
 
@@ -99,7 +113,15 @@ def lds(influence: np.ndarray, truth: SubsetLosses, num_draws: int = 1000, seed:
 
 
 def rank_correlations(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Spearman's rho (Q,) between the columns of two tables (S, Q); 0 where one does not vary."""
+    """Compute Spearman's rho (Q,) between corresponding columns of two tables (S, Q).
+
+    It is 0 for a column that is constant in either table.
+
+    Example:
+        ```python
+        rho = rank_correlations(losses_of_one_seed, losses_of_another_seed)
+        ```
+    """
     a, b = (ranks - ranks.mean(axis=0) for ranks in (rankdata(one, axis=0), rankdata(other, axis=0)))
     scale = np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0))
     return (a * b).sum(axis=0) / np.where(scale > 0, scale, 1.0)

@@ -1,6 +1,6 @@
-"""What the `evaluate` modules of this folder tell about themselves.
+"""Describe the `evaluate` modules of this folder.
 
-A function and not a base class: `evaluate.load(path)` takes the first metric class that it finds in the module.
+This is a function rather than a base class because `evaluate.load(path)` takes the first metric class in a module.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ FASTIF = """\
 
 
 def metric_info(description: str, inputs: str, citation: str, kind: str) -> evaluate.MetricInfo:
-    """About a metric whose predictions and references are a list of numbers for each query.
+    """Return the description of a metric whose predictions and references are a list of numbers for each query.
 
     Args:
-        description (`str`): What it measures.
-        inputs (`str`): Its arguments and what it returns.
-        citation (`str`): BibTeX.
-        kind (`str`): Of the numbers, such as `"float64"`.
+        description (`str`): What the metric measures.
+        inputs (`str`): Its arguments and return values.
+        citation (`str`): The BibTeX entry of its source.
+        kind (`str`): Data type of the numbers, such as `"float64"`.
     """
     numbers = datasets.List(datasets.Value(kind))
     return evaluate.MetricInfo(

@@ -1,4 +1,4 @@
-"""Intervals of numbers that depend on two things drawn at random, such as queries and repeats."""
+"""Compute intervals of statistics over two random factors, such as queries and repeats."""
 
 from __future__ import annotations
 
@@ -17,19 +17,28 @@ def two_way_interval(
     num_draws: int = NUM_DRAWS,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Compute the 95 % interval of a number from drawing the rows and the columns of a table anew.
+    """Compute the 95 % bootstrap interval of a statistic by resampling both the rows and the columns of a table.
 
-    `scipy.stats.bootstrap` draws along a single axis.
+    `scipy.stats.bootstrap` resamples along a single axis only.
 
     Args:
-        statistic (`Callable`): Given the rows `(D, R)` and the columns `(D, C)` of D draws, returns the number of each
-            draw `(D,)`.
-        shape (`tuple[int, int]`): The size of the table, R and C.
+        statistic (`Callable`): Given the rows `(D, R)` and the columns `(D, C)` of D bootstrap samples, returns the
+            statistic of each sample `(D,)`.
+        shape (`tuple[int, int]`): The numbers of rows R and columns C of the table.
         num_draws (`int`, *optional*, defaults to 1000): D.
-        seed (`int`, *optional*, defaults to 0): Decides the draws.
+        seed (`int`, *optional*, defaults to 0): Seed of the bootstrap samples.
 
     Returns:
-        The ends of the interval; NaN without draws, or where there is one row and one column.
+        `tuple[float, float]`: The ends of the interval; NaN if D is 0, or the table has one row and one column.
+
+    Example:
+        ```python
+        def means(rows, columns):
+            return losses[rows[:, :, None], columns[:, None, :]].mean(axis=(1, 2))
+
+
+        low, high = two_way_interval(means, losses.shape)
+        ```
     """
     if num_draws == 0 or shape == (1, 1):
         return np.nan, np.nan

@@ -1,4 +1,4 @@
-"""The linear datamodeling score (Park et al., 2023) as an `evaluate` module."""
+"""Measure the linear datamodeling score (Park et al., 2023) with an `evaluate` module."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from hf_fastif.metrics.info import metric_info
 
 
 DESCRIPTION = """\
-How well sums of influences predict the losses of models that were trained on random parts of the training set:
-Spearman correlation over the models, as a mean over queries.
+How well sums of influence scores predict the losses of models trained on random subsets of the training set:
+the Spearman correlation over the models, averaged over queries.
 """
 INPUTS = """\
 Args:
-    predictions: For each query the influence of all N training examples, positive where one raises the loss.
-    references: For each query its losses under S models.
+    predictions: For each query, the influence of all N training examples, positive for one that raises the loss.
+    references: For each query, its losses under S models.
     members: S rows of N booleans: which examples each model was trained on.
-    num_draws: How often models and queries are drawn anew for the 95 % interval, 1000 unless given; 0 for none.
+    num_draws: Number of bootstrap samples of models and queries for the 95 % interval, by default 1000; 0 for none.
 Returns:
     lds: Between -1 and 1.
-    low, high: The interval.
+    low, high: The ends of the interval.
 """
 CITATION = """\
 @inproceedings{park2023trak,
@@ -34,7 +34,15 @@ CITATION = """\
 
 
 class LinearDatamodelingScore(evaluate.Metric):
-    """See `DESCRIPTION` and `INPUTS` of this module."""
+    """An `evaluate` metric for the linear datamodeling score; see `DESCRIPTION` and `INPUTS` of this module.
+
+    Example:
+        ```python
+        truth, influence = SubsetLosses.load("subsets.safetensors"), trainer.compute_influence(queries)
+        metric = LinearDatamodelingScore()
+        print(metric.compute(predictions=influence, references=truth.losses.T, members=truth.members))
+        ```
+    """
 
     def _info(self) -> evaluate.MetricInfo:
         return metric_info(DESCRIPTION, INPUTS, CITATION, "float64")
@@ -47,5 +55,5 @@ class LinearDatamodelingScore(evaluate.Metric):
         num_draws: int = 1000,
     ) -> dict[str, float]:
         truth = SubsetLosses(np.asarray(members, dtype=bool), np.asarray(references).T)
-        found = lds(np.asarray(predictions), truth, num_draws)
-        return {"lds": found.mean, "low": found.low, "high": found.high}
+        score = lds(np.asarray(predictions), truth, num_draws)
+        return {"lds": score.mean, "low": score.low, "high": score.high}

@@ -1,4 +1,4 @@
-"""Recall@m of retrieved candidates (section 5.2 of the FastIF paper) as an `evaluate` module."""
+"""Measure recall@m of retrieved candidates (section 5.2 of the FastIF paper) with an `evaluate` module."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from hf_fastif.metrics.info import FASTIF, metric_info
 
 
 DESCRIPTION = """\
-The share of the m most influential examples of each query that are among the k retrieved ones, as a mean over queries.
+The share of the m most influential examples of each query that are among the k retrieved ones, averaged over queries.
 """
 INPUTS = """\
 Args:
-    predictions: For each query the rows that were retrieved, nearest first.
-    references: For each query the rows of the truly most influential examples, strongest first.
-    k: How many of the retrieved rows count; all unless given.
-    m: How many of the most influential ones are to be found; all unless given.
+    predictions: For each query, the retrieved rows, nearest first.
+    references: For each query, the rows of the truly most influential examples, strongest first.
+    k: Number of retrieved rows to consider, by default all.
+    m: Number of most influential examples to look for, by default all.
 Returns:
     recall: Between 0 and 1.
 Examples:
@@ -27,7 +27,15 @@ Examples:
 
 
 class RecallAtM(evaluate.Metric):
-    """See `DESCRIPTION` and `INPUTS` of this module."""
+    """An `evaluate` metric for recall@m; see `DESCRIPTION` and `INPUTS` of this module.
+
+    Example:
+        ```python
+        retrieved = trainer.find_candidates(queries, 1000)
+        strongest = abs(trainer.compute_influence(queries)).argsort(axis=1)[:, ::-1]
+        print(RecallAtM().compute(predictions=retrieved, references=strongest, k=1000, m=10))
+        ```
+    """
 
     def _info(self) -> evaluate.MetricInfo:
         return metric_info(DESCRIPTION, INPUTS, FASTIF, "int64")
@@ -43,4 +51,5 @@ class RecallAtM(evaluate.Metric):
         if shortest < (1 if m is None else m):
             raise InfluenceError(f"m={m}: a query has only {shortest} references; give more of them or a smaller m.")
         pairs = zip(predictions, references, strict=True)
-        return {"recall": float(np.mean([len({*found[:k]} & {*best[:m]}) / len(best[:m]) for found, best in pairs]))}
+        shares = [len({*retrieved[:k]} & {*best[:m]}) / len(best[:m]) for retrieved, best in pairs]
+        return {"recall": float(np.mean(shares))}

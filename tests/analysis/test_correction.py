@@ -93,7 +93,7 @@ def test_systems(trainer):
     order, labels = np.argsort(scores), np.array(POOL["label"])
     found = {}
     for system in ("helpful", "balanced", "harmful", "random", "anchors"):
-        correction = correct(trainer, ANCHORS, POOL, 1, 4, system=system, learning_rate=0.003)
+        correction = correct(trainer, ANCHORS, POOL, steps=1, num_examples=4, system=system, learning_rate=0.003)
         found[system] = correction.log[1]
         correction.roll_back(trainer)
     assert found["helpful"]["examples"] == order[:4].tolist()
@@ -224,7 +224,7 @@ def test_an_interrupted_correction_leaves_the_model_and_goes_on(trainer, tmp_pat
         ({"system": "useful"}, "system='useful': give one of helpful, balanced"),
         ({"steps": 0}, "steps=0: give at least 1"),
         ({"learning_rate": 0.0}, "learning_rate=0.0: give a number above 0"),
-        ({"max_guard_drop": 2}, "max_guard_drop=2: it is a share"),
+        ({"max_guard_drop": 2}, "max_guard_drop=2: give a fraction from 0 to 1"),
         ({"num_anchors": 9}, "num_anchors=9: there are 8 to draw from"),
         ({"num_candidates": 41}, "num_candidates=41: there are 40"),
         ({"num_examples": 41}, "num_examples=41: there are 40 candidates"),

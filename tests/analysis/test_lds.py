@@ -62,7 +62,7 @@ def test_subsets_are_trained_once_and_kept(tmp_path):
     assert more.losses.tolist() == [[n] * 3 for n in range(4)]
     again = SubsetLosses.load(tmp_path / "subsets.safetensors")
     assert (again.members == more.members).all() and (again.losses == more.losses).all()
-    with pytest.raises(ValueError, match="is of another subset"):
+    with pytest.raises(ValueError, match="belongs to another subset"):
         retrain_on_subsets(train_on, train, tmp_path, num_subsets=2, seed=1)
     with pytest.raises(ValueError, match="share=1.5"):
         retrain_on_subsets(train_on, train, tmp_path, share=1.5)

@@ -46,9 +46,13 @@ def train_on(trained):
     return run
 
 
+def settings_of(train_on):
+    return {"train_on": train_on, "about": {"steps": "1"}, "shares": [0.25]}
+
+
 @pytest.fixture(scope="module")
 def found(trainer, train_on):
-    return mislabels(trainer, ANCHORS, WRONG, RIGHT, train_on, {"steps": "1"}, shares=[0.25], num_repeats=2)
+    return mislabels(trainer, ANCHORS, WRONG, labels=RIGHT, **settings_of(train_on), num_repeats=2)
 
 
 def test_planted_labels_are_others_and_known():
@@ -125,9 +129,9 @@ def test_worst_examples_are_dropped_or_fixed(trainer, found):
 
 def test_finished_models_are_not_trained_again(trainer, found, train_on, trained):
     before = len(trained)
-    assert mislabels(trainer, ANCHORS, WRONG, RIGHT, train_on, {"steps": "1"}, [0.25], 2) == found
+    assert mislabels(trainer, ANCHORS, WRONG, labels=RIGHT, **settings_of(train_on), num_repeats=2) == found
     assert len(trained) == before
-    only_dropped = mislabels(trainer, ANCHORS, WRONG, None, train_on, {"steps": "1"}, [0.25], 3)
+    only_dropped = mislabels(trainer, ANCHORS, WRONG, **settings_of(train_on), num_repeats=3)
     assert {row["action"] for row in only_dropped.accuracies} == {"dropped"}
     assert {repeat for _, _, repeat in trained[before:]} == {2}
 

@@ -25,7 +25,7 @@ def test_half_of_the_queries_are_predicted_wrong(trainer):
     assert len(set(rows.tolist())) == 7
     assert balanced_queries(trainer, VALIDATION, 7)[0].tolist() == rows.tolist()
     assert balanced_queries(trainer, VALIDATION, 7, seed=1)[0].tolist() != rows.tolist()
-    with pytest.raises(ValueError, match=r"count=12: .* of 8 examples only \d right ones"):
+    with pytest.raises(ValueError, match=r"count=12: .* 8 examples have only \d right predictions"):
         balanced_queries(trainer, VALIDATION.select(range(8)), 12)
 
 
@@ -36,7 +36,7 @@ def test_settings_are_changed_for_a_while(trainer):
         raise KeyError
     assert trainer.args is before and before.solver == "auto"
     with (
-        pytest.raises(ValueError, match="learning_rate is no setting of influence"),
+        pytest.raises(ValueError, match="learning_rate is not an influence setting"),
         changed(trainer, learning_rate=1),
     ):
         pass

@@ -138,9 +138,9 @@ def test_the_card_of_an_analysis_that_a_recipe_publishes(hub, tmp_path, capsys):
     assert hub.files("me/recall")["recall.png"].startswith(b"\x89PNG")
     for part in (
         "# Recall: BertForSequenceClassification",
-        "The share of the top m of the full scan",
+        "The fraction of the top m of the full scan",
         f"```text\n{found}\n```",
-        'table (`list[dict]`): `direction` ("helpful", "harmful", "absolute")',
+        'table (`list[dict]`): Rows with `direction` ("helpful", "harmful" or "absolute")',
         "| damping | 0.5 |",
         "| checkpoints | ['out/seed-1'] |",
         "| training examples | 40 |",

@@ -28,7 +28,7 @@ def trainer(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(trainer):
     before = [p.detach().clone() for p in trainer.model.parameters()]
-    result = corrections(trainer, SLICES, GUARD, POOL, SYSTEMS, num_repeats=2, **SETTINGS)
+    result = corrections(trainer, SLICES, GUARD, candidates=POOL, systems=SYSTEMS, num_repeats=2, **SETTINGS)
     assert all(torch.equal(*pair) for pair in zip(before, trainer.model.parameters(), strict=True))
     return result
 
@@ -60,17 +60,18 @@ def test_finished_runs_are_not_done_again(trainer, found, monkeypatch):
         return correct_once(self, *args, **kwargs)
 
     monkeypatch.setattr(Corrector, "correct", counted)
-    assert corrections(trainer, SLICES, GUARD, POOL, SYSTEMS, num_repeats=2, **SETTINGS) == found
+    assert corrections(trainer, SLICES, GUARD, candidates=POOL, systems=SYSTEMS, num_repeats=2, **SETTINGS) == found
     assert not runs
-    other = corrections(trainer, SLICES, GUARD.select(range(5)), POOL, SYSTEMS[:1], num_repeats=1, **SETTINGS)
+    few = {"candidates": POOL, "systems": SYSTEMS[:1], "num_repeats": 1} | SETTINGS
+    other = corrections(trainer, SLICES, GUARD.select(range(5)), **few)
     assert len(runs) == len(other.runs) == 2  # a slice each: another guard is another experiment
 
 
 def test_a_run_that_its_guard_ends_stays_where_it_is(trainer):
     right = np.setdiff1d(np.arange(12), trainer.find_misclassified(GUARD))
-    changes = SETTINGS | {"learning_rate": 1e5, "max_guard_drop": 0.0}
+    changes = SETTINGS | {"systems": ["harmful"], "num_repeats": 1, "learning_rate": 1e5, "max_guard_drop": 0.0}
     guard = GUARD.select(right)
-    (run,) = corrections(trainer, {"one": SLICES["one"]}, guard, None, ["harmful"], num_repeats=1, **changes).runs
+    (run,) = corrections(trainer, {"one": SLICES["one"]}, guard, **changes).runs
     assert run["learning_rate"][-1] == 0 and run["accuracy"]["guard"] == [1.0] * 3
     assert len(set(run["loss"]["test"][-2:])) == 1
 

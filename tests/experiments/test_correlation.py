@@ -49,7 +49,7 @@ def test_a_huge_lambda_is_said_to_be_no_more_than_the_gradient(found):
     assert huge["cosine"] == pytest.approx(1, abs=1e-5) and small["cosine"] < 0.95
     assert huge["damping"] == 1e6 and small["residual"] < 1e-4
     of_huge, of_small = found.explain()
-    assert "nearly the plain gradient" in of_huge and "the curvature decides" in of_small
+    assert "nearly the plain gradient" in of_huge and "the curvature matters" in of_small
     assert f"{1 / small['largest']:.3g} % of the largest eigenvalue" in of_small
     plain = next(r for r in found.table if (r["asked"], r["method"]) == ("1000000.0", "gradient product"))
     assert plain["spearman"] > 0.999

@@ -45,7 +45,7 @@ def train_on(influence, trained):
 
 def run(trainer, train_on, **changes):
     settings = {"about": {"steps": "1"}, "num_removed": SIZES, "num_repeats": 2} | changes
-    return retraining(trainer, QUERIES, RIGHT, train_on, **settings)
+    return retraining(trainer, QUERIES, RIGHT, train_on=train_on, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -124,5 +124,5 @@ def test_saved_read_and_drawn(found, tmp_path):
 def test_too_few_to_remove(trainer, train_on):
     with pytest.raises(ValueError, match="training examples have the label"):
         run(trainer, train_on, num_removed=[20])
-    with pytest.raises(ValueError, match=r"num_removed=5: of helpful examples query .* give a smaller number"):
+    with pytest.raises(ValueError, match=r"num_removed=5: too few helpful examples \(query .* give a smaller number"):
         run(trainer, train_on, num_removed=[5], systems={"fast": 4})

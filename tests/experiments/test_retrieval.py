@@ -69,7 +69,7 @@ def test_what_is_found_among_neighbours(trainer):
     trainer.args.index_features = "pooled"
     trainer.build_index()
     result = trainer.find_influential(QUERIES, num_examples=4, num_neighbors=6, s_test=s_test)
-    found = retrieval(trainer, QUERIES, ["text"], result, s_test, k=4)
+    found = retrieval(trainer, QUERIES, ["text"], result=result, s_test=s_test, k=4)
     assert [row["method"] for row in found.table][:2] == ["influence, of 6 neighbours", "influence"]
     shares = []
     for query in (0, 2):
@@ -77,13 +77,13 @@ def test_what_is_found_among_neighbours(trainer):
         shares.append(sum(stated) / TRAIN["fact"][:].count(QUERIES["fact"][query]))
     assert found.table[0]["recall"] == pytest.approx(np.mean(shares))
     whole = trainer.find_influential(QUERIES, num_examples=4, s_test=s_test)
-    assert retrieval(trainer, QUERIES, ["text"], whole, s_test, k=4).table == found.table[1:]
+    assert retrieval(trainer, QUERIES, ["text"], result=whole, s_test=s_test, k=4).table == found.table[1:]
     with pytest.raises(ValueError, match="k=5: the result lists 4 examples in each direction; ask for num_examples=5"):
-        retrieval(trainer, QUERIES, ["text"], whole, s_test, k=5)
+        retrieval(trainer, QUERIES, ["text"], result=whole, s_test=s_test, k=5)
 
 
 def test_facts_that_are_not_there(trainer):
-    with pytest.raises(ValueError, match="column='about' is not in train_dataset, which has: .*fact"):
+    with pytest.raises(ValueError, match="column='about' is not in train_dataset; give one of its columns: .*fact"):
         retrieval(trainer, QUERIES, ["text"], column="about")
-    with pytest.raises(ValueError, match="no training example states the fact of any, by the numbers in 'fact'"):
+    with pytest.raises(ValueError, match="queries: no training example has the same number in 'fact' as any query"):
         retrieval(trainer, QUERIES.select([1, 3]), ["text"])

@@ -67,7 +67,7 @@ def test_what_was_timed_is_kept_and_runs_are_joined(trainer, found, tmp_path):
         hollow = line.get_markerfacecolor() == "none"
         drawn |= {int(row): (seconds, hollow) for seconds, row in line.get_xydata()}
     assert [drawn[row] for row in range(6)] == [(cost.seconds, cost.extrapolated) for cost in found.costs]
-    assert "no neighbours" in str(both) and "k = 6 " in str(both) and "~" in str(both)
+    assert "full scan" in str(both) and "k = 6 " in str(both) and "~" in str(both)
 
 
 def test_more_neighbours_than_there_are(trainer):

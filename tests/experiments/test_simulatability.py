@@ -64,7 +64,7 @@ def pair(tmp_path_factory):
 
 def run(pair, **changes):
     settings = {"num_examples": 3, "learning_rates": RATES} | changes
-    return simulatability(*pair, QUERIES, QUERIES, TRAIN, **settings)
+    return simulatability(*pair, QUERIES, simulated=QUERIES, examples=TRAIN, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +187,6 @@ def test_what_cannot_be_asked_is_refused(pair):
     with pytest.raises(ValueError, match=r"num_examples=30: only \d+ training examples have the label"):
         run(pair, num_examples=30)
     with pytest.raises(ValueError, match="examples: there are 4; give the 40 of the training set"):
-        simulatability(*pair, QUERIES, QUERIES, QUERIES)
+        simulatability(*pair, QUERIES, simulated=QUERIES, examples=QUERIES)
     with pytest.raises(ValueError, match=r"learning_rates: after a step with up to 1e\+30 a loss is not finite"):
         run(pair, learning_rates=[1e30], num_examples=1)
