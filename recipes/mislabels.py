@@ -90,7 +90,8 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
         wrong,
         labels=labels,
         train_on=train_on if recipe.num_retrainings else None,
-        about=training_settings(recipe, data, config) | {"tested": str(len(tested)), "anchors": str(len(anchors))},
+        depends_on=training_settings(recipe, data, config)
+        | {"tested": str(len(tested)), "anchors": str(len(anchors))},
         shares=recipe.shares,
         num_repeats=recipe.num_retrainings,
     )

@@ -64,7 +64,7 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
         queries,
         right,
         train_on=train_on,
-        about=training_settings(recipe, data, config),
+        depends_on=training_settings(recipe, data, config),
         systems=systems,
         num_removed=recipe.num_removed,
         num_repeats=recipe.num_retrainings,

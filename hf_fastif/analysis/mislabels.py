@@ -53,7 +53,7 @@ class Mislabels(AnalysisResult):
         curves (`list[dict]`): Rows with `method` ("self-influence", "squared gradient", "harmful influence" on the
             loss of validation examples, "loss", all at the same checkpoints, or "random"), `average_precision`, and
             the points `precision` and `recall` of the curve.
-        found (`list[dict]`): Rows with `method`, `share` (the fraction of the training set that is inspected, worst
+        detection (`list[dict]`): Rows with `method`, `share` (the fraction of the training set that is inspected, worst
             examples first), and `found`, the fraction of the wrong labels among the inspected examples.
         accuracies (`list[dict]`): Rows with `method` (or "nothing" or "all wrong labels"), `action` ("dropped" or
             "fixed"), `share`, `repeat`, and `accuracy` of the model that was retrained without these examples or with
@@ -63,7 +63,7 @@ class Mislabels(AnalysisResult):
     """
 
     curves: list[dict[str, Any]]
-    found: list[dict[str, Any]]
+    detection: list[dict[str, Any]]
     accuracies: list[dict[str, Any]]
     num_train: int
     num_wrong: int
@@ -86,7 +86,7 @@ class Mislabels(AnalysisResult):
 
     def __str__(self) -> str:
         lines = [f"{self.num_wrong:,} of {self.num_train:,} labels are wrong ({self.num_wrong / self.num_train:.1%})"]
-        looked_at = pd.DataFrame(self.found).groupby("method")
+        looked_at = pd.DataFrame(self.detection).groupby("method")
         for curve in self.curves:
             rows = looked_at.get_group(curve["method"])
             pairs = zip(rows["found"], rows["share"], strict=True)
@@ -198,7 +198,7 @@ def mislabels(
     *,
     labels: np.ndarray | None = None,
     train_on: Callable[[Dataset, int], float] | None = None,
-    about: Mapping[str, str] | None = None,
+    depends_on: Mapping[str, str] | None = None,
     shares: Sequence[float] = (0.1,),
     num_repeats: int = 3,
 ) -> Mislabels:
@@ -215,7 +215,7 @@ def mislabels(
         labels (`np.ndarray` of shape `(N,)`, *optional*): The right labels. Without them, no labels are fixed.
         train_on (`Callable`, *optional*): Trains a model and returns its accuracy, given training examples and the
             number of the repeat, which serves as the seed. Without it, no models are retrained.
-        about (`Mapping[str, str]`, *optional*): Everything else that `train_on` depends on. Saved accuracies are
+        depends_on (`Mapping[str, str]`, *optional*): Everything else that `train_on` depends on. Saved accuracies are
             reused only if it is equal.
         shares (`Sequence[float]`, *optional*): Fractions of the training set to drop or fix, worst examples first.
         num_repeats (`int`, *optional*, defaults to 3): Number of models for each change, which differ in their seed.
@@ -251,7 +251,7 @@ def mislabels(
     if train_on is not None:
         rows = {(method, share): _worst(values, share) for method, values in scores.items() for share in shares}
         accuracies = _accuracies(
-            trainer, rows, wrong, labels, train_on=train_on, depends_on=about or {}, num_repeats=num_repeats
+            trainer, rows, wrong, labels, train_on=train_on, depends_on=depends_on or {}, num_repeats=num_repeats
         )
     return Mislabels(curves, inspections, accuracies, count, int(wrong.sum()))
 
@@ -277,7 +277,7 @@ def _accuracies(
         trainer ([`InfluenceTrainer`]): The trainer with the training set.
         worst (`Mapping`): The rows to drop or fix, by method and fraction of the training set.
         wrong, labels, train_on, num_repeats: See `mislabels`.
-        depends_on (`Mapping[str, str]`): The argument `about` of `mislabels`.
+        depends_on (`Mapping[str, str]`): The argument `depends_on` of `mislabels`.
 
     Returns:
         `list[dict]`: The attribute `accuracies` of [`Mislabels`].

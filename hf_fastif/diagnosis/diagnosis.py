@@ -106,7 +106,7 @@ class Diagnosis:
         return "\n".join(f"{title}\n" + "\n".join(f"  {line}" for line in lines) for title, lines in sections.items())
 
     def plot(self, path: str | Path) -> Path:
-        """Writes a figure of the spectrum with lambda in it, and of the residual on the solver's way."""
+        """Write a figure of the spectrum with lambda in it, and of the residual on the solver's way."""
         share = self.damping / self.spectrum.largest
         residual = _span(self.solution.residual.tolist(), ".2g")
         title = f"The damping is {share:.2%} of the largest eigenvalue; residual of s_test {residual}"

@@ -157,7 +157,7 @@ def retraining(
     right: Sequence[bool],
     *,
     train_on: Callable[[Dataset, int], np.ndarray],
-    about: Mapping[str, str],
+    depends_on: Mapping[str, str],
     systems: Mapping[str, int | None] | None = None,
     num_removed: Sequence[int] = (1, 5, 25, 50, 100),
     num_repeats: int = 2,
@@ -175,7 +175,7 @@ def retraining(
         right (`Sequence[bool]`): Whether the model predicts each query right, to report both groups separately.
         train_on (`Callable`): Trains a model and returns its losses (Q,) on the queries, given training examples and
             the number of the repeat, which serves as the seed.
-        about (`Mapping[str, str]`): Everything else that `train_on` depends on. Saved losses are reused only if it is
+        depends_on (`Mapping[str, str]`): Everything else that `train_on` depends on. Saved losses are reused only if it is
             equal.
         systems (`Mapping[str, int | None]`, *optional*): The ways to find influential examples by name: the number k
             of nearest neighbors to score, or None for all examples. The default is `{"full": None}`.
@@ -191,7 +191,7 @@ def retraining(
     Example:
         ```python
         rows, right = balanced_queries(trainer, dev, 20)
-        result = retraining(trainer, dev.select(rows), right, train_on=train_on, about={"epochs": "3"})
+        result = retraining(trainer, dev.select(rows), right, train_on=train_on, depends_on={"epochs": "3"})
         print(result)
         ```
     """
@@ -205,7 +205,9 @@ def retraining(
         for query in all_queries
         for m in sizes
     ]
-    parts = open_analysis_results(trainer, "retrained", dict(about) | digests(trainer, train=train, queries=queries))
+    parts = open_analysis_results(
+        trainer, "retrained", dict(depends_on) | digests(trainer, train=train, queries=queries)
+    )
     retrained = Retrained(parts, train_on)
 
     removals = [  # of each repeat

@@ -38,7 +38,7 @@ def balanced_queries(
     Example:
         ```python
         rows, right = balanced_queries(trainer, dev, 100)
-        result = retraining(trainer, dev.select(rows), right, train_on=train_on, about={"epochs": "3"})
+        result = retraining(trainer, dev.select(rows), right, train_on=train_on, depends_on={"epochs": "3"})
         ```
     """
     wanted = {"wrong": count // 2, "right": count - count // 2}

@@ -15,7 +15,7 @@ NUM_SHOWN = 20  # queries
 
 
 def plot_influences(result: ResultTables, path: Path) -> None:
-    """Draws the influence of every listed training example, a line for each of the first queries."""
+    """Draw the influence of every listed training example, a line for each of the first queries."""
     count = min(NUM_SHOWN, result.summary.num_queries)
     queries, directions = np.asarray(result.influences["query_index"]), np.asarray(result.influences["direction"])
     influences = np.asarray(result.influences["influence"])

@@ -26,7 +26,7 @@ def model_card(
     figure: bool,
     include_text: bool,
 ) -> ModelCard:
-    """A model's card, with a section about what lies in `influence/`.
+    """Return the card of a model with a section on the contents of `influence/`.
 
     Args:
         card (`ModelCard`): As the `Trainer` wrote it.

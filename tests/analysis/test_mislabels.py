@@ -47,7 +47,7 @@ def train_on(trained):
 
 
 def settings_of(train_on):
-    return {"train_on": train_on, "about": {"steps": "1"}, "shares": [0.25]}
+    return {"train_on": train_on, "depends_on": {"steps": "1"}, "shares": [0.25]}
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_scores_are_those_of_the_trainer(trainer, found):
         curve = next(one for one in found.curves if one["method"] == name)
         assert curve["average_precision"] == pytest.approx(precision_recall(values, WRONG)["average_precision"])
         assert curve["recall"][-1] == 1 and curve["precision"][-1] == pytest.approx(0.2)
-        share = next(row["found"] for row in found.found if (row["method"], row["share"]) == (name, 0.2))
+        share = next(row["found"] for row in found.detection if (row["method"], row["share"]) == (name, 0.2))
         assert share == WRONG[np.argsort(-values)[:8]].sum() / 8
 
 

@@ -44,7 +44,7 @@ def train_on(influence, trained):
 
 
 def run(trainer, train_on, **changes):
-    settings = {"about": {"steps": "1"}, "num_removed": SIZES, "num_repeats": 2} | changes
+    settings = {"depends_on": {"steps": "1"}, "num_removed": SIZES, "num_repeats": 2} | changes
     return retraining(trainer, QUERIES, RIGHT, train_on=train_on, **settings)
 
 
@@ -88,7 +88,7 @@ def test_finished_models_are_not_trained_again(trainer, found, train_on, trained
     assert len(both[0]) == len(both[1])
     # Where both find the same examples, and for all random ones, the models are there.
     assert len(trained) - before < 2 * 3 * 2 * len(SIZES)
-    run(trainer, train_on, num_removed=[1], about={"steps": "2"})
+    run(trainer, train_on, num_removed=[1], depends_on={"steps": "2"})
     assert len(trained) > before + 10
 
 

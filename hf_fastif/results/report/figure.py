@@ -92,9 +92,9 @@ def _draw_edges(axes: Axes, graph: InfluenceGraph, layout: Layout) -> None:
 def _draw_nodes(axes: Axes, graph: InfluenceGraph, layout: Layout) -> None:
     size = float(np.clip(60 / len(layout.trains) ** 0.5, 0.6, 6))
     for subset in range(len(graph.subsets)):
-        own = layout.trains[graph.train_subsets == subset]
+        positions = layout.trains[graph.train_subsets == subset]
         color = subset_color(subset)
-        axes.scatter(*own.T, s=size, color=color, linewidths=0, rasterized=True, zorder=2)
+        axes.scatter(*positions.T, s=size, color=color, linewidths=0, rasterized=True, zorder=2)
     for begin, end in layout.arcs:
         axes.plot(*on_circle(np.linspace(begin, end, 200), 1.03).T, color=TEXT, linewidth=1.2)
     axes.scatter(*layout.queries.T, s=float(np.clip(1500 / len(layout.queries), 3, 30)), color=TEXT, zorder=3)
