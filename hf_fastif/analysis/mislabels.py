@@ -53,8 +53,8 @@ class Mislabels(AnalysisResult):
         curves (`list[dict]`): Rows with `method` ("self-influence", "squared gradient", "harmful influence" on the
             loss of validation examples, "loss", all at the same checkpoints, or "random"), `average_precision`, and
             the points `precision` and `recall` of the curve.
-        detection (`list[dict]`): Rows with `method`, `share` (the fraction of the training set that is inspected, worst
-            examples first), and `found`, the fraction of the wrong labels among the inspected examples.
+        detection (`list[dict]`): Rows with `method`, `share` (the fraction of the training set that is inspected,
+            worst examples first), and `found`, the fraction of the wrong labels among the inspected examples.
         accuracies (`list[dict]`): Rows with `method` (or "nothing" or "all wrong labels"), `action` ("dropped" or
             "fixed"), `share`, `repeat`, and `accuracy` of the model that was retrained without these examples or with
             their right labels.

@@ -175,8 +175,8 @@ def retraining(
         right (`Sequence[bool]`): Whether the model predicts each query right, to report both groups separately.
         train_on (`Callable`): Trains a model and returns its losses (Q,) on the queries, given training examples and
             the number of the repeat, which serves as the seed.
-        depends_on (`Mapping[str, str]`): Everything else that `train_on` depends on. Saved losses are reused only if it is
-            equal.
+        depends_on (`Mapping[str, str]`): Everything else that `train_on` depends on. Saved losses are reused only if
+            it is equal.
         systems (`Mapping[str, int | None]`, *optional*): The ways to find influential examples by name: the number k
             of nearest neighbors to score, or None for all examples. The default is `{"full": None}`.
         num_removed (`Sequence[int]`, *optional*): Numbers m of examples to remove.
