@@ -120,8 +120,10 @@ def draw_level(axes: Axes, y: float, **style: Any) -> None:
 
 
 def mark_sizes(axes: Axes, sizes: Iterable[int]) -> None:
-    """Make x a logarithmic axis that marks the sizes that occur; where these lie close not all are named."""
+    """Make x a logarithmic axis that marks the sizes that occur; sizes close to each other are not all named."""
     marked = sorted(set(sizes))
+    if not marked:
+        return
     apart = 0.1 * np.log(marked[-1] / marked[0])
     names, last = {}, np.inf
     for size in reversed(marked):
