@@ -72,7 +72,7 @@ class Recall(AnalysisResult):
 
     def _suggestion(self, m: int) -> str:
         k = self.suggested_k(m=m)
-        return f"k = {k} holds 95 % of the top {m}" if k else f"no measured k holds 95 % of the top {m}"
+        return f"95 % of the top {m} are among k = {k:,}" if k else f"no measured k holds 95 % of the top {m}"
 
     def figure(self) -> Figure:
         """Draw recall against k, with one panel for each direction."""
