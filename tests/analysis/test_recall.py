@@ -51,7 +51,7 @@ def test_everything_holds_everything_and_the_smallest_k_is_suggested(found):
         row["k"] for row in found.table if row["recall"] >= 0.6 and (row["direction"], row["m"]) == ("helpful", 5)
     )
     assert found.suggested_k(0.6, 5, "helpful") == smallest
-    assert "holds 95 % of the top 5" in str(found) and "4 queries, 40 candidates" in str(found)
+    assert "95 % of the top 5 are among k = " in str(found) and "4 queries, 40 candidates" in str(found)
 
 
 def test_saved_and_drawn(found, tmp_path):

@@ -65,7 +65,7 @@ def test_the_card_of_a_result(hub, capsys):
         "λ = 0.2 is 2.00% of the largest eigenvalue of C; 0.3 % to 3 % is recommended.",
         "on a sample of the training set: 0.1 (0 is exact",
         "Only the 5 nearest neighbors of each query were scored. Recall, the share",
-        "k = 4 holds 95 % of the top 10\n  k = 1: 0.50, k = 4: 0.97\n```",
+        "95 % of the top 10 are among k = 4\n  k = 1: 0.50, k = 4: 0.97\n```",
         "(figures/recall.png)",
         "lambda = 0.2, 2.00% of the largest eigenvalue",
         "(figures/diagnosis.png)",
