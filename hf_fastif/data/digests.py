@@ -32,13 +32,14 @@ def hexdigest(values: Iterable[torch.Tensor | np.ndarray | bytes | str | int | f
     digest = xxhash.xxh3_128()
     for value in values:
         if isinstance(value, torch.Tensor):
-            digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
-            digest.update(tensor_bytes(value))
+            kind, content = f"{value.dtype}{tuple(value.shape)}", tensor_bytes(value)
         elif isinstance(value, np.ndarray):
-            digest.update(f"{value.dtype}{value.shape}".encode())
-            digest.update(np.ascontiguousarray(value).view(np.uint8) if value.size else b"")
+            kind = f"{value.dtype}{value.shape}"
+            content = np.ascontiguousarray(value).view(np.uint8) if value.size else b""
         else:
-            digest.update(value if isinstance(value, bytes) else repr(value).encode())
+            kind, content = "", value if isinstance(value, bytes) else repr(value).encode()
+        digest.update(f"{kind}:{len(content)}:".encode())  # the length keeps ("1", "11") and ("11", "1") apart
+        digest.update(content)
     return digest.hexdigest()[:16]
 
 

@@ -40,13 +40,13 @@ class IndexSearch:
     sweep: DatasetSweep
     query_features: np.ndarray | None
 
-    def __call__(self, numbers: range, vectors: torch.Tensor) -> np.ndarray:
+    def __call__(self, numbers: range, vectors: torch.Tensor | None) -> np.ndarray:
         """Return the candidates (n, k) of the queries at these positions, whose s_test is `vectors` (n, P)."""
         return from_main(  # only the main process holds the vectors in memory
             lambda: self.index.search(self._features(numbers, vectors), self.k), self.sweep.accelerator
         )
 
-    def _features(self, numbers: range, vectors: torch.Tensor) -> np.ndarray:
+    def _features(self, numbers: range, vectors: torch.Tensor | None) -> np.ndarray:
         if self.query_features is not None:
             return self.query_features[numbers.start : numbers.stop]
         by_checkpoint = vectors.split(self.checkpoints.objective.space.size, dim=1)

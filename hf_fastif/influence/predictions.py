@@ -68,9 +68,30 @@ class Predictions:
             )
         return self.logits.argmax(axis=1) != self.labels
 
+    def check_labels(self, name: str) -> None:
+        """Refuse examples without a labelled token, which no training example can have influenced.
 
-def predict(objective: Objective, examples: ExampleBatches, sweep: DatasetSweep) -> Predictions:
+        Raises:
+            InfluenceError: If an example has no label.
+        """
+        if self.right is not None and (self.right[:, 1] == 0).any():
+            row = int(np.flatnonzero(self.right[:, 1] == 0)[0])
+            raise InfluenceError(
+                f"{name}: row {row} has no labelled token (all are -100), so that it has no loss; was its "
+                "completion cut off by max_length?"
+            )
+
+
+def predict(
+    objective: Objective, examples: ExampleBatches, sweep: DatasetSweep, name: str = "examples"
+) -> Predictions:
     """Compute predictions and losses of all examples; every process gets the result for all of them.
+
+    Args:
+        objective (`Objective`): The loss.
+        examples (`ExampleBatches`): N examples.
+        sweep (`DatasetSweep`): Divides the pass into batches and processes.
+        name (`str`, *optional*): The argument that the examples were given as, for messages.
 
     Raises:
         InfluenceError: If the loss of an example is NaN or infinite.
@@ -108,7 +129,7 @@ def predict(objective: Objective, examples: ExampleBatches, sweep: DatasetSweep)
     if not np.isfinite(losses).all():
         row = int(np.flatnonzero(~np.isfinite(losses))[0])
         raise InfluenceError(
-            f"examples: the loss of row {row} is {losses[row]}; check its text and label, and the model's weights."
+            f"{name}: the loss of row {row} is {losses[row]}; check its text and label, and the model's weights."
         )
     return predictions
 

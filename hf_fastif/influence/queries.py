@@ -94,7 +94,9 @@ class Queries:
     def identity(self) -> str:
         """A digest of everything that results depend on: examples, reduction and measure."""
         alternatives = None if self.alternatives is None else self.alternatives.digest
-        return hexdigest([self.batches.digest, alternatives, self.query_set.reduce, self.measured])
+        return hexdigest(
+            [self.batches.digest, alternatives, self.query_set.reduce, self.measured, self.objective.measure_digest]
+        )
 
     @cached_property
     def row_digests(self) -> tuple[str, ...]:
@@ -120,7 +122,9 @@ class Queries:
         Raises:
             InfluenceError: If a loss is not finite; the message names the row.
         """
-        _ = self.predictions
+        self.predictions.check_labels("examples")
+        if self.alternatives is not None:
+            predict(self.loss, self.alternatives, self.sweep, "rather_than").check_labels("rather_than")
 
     def groups(self) -> list[range]:
         """Return the positions of the queries of each group."""
@@ -131,6 +135,11 @@ class Queries:
         gradients = self._gradients(self.batches, numbers, accelerator)
         if self.alternatives is not None:
             gradients -= self._gradients(self.alternatives, numbers, accelerator)
+        if not torch.isfinite(gradients).all():
+            raise InfluenceError(
+                f"{self.measured}: its gradient holds NaN or infinite numbers for one of the queries {numbers.start} "
+                f"to {numbers.stop - 1}; look at their texts and labels, and at whether the measure divides by 0."
+            )
         return gradients
 
     def _gradients(

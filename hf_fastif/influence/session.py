@@ -124,7 +124,7 @@ class InfluenceSession:
         if query_set.rather_than is not None:
             alternatives = self.examples("rather_than", query_set.rather_than)
         processor = self.trainer.processing_class
-        objective = self.objective.measuring(measure, getattr(processor, "tokenizer", processor))
+        objective = self.objective.measuring(measure, batches.take([0]), getattr(processor, "tokenizer", processor))
         size = self.args.query_batch_size
         return Queries(query_set, batches, alternatives, objective, self.objective, self.sweep, size)
 
@@ -220,7 +220,9 @@ class InfluenceSession:
 
     def origin(self, queries: Queries) -> Origin:
         """Return the digests that the s_test of these queries must match."""
-        belongs = self.belongs(self.train) | {"measure": queries.measured}
+        belongs = self.belongs(self.train) | {
+            "measure": f"{queries.measured} {queries.objective.measure_digest}".strip()
+        }
         return Origin(queries=queries.row_digests, belongs=belongs)
 
     def training_facts(self) -> dict[str, str]:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import nn
 
+from hf_fastif.data import hexdigest
 from hf_fastif.errors import InfluenceError, did_you_mean
-from hf_fastif.model.heads import IGNORED, Head, TokenHead
+from hf_fastif.model.heads import IGNORED, Head, SpanHead, TokenHead
 from hf_fastif.model.parameters import without_adapters
 
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LOSS = "loss"  # what is measured unless a measure is given
+PROBED_EXAMPLES, PROBED_PLACES = 3, 4
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,14 @@ class Measure(ABC):
             `torch.Tensor` of shape `(B,)`: The measure, a differentiable function of `logits`.
         """
 
-    def bound_to(self, model: nn.Module, head: Head, tokenizer: PreTrainedTokenizerBase | None = None) -> Self:
+    def bound_to(self, model: nn.Module, head: Head, size: int, tokenizer: PreTrainedTokenizerBase | None) -> Self:
         """Return the measure with the names of classes replaced by their numbers.
+
+        Args:
+            model (`torch.nn.Module`): The model.
+            head (`Head`): Its head.
+            size (`int`): Outputs at a place: classes, choices or tokens of the vocabulary.
+            tokenizer (`PreTrainedTokenizerBase`, *optional*): Knows the ids of tokens.
 
         Raises:
             InfluenceError: If the model has no such class, or the measure does not suit the head.
@@ -64,7 +72,7 @@ class Measure(ABC):
 class _ClassMeasure(Measure):
     """A measure of heads that choose one of several classes, at one place or at several."""
 
-    def bound_to(self, model: nn.Module, head: Head, tokenizer: PreTrainedTokenizerBase | None = None) -> Self:
+    def bound_to(self, model: nn.Module, head: Head, size: int, tokenizer: PreTrainedTokenizerBase | None) -> Self:
         config = without_adapters(model).config
         regression = config.problem_type in ("regression", "multi_label_classification") or config.num_labels == 1
         if regression and not (head.has_token_outputs or head.choices):
@@ -95,11 +103,11 @@ class _LabelMeasure(_ClassMeasure):
 
     label: str | int | None = None
 
-    def bound_to(self, model: nn.Module, head: Head, tokenizer: PreTrainedTokenizerBase | None = None) -> Self:
-        super().bound_to(model, head, tokenizer)
+    def bound_to(self, model: nn.Module, head: Head, size: int, tokenizer: PreTrainedTokenizerBase | None) -> Self:
+        super().bound_to(model, head, size, tokenizer)
         if self.label is None:
             return self
-        return replace(self, label=_class_number(self, self.label, model, head, tokenizer))
+        return replace(self, label=_class_number(self, self.label, model, head, size, tokenizer))
 
 
 @dataclass(frozen=True)
@@ -159,10 +167,10 @@ class Contrast(_ClassMeasure):
         logits, _, labelled = _places(logits, labels)
         return ((logits[..., self.label] - logits[..., self.rather_than]) * labelled).sum(dim=1)
 
-    def bound_to(self, model: nn.Module, head: Head, tokenizer: PreTrainedTokenizerBase | None = None) -> Self:
-        super().bound_to(model, head, tokenizer)
+    def bound_to(self, model: nn.Module, head: Head, size: int, tokenizer: PreTrainedTokenizerBase | None) -> Self:
+        super().bound_to(model, head, size, tokenizer)
         first, second = (
-            _class_number(self, label, model, head, tokenizer) for label in (self.label, self.rather_than)
+            _class_number(self, label, model, head, size, tokenizer) for label in (self.label, self.rather_than)
         )
         if first == second:
             raise InfluenceError(f"measure={self!r}: both are the same class; give two different ones.")
@@ -188,29 +196,37 @@ def _instead(labels: torch.Tensor, label: str | int | None) -> torch.Tensor:
 
 
 def _class_number(
-    measure: Measure, label: str | int, model: nn.Module, head: Head, tokenizer: PreTrainedTokenizerBase | None
+    measure: Measure,
+    label: str | int,
+    model: nn.Module,
+    head: Head,
+    size: int,
+    tokenizer: PreTrainedTokenizerBase | None,
 ) -> int:
     """Return the number of a class, by its name or number; for language models the id of a token, by its text.
 
     Raises:
         InfluenceError: If the model has no such class.
     """
-    config = without_adapters(model).config
-    names = {str(name): number for name, number in (config.label2id or {}).items()}
-    has_vocabulary = isinstance(head, TokenHead) and not type(without_adapters(model)).__name__.endswith(
-        "ForTokenClassification"
-    )
-    if isinstance(label, str):
-        if has_vocabulary:
+    plain = without_adapters(model)
+    if isinstance(head, SpanHead):
+        raise InfluenceError(
+            f"measure={measure!r}: {type(plain).__name__} chooses among the tokens of a text, and has no classes; "
+            "give Margin(), Logit() or LogProbability(), which take the labels of the query."
+        )
+    if isinstance(label, str) and not head.choices:
+        if isinstance(head, TokenHead) and not type(plain).__name__.endswith("ForTokenClassification"):
             return _token_id(measure, label, tokenizer)
-        if label not in names:
+        numbers = {str(name): number for name, number in (plain.config.label2id or {}).items()}
+        if label not in numbers:
             raise InfluenceError(
-                f"measure={measure!r}: the model's classes are {', '.join(names)}{did_you_mean(label, names)}."
+                f"measure={measure!r}: the model's classes are {', '.join(numbers)}{did_you_mean(label, numbers)}."
             )
-        return names[label]
-    size = config.get_text_config().vocab_size if has_vocabulary else config.num_labels
-    if not (head.choices or 0 <= label < size):
-        raise InfluenceError(f"measure={measure!r}: the model's classes are 0 to {size - 1}.")
+        return numbers[label]
+    if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < size:
+        raise InfluenceError(
+            f"measure={measure!r}: the model's classes are 0 to {size - 1}; {label!r} is none of them."
+        )
     return label
 
 
@@ -232,7 +248,7 @@ def _token_id(measure: Measure, text: str, tokenizer: PreTrainedTokenizerBase | 
 
 
 def measured_loss(measure: Measure, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Compute what stands in for the loss (B,): the measure with its sign turned, so that less is better.
+    """Compute the stand-in for the loss (B,): the negated measure, of which less is better.
 
     Raises:
         InfluenceError: If the measure does not give one number an example.
@@ -244,3 +260,27 @@ def measured_loss(measure: Measure, logits: torch.Tensor, labels: torch.Tensor) 
             f"({len(logits)},)."
         )
     return -values
+
+
+def probe(measure: Measure, head: Head, size: int) -> str:
+    """Return a digest of a measure's values on fixed outputs, which tells measures apart that are named alike.
+
+    Args:
+        measure (`Measure`): The measure, bound to the model.
+        head (`Head`): The head whose outputs it takes.
+        size (`int`): Outputs at a place.
+
+    Raises:
+        InfluenceError: If the measure is not a differentiable function of the outputs.
+    """
+    places = {TokenHead: (PROBED_PLACES,), SpanHead: (2,)}.get(type(head), ())
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(PROBED_EXAMPLES, *places, size, generator=random, dtype=torch.float64).requires_grad_()
+    labels = torch.randint(size, (PROBED_EXAMPLES, *places), generator=random)
+    values = measured_loss(measure, logits, labels)
+    if not values.requires_grad:
+        raise InfluenceError(
+            f"measure={measure!r}: its values do not depend on the outputs by a differentiable function, so that no "
+            "training example can have changed them; do without argmax, detach and comparisons."
+        )
+    return hexdigest(f"{value:.6g}" for value in values.tolist())

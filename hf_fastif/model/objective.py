@@ -21,7 +21,7 @@ from hf_fastif.errors import InfluenceError
 from hf_fastif.model.compiled import take_compiled_calls
 from hf_fastif.model.custom_loss import CustomComputeLoss, CustomLoss
 from hf_fastif.model.heads import Batch, TokenHead, head_of, takes_positions
-from hf_fastif.model.measures import LOSS, Measure, measured_loss
+from hf_fastif.model.measures import LOSS, Measure, measured_loss, probe
 from hf_fastif.model.parameters import (
     ParameterSpace,
     load_parameters_,
@@ -107,6 +107,7 @@ class Objective:
         self.custom_loss: CustomLoss | None = None  # replaces the head's loss
         self.custom_compute_loss: CustomComputeLoss | None = None  # replaces outputs and loss
         self.measure: Measure | None = None  # replaces any loss
+        self.measure_digest = ""  # of its values on fixed outputs
         self.measured = LOSS  # name of the differentiated function, for messages and manifests
         self._fingerprint: str | None = None  # cached, since only `holding` changes weights meanwhile
         self.forward_mode = True  # until an operation proves to have none
@@ -120,14 +121,32 @@ class Objective:
         if loss is not None and isinstance(self.head, TokenHead):
             self.head = replace(self.head, whole=True)
 
-    def measuring(self, measure: Measure | None, tokenizer: PreTrainedTokenizerBase | None = None) -> Objective:
-        """Return this objective with a measure in place of its loss; itself where there is none."""
+    def measuring(
+        self, measure: Measure | None, batch: Batch, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> Objective:
+        """Return this objective with a measure in place of its loss; itself where there is none.
+
+        Args:
+            measure (`Measure`, *optional*): The measure.
+            batch (`Batch`): Any examples, which tell how many outputs there are.
+            tokenizer (`PreTrainedTokenizerBase`, *optional*): Knows the ids of tokens that the measure names.
+
+        Raises:
+            InfluenceError: If the measure does not suit the model.
+        """
         if measure is None:
             return self
+        if not isinstance(measure, Measure):
+            raise InfluenceError(f"measure={measure!r}: give a Measure, such as Margin() or Logit('entailment').")
         measured = copy.copy(self)
-        measured.measure = measure.bound_to(self.model, self.head, tokenizer)
-        measured.measured, measured.weight_decay = repr(measure), 0.0
         measured.custom_compute_loss = measured.custom_loss = None
+        if isinstance(self.head, TokenHead):
+            measured.head = replace(self.head, whole=False)  # as before `use_loss`: only labelled places, shifted
+        with torch.no_grad():
+            size = measured.logits(measured.theta, batch).shape[-1]
+        measured.measure = measure.bound_to(self.model, measured.head, size, tokenizer)
+        measured.measured, measured.weight_decay = repr(measure), 0.0
+        measured.measure_digest = probe(measured.measure, measured.head, size)
         return measured
 
     @property

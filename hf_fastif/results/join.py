@@ -13,7 +13,8 @@ from hf_fastif.results.tables import ResultTables
 
 
 SAME = (
-    "model num_parameters num_candidates num_neighbors num_examples curvature damping solver text_columns label_column"
+    "model num_parameters num_candidates num_neighbors num_examples curvature damping solver checkpoints measure "
+    "text_columns label_column"
 ).split()
 
 

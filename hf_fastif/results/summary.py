@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from types import UnionType
@@ -72,8 +73,25 @@ class ResultSummary:
     retrieval: list[dict[str, Any]] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the entries of `summary.json`."""
-        return asdict(self)
+        """Return the entries of `summary.json`.
+
+        Raises:
+            InfluenceError: If an entry is of another type than its attribute, or not a finite number.
+        """
+        entries = asdict(self)
+        if wrong := self._wrong_entries(entries):
+            raise InfluenceError(
+                f"summary: {', '.join(f'{name}={entries[name]!r}' for name in wrong)} cannot be saved."
+            )
+        return entries
+
+    @classmethod
+    def _wrong_entries(cls, entries: Mapping[str, Any]) -> list[str]:
+        """Return the names of the entries that are not of the type of their attribute."""
+        hints = get_type_hints(cls)
+        wrong = [name for name in hints if name in entries and not _fits(entries[name], hints[name])]
+        incomplete = [each for each in entries.get("checkpoints", []) if not {"name", "epoch"} <= {*each}]
+        return [*wrong, "checkpoints"] if incomplete and "checkpoints" not in wrong else wrong
 
     @classmethod
     def from_json(cls, entries: Mapping[str, Any], source: object) -> Self:
@@ -89,7 +107,7 @@ class ResultSummary:
         hints = get_type_hints(cls)
         required = [each.name for each in fields(cls) if each.default is MISSING and each.default_factory is MISSING]
         wrong = [name for name in required if name not in entries]
-        wrong += [name for name in hints if name in entries and not _fits(entries[name], hints[name])]
+        wrong += cls._wrong_entries(entries)
         if wrong:
             raise InfluenceError(
                 f"{source} is not the summary of a result (entries missing or of another type: {', '.join(wrong)}); "
@@ -108,5 +126,5 @@ def _fits(value: Any, hint: Any) -> bool:
     if kind is dict:
         return isinstance(value, dict) and all(_fits(each, inner[1]) for each in value.values())
     if hint in (int, float):
-        return isinstance(value, int | hint) and not isinstance(value, bool)
+        return isinstance(value, int | hint) and not isinstance(value, bool) and math.isfinite(value)
     return hint is Any or isinstance(value, hint)

@@ -52,7 +52,7 @@ class ResultTables:
         result = InfluenceResult.load_from_disk("out/result")
         ```
         """
-        folder = Path(folder)
+        folder, entries = Path(folder), self.summary.to_json()  # refused before anything is deleted
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         (folder / SUMMARY).unlink(missing_ok=True)
@@ -60,8 +60,7 @@ class ResultTables:
         atomic_write(folder / "queries.parquet", self.queries.to_parquet)
         files = describe_files(folder, NUMBERS)
         files["influences.parquet"]["rows"], files["queries.parquet"]["rows"] = len(self.influences), len(self.queries)
-        summary = self.summary.to_json() | {"files": files}
-        text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
+        text = json.dumps(entries | {"files": files}, indent=2, allow_nan=False) + "\n"
         atomic_write(folder / SUMMARY, lambda path: path.write_text(text, "utf-8"))
         return folder
 
@@ -99,7 +98,19 @@ class ResultTables:
             )
         check_files(folder, files)
         tables = [_read_table(folder / name, files[name].get("rows")) for name in NUMBERS]
-        return cls(*tables, ResultSummary.from_json(summary, folder / SUMMARY))
+        result = cls(*tables, ResultSummary.from_json(summary, folder / SUMMARY))
+        result._check_queries(folder)
+        return result
+
+    def _check_queries(self, folder: Path) -> None:
+        """Check that tables and summary have the same queries."""
+        queries = range(self.summary.num_queries)
+        listed = {*self.queries["query_index"]}
+        if listed != {*queries} or not {*self.influences["query_index"]} <= listed:
+            raise InfluenceError(
+                f"{folder / SUMMARY} says that there are {len(queries)} queries, and the tables hold {len(listed)}; "
+                "recreate the result."
+            )
 
     def without_text(self) -> Self:
         """Return the same result with indices and scores only, without texts, labels and other columns.

@@ -183,6 +183,13 @@ def check_s_test(s_test: Solution | None, origin: Origin, num_parameters: int) -
     """
     if s_test is None:
         return
+    if not isinstance(s_test, Solution):
+        raise InfluenceError(f"s_test is a {type(s_test).__name__}; give what compute_s_test returned.")
+    if s_test.origin is not None and s_test.origin.belongs.get("measure") != origin.belongs.get("measure"):
+        raise InfluenceError(
+            f"s_test was computed for the measure {s_test.origin.belongs.get('measure')}, and this is "
+            f"{origin.belongs.get('measure')}; give compute_s_test the same measure and QuerySet."
+        )
     num_queries = len(origin.queries)
     if s_test.vectors.shape != (num_queries, num_parameters):
         raise InfluenceError(

@@ -91,12 +91,14 @@ class IndexMixin:
             ```
         """
         self._check_candidates(candidates, num_neighbors)
-        solution = self.compute_s_test(examples, measure) if s_test is None else s_test
         with self.session() as session:
             queries, pool = session.queries(examples, measure), session.candidates(candidates)
-            session.check_s_test(solution, queries)
+            session.check_s_test(s_test, queries)
             search = session.search(queries, pool, num_neighbors, query_features)
-            return search(range(len(solution)), solution.vectors)
+            if search.query_features is not None:  # s_test is not needed
+                return search(range(len(queries)), None)
+            solution = self.compute_s_test(examples, measure) if s_test is None else s_test
+            return search(range(len(queries)), solution.vectors)
 
     def load_index(
         self, repo_id_or_path: str | Path, dataset: Dataset | None = None, revision: str | None = None

@@ -279,7 +279,7 @@ class InfluenceMixin(IndexMixin, HubMixin, RunMixin):
         with self.session() as session:
             queries, pool = session.queries(examples, measure), session.candidates(candidates)
             session.check_s_test(s_test, queries)
-            predictions = queries.predictions
+            queries.check_losses()
             search = None if k is None else session.search(queries, pool, k, query_features)
             num_shown = num_examples if has_token_losses(session.objective) else None
             identity = (
@@ -296,7 +296,7 @@ class InfluenceMixin(IndexMixin, HubMixin, RunMixin):
         return build_result(
             without_indexes(queries.query_set.dataset),
             without_indexes(pool.dataset),
-            predictions,
+            queries.predictions,
             scores,
             num_examples,
             self.model.config.id2label,

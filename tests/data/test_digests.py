@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from hf_fastif import QuerySet, Solution
 from hf_fastif.artifacts.identity import differences, loss_identity, same_loss
-from hf_fastif.data.digests import stored_digest
+from hf_fastif.data.digests import hexdigest, stored_digest
 from hf_fastif.model.parameters import frozen_digest, model_fingerprint, trained_part, weights_digest
 
 
@@ -429,3 +429,8 @@ def test_the_side_of_padding_that_changes_between_two_calls_is_noticed(tmp_path)
     right = trainer.compute_influence(QUERIES)
     trainer.processing_class.padding_side = "left"
     np.testing.assert_allclose(trainer.compute_influence(QUERIES), right, rtol=1e-3, atol=1e-4)
+
+
+def test_values_next_to_each_other_do_not_run_together():
+    assert hexdigest(["a", 1, 11]) != hexdigest(["a", 11, 1])
+    assert hexdigest([b"ab", b"c"]) != hexdigest([b"a", b"bc"])

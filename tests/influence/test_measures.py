@@ -136,7 +136,9 @@ def test_s_test_belongs_to_its_measure(trainer):
     s_test = trainer.compute_s_test(QUERIES, measure=Margin())
     by_hand = trainer.compute_influence(QUERIES, s_test=s_test, measure=Margin())
     np.testing.assert_allclose(by_hand, trainer.compute_influence(QUERIES, measure=Margin()), rtol=1e-4)
-    with pytest.raises(ValueError, match=r"computed with the measure Margin\(\), and this is loss"):
+    with pytest.raises(
+        ValueError, match=r"computed for the measure Margin\(\) \w+, and this is loss; give compute_s_test the same"
+    ):
         trainer.compute_influence(QUERIES, s_test=s_test)
 
 
@@ -144,7 +146,11 @@ def test_s_test_belongs_to_its_measure(trainer):
     ("measure", "message"),
     [
         (Logit("entailmant"), "classes are contradiction, neutral, entailment; did you mean 'entailment'"),
-        (Logit(3), "classes are 0 to 2"),
+        (Logit(3), "classes are 0 to 2; 3 is none of them"),
+        (Logit(1.5), "classes are 0 to 2; 1.5 is none of them"),
+        (Margin, "give a Measure, such as"),
+        ("margin", "give a Measure, such as"),
+        (Contrast(None, 1), "None is none of them"),
         (Contrast("neutral", 1), "both are the same class"),
     ],
 )
@@ -168,3 +174,66 @@ def test_values_must_be_one_number_an_example(trainer):
 
     with pytest.raises(ValueError, match=r"shape \(\d, 3\); give one number an example"):
         trainer.compute_influence(QUERIES, measure=Outputs())
+
+
+def test_a_measure_of_tokens_takes_the_labels_of_the_head_whatever_the_loss(tmp_path):
+    case = CASES["causal-gpt2"]
+    train, queries = case.data(8, seed=0), case.data(3, seed=1)
+    expected = case.trainer(tmp_path / "plain", train, solver="identity").compute_influence(queries)
+    trainer = case.trainer(tmp_path / "custom", train, solver="identity")
+
+    def token_loss(outputs, labels, num_items_in_batch=None):
+        logits, targets = outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+        total = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+        return total / (num_items_in_batch if num_items_in_batch is not None else (targets != -100).sum())
+
+    trainer.compute_loss_func = token_loss
+    scores = trainer.compute_influence(queries, measure=LogProbability())
+    np.testing.assert_allclose(scores, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_measures_named_alike_are_told_apart(trainer):
+    def scaled(factor: float) -> Measure:
+        @dataclass(frozen=True)
+        class Scaled(Measure):
+            def values(self, logits, labels):
+                return factor * logits[:, 0]
+
+        return Scaled()
+
+    assert repr(scaled(1.0)) == repr(scaled(2.0))
+    s_test = trainer.compute_s_test(QUERIES, measure=scaled(1.0))
+    with pytest.raises(ValueError, match="s_test was computed for the measure"):
+        trainer.compute_influence(QUERIES, s_test=s_test, measure=scaled(2.0))
+    twice = trainer.compute_influence(QUERIES, measure=scaled(2.0))
+    once = trainer.compute_influence(QUERIES, s_test=s_test, measure=scaled(1.0))
+    np.testing.assert_allclose(twice, 2 * once, rtol=1e-4)
+
+
+def test_values_must_be_differentiable(trainer):
+    @dataclass(frozen=True)
+    class Right(Measure):
+        def values(self, logits, labels):
+            return (logits.argmax(dim=-1) == labels).to(logits.dtype)
+
+    with pytest.raises(ValueError, match="do not depend on the outputs by a differentiable function"):
+        trainer.compute_influence(QUERIES, measure=Right())
+
+
+def test_spans_have_no_classes(tmp_path):
+    case = CASES["question-answering"]
+    trainer = case.trainer(tmp_path, case.data(8, seed=0), solver="identity")
+    with pytest.raises(ValueError, match="chooses among the tokens of a text, and has no classes"):
+        trainer.compute_influence(case.data(2, seed=1), measure=Logit(1))
+    assert trainer.compute_influence(case.data(2, seed=1), measure=Margin()).std() > 0
+
+
+def test_an_example_without_labels_is_refused(tmp_path):
+    case = CASES["causal-gpt2"]
+    queries = case.data(2, seed=1)
+    unlabelled = queries.map(lambda row: {"labels": [-100] * len(row["labels"])})
+    trainer = case.trainer(tmp_path, case.data(8, seed=0), solver="identity")
+    with pytest.raises(ValueError, match="rather_than: row 0 has no labelled token"):
+        trainer.compute_influence(QuerySet(queries, rather_than=unlabelled))
+    with pytest.raises(ValueError, match="examples: row 0 has no labelled token"):
+        trainer.find_influential(unlabelled)

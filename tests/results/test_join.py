@@ -50,7 +50,9 @@ def test_rows_of_the_source_are_kept_where_all_know_them(parts):
     assert InfluenceResult.join(parts).summary.query_rows == [7, 9, 1, 2, 3]
 
 
-@pytest.mark.parametrize("name, value", [("model", "another"), ("damping", 0.5), ("num_candidates", 31)])
+@pytest.mark.parametrize(
+    "name, value", [("model", "another"), ("damping", 0.5), ("num_candidates", 31), ("measure", "Margin()")]
+)
 def test_results_of_different_settings_are_refused(parts, name, value):
     setattr(parts["two"].summary, name, value)
     with pytest.raises(ValueError, match=f"results: 'one' and 'two' differ in {name}"):

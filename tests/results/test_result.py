@@ -113,3 +113,17 @@ def test_representation_says_what_the_sign_means(result):
 def test_unknown_query(result):
     with pytest.raises(IndexError, match="query=2: must be between 0 and 1"):
         result.helpful(2)
+
+
+def test_a_summary_that_cannot_be_saved_leaves_what_is_there(result, tmp_path):
+    folder = result.save_to_disk(tmp_path / "result")
+    result.summary.accuracy = float("nan")
+    with pytest.raises(ValueError, match="summary: accuracy=nan cannot be saved"):
+        result.save_to_disk(folder)
+    assert InfluenceResult.load_from_disk(folder).summary.accuracy is None
+
+
+def test_a_summary_of_other_tables_is_refused(result, tmp_path):
+    result.summary.num_queries = 7
+    with pytest.raises(ValueError, match="says that there are 7 queries, and the tables hold 2"):
+        InfluenceResult.load_from_disk(result.save_to_disk(tmp_path / "result"))
