@@ -140,6 +140,6 @@ def with_influence(args: TrainingArguments | None) -> InfluenceConfig:
     if type(args) is not TrainingArguments:
         raise InfluenceError(
             f"args is a {kind}, which has no settings of influence; give one that has both, of a class such as "
-            f"`@dataclass class Influence{kind}(InfluenceConfig, {kind}): ...`."
+            f"`@dataclass class Influence{kind}({kind}, InfluenceConfig): ...`."
         )
     return InfluenceConfig(**{f.name: getattr(args, f.name) for f in fields(args) if f.init})

@@ -58,3 +58,16 @@ def test_the_example_of_publishing_runs(hub, tmp_path, capsys):
     assert kinds == {f"me/demo-{name}": "dataset" for name in ("influences", "index", "factors")} | {
         "me/demo-report": "space"
     }
+
+
+def test_the_claims_of_the_heads_name_tests_that_there_are():
+    claims = (README.parent / "docs" / "heads.md").read_text("utf-8").partition("## Tests behind each claim")[2]
+    for line in claims.splitlines():
+        path = None
+        for name in re.findall(r"`([^`]+)`", line):
+            if ".py" in name:
+                path, _, test = name.partition("::")
+            else:
+                test = name if name.startswith("test_") else ""
+            if path:
+                assert f"def {test}" in (Path(__file__).parent / path).read_text("utf-8"), (name, path)

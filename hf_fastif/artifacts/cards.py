@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -74,5 +75,5 @@ def digest_cells(manifest: dict[str, Any]) -> dict[str, str]:
 
 
 def cells(rows: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Escape texts so that each stays in its cell of a Markdown table."""
-    return [(name, value.replace("|", "\\|").replace("\n", " ")) for name, value in rows]
+    """Escape texts so that each stays in its cell of a Markdown table, and shows as it is."""
+    return [(name, re.sub(r"([\\|<*`])", r"\\\1", value).replace("\n", " ")) for name, value in rows]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from huggingface_hub import DatasetCard, RepoCard, SpaceCardData
 
 from hf_fastif.artifacts import NOT_MEASURED, TAGS, TEMPLATES, CardSection
 from hf_fastif.artifacts.cards import about_recall, cells, dataset_card
+from hf_fastif.model import LOSS
 from hf_fastif.results.report.page import settings_table
 from hf_fastif.results.summary import ResultSummary
 from hf_fastif.results.tables import NUMBERS, ResultTables
+from hf_fastif.scoring import verbs_of
 
 
 RECOMMENDED = (0.003, 0.03)  # lambda relative to the largest eigenvalue
@@ -33,7 +36,9 @@ def result_card(
         repo_id=repo_id,
         include_text=include_text,
         model=summary.model,
-        sign=summary.sign,
+        sign=_sign(summary),
+        measure=None if summary.measure == LOSS else _measure(summary),
+        verbs=verbs_of(summary.measure),
         predictions=_predictions(result),
         num_predictions=f"{len(result.queries):,}",
         num_candidates=f"{summary.num_candidates:,}",
@@ -91,6 +96,8 @@ def about_damping(summary: ResultSummary) -> str:
 def about_residual(result: ResultTables) -> str:
     """Describe how accurately s_test was computed."""
     known = dict(settings_table(result))
+    if "Residual" not in known:
+        return "No system was solved."
     residual = f"Residual of s_test, ‖v − (C + λI) x‖ / ‖v‖ on a sample of the training set: {known['Residual']}"
     error = f"Its standard error: {known['Standard error']}." if "Standard error" in known else ""
     return f"{residual} (0 is exact; from the best query to the worst). {error}".strip()
@@ -98,7 +105,24 @@ def about_residual(result: ResultTables) -> str:
 
 def _predictions(result: ResultTables) -> str:
     count, num_queries = len(result.queries), result.summary.num_queries
-    return f"{count:,} predictions" if num_queries == count else f"the mean loss of {count:,} predictions (anchors)"
+    if num_queries == count:
+        return f"{count:,} predictions"
+    return f"the mean {_measure(result.summary)} of {count:,} predictions (anchors)"
+
+
+def _sign(summary: ResultSummary) -> str:
+    """Return the sentences on the sign as Markdown."""
+    return summary.sign.replace(f" {summary.measure} of the query", f" {_measure(summary)} of the query")
+
+
+def _measure(summary: ResultSummary) -> str:
+    """Return what is measured as Markdown: words about the loss as they are, and anything else as code."""
+    measure = " ".join(summary.measure.split())
+    if verbs_of(measure)["helpful"] == "lower":
+        return measure
+    longest = max(map(len, re.findall("`+", measure)), default=0)
+    fence, pad = "`" * (longest + 1), " " * bool(longest)  # Markdown ends code at as many backticks as it begins with
+    return f"{fence}{pad}{measure}{pad}{fence}"
 
 
 def _candidates_text(summary: ResultSummary, recall: CardSection | None) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from hf_fastif.artifacts.plots import COLORS, NEUTRAL, add_legend, name_rows, new_figure, save_figure
+from hf_fastif.results.report.figure import short_effects
 from hf_fastif.results.tables import ResultTables
 from hf_fastif.scoring import DIRECTIONS
 
@@ -25,6 +26,7 @@ def plot_influences(result: ResultTables, path: Path) -> None:
         chosen = (directions == direction) & (queries < count)
         axes.plot(influences[chosen], queries[chosen], "o", color=COLORS[direction], alpha=0.6, label=direction)
     name_rows(axes, [str(query) for query in range(count)])
-    axes.set(xlabel="influence (helpful: below 0, it lowers the loss)", ylabel="query")
+    effect = short_effects(result.summary.measure)["helpful"]
+    axes.set(xlabel=f"influence (helpful: below 0, it {effect})", ylabel="query")
     add_legend(figure, axes, "upper center", ncols=2)
     save_figure(figure, path)

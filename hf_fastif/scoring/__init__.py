@@ -2,7 +2,16 @@
 
 from hf_fastif.scoring.gradients import self_influence
 from hf_fastif.scoring.scan import Scoring, choose_scoring, covering_layers, influence_scores
-from hf_fastif.scoring.scores import DIRECTIONS, SIGN, GroupScores, QueryScores, TokenInfluence, sign_of, strongest
+from hf_fastif.scoring.scores import (
+    DIRECTIONS,
+    SIGN,
+    GroupScores,
+    QueryScores,
+    TokenInfluence,
+    sign_of,
+    strongest,
+    verbs_of,
+)
 from hf_fastif.scoring.token_influence import influence_of_tokens, texts_of_tokens
 from hf_fastif.scoring.token_scores import has_token_losses
 
@@ -23,4 +32,5 @@ __all__ = [
     "sign_of",
     "strongest",
     "texts_of_tokens",
+    "verbs_of",
 ]

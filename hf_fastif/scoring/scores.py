@@ -23,11 +23,21 @@ def sign_of(measured: str) -> str:
     """Return a sentence that explains the sign of an influence; `measured` names what is attributed."""
     if measured == LOSS:
         return SIGN
-    harmful, helpful = ("raises", "lowers") if measured.startswith(LOSS) else ("lowers", "raises")
+    verbs = verbs_of(measured)
     return (
-        f"A positive influence is harmful: giving the training example more weight {harmful} {measured} of the query. "
-        f"A negative one is helpful: more weight {helpful} it."
+        f"A positive influence is harmful: giving the training example more weight {verbs['harmful']}s {measured} of "
+        f"the query. A negative one is helpful: more weight {verbs['helpful']}s it."
     )
+
+
+def verbs_of(measured: str) -> dict[str, str]:
+    """Return what training examples of each direction do to what is measured: "lower" or "raise" it.
+
+    Args:
+        measured (`str`): `"loss"`, the contrast of two losses, or a measure, of which more is better.
+    """
+    less_is_better = measured == LOSS or measured.startswith(f"{LOSS} minus")
+    return dict(zip(DIRECTIONS, ("lower", "raise") if less_is_better else ("raise", "lower"), strict=True))
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,12 @@ from hf_fastif.trainer.run_mixin import RunMixin
 class InfluenceMixin(IndexMixin, HubMixin, RunMixin):
     """The methods of [`InfluenceTrainer`], for any subclass of `Trainer`, such as trl's `SFTTrainer`.
 
-    The arguments must include the settings of [`InfluenceConfig`]:
+    The arguments must include the settings of [`InfluenceConfig`], whose class comes last: the defaults of the first
+    class win.
 
     ```python
     @dataclass
-    class InfluenceSFTConfig(InfluenceConfig, SFTConfig): ...
+    class InfluenceSFTConfig(SFTConfig, InfluenceConfig): ...
 
     class InfluenceSFTTrainer(InfluenceMixin, SFTTrainer): ...
     ```

@@ -15,6 +15,7 @@ from tiny import tiny_data, tiny_trainer
 from hf_fastif import InfluenceResult
 from hf_fastif.analysis import Recall
 from hf_fastif.experiments import Corrections
+from hf_fastif.scoring import sign_of
 from hf_fastif.training.reporting import ResultArguments, report
 
 
@@ -91,6 +92,7 @@ def test_the_card_of_a_result(hub, capsys):
         ({"largest_eigenvalue": None, "damping_by_layer": True}, "Each layer has a separate λ"),
         ({"num_neighbors": None}, "Every candidate was scored, so nothing was missed (recall 1)."),
         ({"model": "a|b"}, "| Model | a\\|b |"),
+        ({"measure": "g.<locals>.Loc()"}, "| Measure | g.\\<locals>.Loc() |"),
     ],
 )
 def test_what_the_card_makes_of_the_settings(hub, changes, sentence):
@@ -111,6 +113,41 @@ def test_anchors_are_asked_about_as_one(hub):
     assert "| `queries.parquet` | 2, one for each prediction |" in body
     loaded = InfluenceResult.from_hub("me/anchors")
     assert loaded.queries["query_index"] == [0, 0] and loaded.queries["loss"] == anchors.queries["loss"]
+
+
+CONTRAST = "loss minus that of the alternative"
+
+
+@pytest.mark.parametrize(
+    ("measure", "shown", "verbs", "formula"),
+    [
+        ("loss", "loss", ("raises", "lowers"), "s_test = (C + λI)⁻¹ ∇L(query)"),
+        ("g.<locals>.Loc()", "`g.<locals>.Loc()`", ("lowers", "raises"), "s_test = −(C + λI)⁻¹ ∇M(query)"),
+        ("Logit(label='`')", "`` Logit(label='`') ``", ("lowers", "raises"), "s_test = −(C + λI)⁻¹ ∇M(query)"),
+        (CONTRAST, CONTRAST, ("raises", "lowers"), "s_test = (C + λI)⁻¹ ∇M(query)"),
+    ],
+)
+def test_the_card_says_what_is_measured_and_which_way(hub, measure, shown, verbs, formula):
+    result = make_result(as_one=True)
+    result.summary = replace(result.summary, measure=measure, sign=sign_of(measure))
+    result.push_to_hub("me/anchors")
+    _, body = split(hub, "me/anchors")
+    assert f"hurt the mean {shown} of 2 predictions (anchors) of `me/tiny`" in body
+    assert f"more weight {verbs[0]} " in body and f"more weight {verbs[1]} " in body
+    assert measure == "loss" or f"more weight {verbs[0]} {shown} of the query." in body
+    assert formula in body
+    assert (f"where M is {shown}\nand C is" in body) == (measure != "loss")
+
+
+def test_a_result_without_a_solved_system_is_published_too(hub):
+    result = make_result()
+    unknown = [float("nan")] * len(result.queries)
+    result.queries = result.queries.remove_columns("residual").add_column("residual", unknown)
+    result.queries = result.queries.cast(make_result().queries.select_columns(result.queries.column_names).features)
+    result.summary = replace(result.summary, solver="identity", largest_eigenvalue=None)
+    result.push_to_hub("me/influences")
+    _, body = split(hub, "me/influences")
+    assert "\n## Quality\n\nNo system was solved.\n" in body and "| Residual |" not in body
 
 
 def test_the_card_of_a_report(hub):

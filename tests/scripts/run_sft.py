@@ -22,7 +22,7 @@ from hf_fastif import InfluenceConfig, InfluenceMixin
 
 
 @dataclass
-class InfluenceSFTConfig(InfluenceConfig, SFTConfig):
+class InfluenceSFTConfig(SFTConfig, InfluenceConfig):
     """Settings of both."""
 
 

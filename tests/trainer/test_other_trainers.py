@@ -22,6 +22,8 @@ class OwnConfig(TrainingArguments):
     """Arguments of a trainer that changes what trl's trainers change."""
 
     num_metrics: int = field(default=0)
+    learning_rate: float = field(default=2e-5)
+    logging_steps: float = field(default=10)
 
     def __post_init__(self):
         super().__post_init__()
@@ -49,7 +51,7 @@ class OwnTrainer(Trainer):
 
 
 @dataclass
-class BothConfig(InfluenceConfig, OwnConfig):
+class BothConfig(OwnConfig, InfluenceConfig):
     """Settings of both."""
 
 
@@ -83,9 +85,18 @@ def test_the_mixin_gives_a_trainer_what_influence_trainer_can(tmp_path):
 
 def test_arguments_of_another_trainer_need_the_settings_of_influence(tmp_path):
     with pytest.raises(
-        ValueError, match=r"args is a OwnConfig.*class InfluenceOwnConfig\(InfluenceConfig, OwnConfig\)"
+        ValueError, match=r"args is a OwnConfig.*class InfluenceOwnConfig\(OwnConfig, InfluenceConfig\)"
     ):
         Both(tiny_model(), arguments(OwnConfig, tmp_path), train_dataset=tiny_data(4))
+
+
+def test_the_arguments_of_another_trainer_keep_their_defaults_and_both_are_checked(tmp_path):
+    args = arguments(BothConfig, tmp_path)
+    assert (args.learning_rate, args.logging_steps, args.num_metrics) == (2e-5, 10, 1)
+    assert args.solver == "auto" and args.influence_batch_size == 32
+    assert arguments(BothConfig, tmp_path, damping="0.5").damping == 0.5  # text becomes a number
+    with pytest.raises(ValueError, match="solver='sdac'"):
+        arguments(BothConfig, tmp_path, solver="sdac")
 
 
 @pytest.mark.slow

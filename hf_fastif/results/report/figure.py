@@ -19,8 +19,10 @@ from hf_fastif.artifacts.plots import (
     save_figure,
 )
 from hf_fastif.errors import InfluenceError
+from hf_fastif.model import LOSS
 from hf_fastif.results.report.graph import InfluenceGraph
 from hf_fastif.results.report.layout import Layout, lay_out, on_circle
+from hf_fastif.scoring import verbs_of
 
 
 if TYPE_CHECKING:
@@ -72,6 +74,12 @@ def subset_color(number: int) -> str:
     return SUBSET_COLORS[number % len(SUBSET_COLORS)]
 
 
+def short_effects(measure: str) -> dict[str, str]:
+    """Return what training examples of each direction do, in words that fit into a figure whatever the measure."""
+    subject = "the loss" if measure == LOSS else "the measure"
+    return {direction: f"{verb}s {subject}" for direction, verb in verbs_of(measure).items()}
+
+
 def _draw_edges(axes: Axes, graph: InfluenceGraph, layout: Layout) -> None:
     from matplotlib.collections import LineCollection
     from matplotlib.colors import to_rgb
@@ -118,8 +126,8 @@ def _draw_names(axes: Axes, graph: InfluenceGraph, layout: Layout) -> None:
 
 def _add_names(axes: Axes, graph: InfluenceGraph) -> None:
     """Add what the legend shows: lines for signs, and dots for subsets."""
-    for sign, text in (("helpful", "helpful (lowers the loss)"), ("harmful", "harmful (raises the loss)")):
-        axes.plot([], [], color=COLORS[sign], label=text)
+    for sign, effect in short_effects(graph.measure).items():
+        axes.plot([], [], color=COLORS[sign], label=f"{sign} ({effect})")
     counts = np.bincount(graph.train_subsets, minlength=len(graph.subsets))
     for number, (name, count) in enumerate(zip(graph.subsets, counts, strict=True)):
         axes.plot([], [], "o", markersize=4, color=subset_color(number), label=f"{name} ({count:,})")

@@ -28,6 +28,7 @@ class InfluenceGraph:
         edge_trains (`np.ndarray` of shape `(E,)`): The training example of each edge, as a position in
             `train_indices`.
         influences (`np.ndarray` of shape `(E,)`): Positive is harmful, negative is helpful.
+        measure (`str`): What they are an influence on: `"loss"`, or the measure in its place.
     """
 
     slices: list[str]
@@ -40,6 +41,7 @@ class InfluenceGraph:
     edge_queries: np.ndarray
     edge_trains: np.ndarray
     influences: np.ndarray
+    measure: str
 
     @property
     def edge_slices(self) -> np.ndarray:
@@ -128,6 +130,7 @@ def influence_graph(
         edge_queries=place[columns["query_index"].to_numpy()],
         edge_trains=numbers,
         influences=columns["influence"].to_numpy().astype(np.float64),
+        measure=result.summary.measure,
     )
 
 

@@ -18,7 +18,7 @@ from hf_fastif.results.report.page_data import graph_section
 from hf_fastif.results.report.rows import plain_row, query_rows, signed, span, token_row, training_rows
 from hf_fastif.results.summary import ResultSummary
 from hf_fastif.results.tables import ResultTables
-from hf_fastif.scoring import DIRECTIONS
+from hf_fastif.scoring import DIRECTIONS, verbs_of
 
 
 NUM_LISTED = 50  # examples of each direction on the page; a result may contain all candidates
@@ -61,10 +61,14 @@ def render_report(
         `str`: The page.
     """
     graph = influence_graph(result, slice_column, subset_column) if len(result.influences) else None
+    measure, verbs = result.summary.measure, verbs_of(result.summary.measure)
     return ENVIRONMENT.get_template("report.html.j2").render(
         title=title,
         model=result.summary.model,
         num_candidates=f"{result.summary.num_candidates:,}",
+        measure=measure,
+        subject=f"the {measure}" if verbs["helpful"] == "lower" else measure,
+        verbs=verbs,
         cards=_cards(result),
         shared=_shared(result, graph) if graph else [],
         has_tokens="tokens" in result.influences.column_names,

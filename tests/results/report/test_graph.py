@@ -165,3 +165,9 @@ def test_the_figure_names_slices_and_subsets(result, tmp_path):
     with pytest.raises(ValueError, match=r"give a name that ends in .png, .svg, .pdf"):
         plot_graph(graph, tmp_path / "other.png", tmp_path / "graph.jpg")
     assert not (tmp_path / "other.png").exists()
+
+
+def test_the_legend_says_which_way_examples_change_a_measure(result, tmp_path):
+    graph = replace(influence_graph(result, "group"), measure="Margin()")
+    svg = plot_graph(graph, tmp_path / "graph.svg")[0].read_text("utf-8")
+    assert "<!-- helpful (raises the measure) -->" in svg and "<!-- harmful (lowers the measure) -->" in svg

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
+from hub_tools import make_result
 
 from hf_fastif.influence.predictions import Predictions
 from hf_fastif.results.build import build_result
+from hf_fastif.results.figures import plot_influences
 from hf_fastif.results.report.page import NUM_LISTED, render_report
 from hf_fastif.results.result import InfluenceResult
-from hf_fastif.scoring.scores import QueryScores
+from hf_fastif.scoring.scores import QueryScores, sign_of
 
 
 NAMES = ["entailment", "neutral", "contradiction"]
@@ -90,6 +93,55 @@ def test_texts_and_title_are_escaped(result: InfluenceResult) -> None:
     assert "<script>alert(" not in page
     assert page.count("<title>Title &lt;script&gt;alert(99)&lt;/script&gt;</title>") == 1
     assert "number 0 &lt;script&gt;alert(0)&lt;/script&gt; &amp; so on" in cards(page)[0]
+
+
+CONTRAST = "loss minus that of the alternative"
+
+
+@pytest.mark.parametrize(
+    ("measure", "shown", "helpful", "harmful"),
+    [
+        ("loss", "the loss", "lower", "raise"),
+        ("Margin()", "Margin()", "raise", "lower"),
+        ("g.<locals>.Loc()", "g.&lt;locals&gt;.Loc()", "raise", "lower"),
+        ("lossiness()", "lossiness()", "raise", "lower"),
+        (CONTRAST, f"the {CONTRAST}", "lower", "raise"),
+    ],
+)
+def test_the_page_says_which_way_examples_change_what_is_measured(
+    result: InfluenceResult, measure: str, shown: str, helpful: str, harmful: str
+) -> None:
+    sign = sign_of(measure)
+    assert f"harmful: giving the training example more weight {harmful}s " in sign
+    assert f"helpful: more weight {helpful}s " in sign
+    result.summary = replace(result.summary, measure=measure, sign=sign)
+    page = render_report(result, "Title")
+    assert (
+        f"(negative influence):</b> giving the training example more weight {helpful}s {shown} on the query." in page
+    )
+    assert (
+        f"(positive influence):</b> giving the training example more weight {harmful}s {shown} on the query." in page
+    )
+    assert page.count(f"Most helpful <small>{helpful} {shown}</small>") == 2
+    assert page.count(f"Most harmful <small>{harmful} {shown}</small>") == 2
+    assert ("The loss is computed for the true label." in page) == (measure == "loss")
+    assert (f"Influence is that on {shown}, not on the loss" in page) == (measure != "loss")
+    anchors = make_result(as_one=True)
+    anchors.summary = replace(anchors.summary, measure=measure)
+    assert f"the mean {shown.removeprefix('the ')} of 2 anchors" in render_report(anchors, "Title")
+
+
+@pytest.mark.parametrize(
+    ("measure", "effect"),
+    [("loss", "lowers the loss"), ("Margin()", "raises the measure"), (CONTRAST, "lowers the measure")],
+)
+def test_the_figure_says_which_way_helpful_examples_go(
+    result: InfluenceResult, measure: str, effect: str, tmp_path: Path
+) -> None:
+    result.summary = replace(result.summary, measure=measure)
+    plot_influences(result, tmp_path / "influences.svg")
+    drawn = (tmp_path / "influences.svg").read_text("utf-8")
+    assert f"<!-- influence (helpful: below 0, it {effect}) -->" in drawn
 
 
 def test_every_query_has_a_card_with_its_texts_labels_and_tags(result: InfluenceResult) -> None:
