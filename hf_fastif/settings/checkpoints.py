@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -50,14 +51,12 @@ class CheckpointSettings(TrainingArguments):
         """
         self.checkpoints = _texts("checkpoints", self.checkpoints, str | int | PathLike, CHECKPOINTS_FIX)
         check_checkpoints(self.checkpoints)
-        weights = _texts("checkpoint_weights", self.checkpoint_weights, str | int | float, WEIGHTS_FIX)
+        weights = _texts("checkpoint_weights", self.checkpoint_weights, str | Real, WEIGHTS_FIX)
         self.checkpoint_weights = weights
-        if len(weights) == 1 and weights[0] in WEIGHT_WORDS:
-            return
-        for weight in weights:
-            if as_positive(weight) is None:
-                near = did_you_mean(weight, WEIGHT_WORDS) or "."
-                raise InfluenceError(f"checkpoint_weights={weight!r}: {WEIGHTS_FIX}{near}")
+        is_word = len(weights) == 1 and weights[0] in WEIGHT_WORDS
+        if not is_word and any(as_positive(weight) is None for weight in weights):
+            given, near = (weights[0], did_you_mean(weights[0], WEIGHT_WORDS)) if len(weights) == 1 else (weights, "")
+            raise InfluenceError(f"checkpoint_weights={given!r}: {WEIGHTS_FIX}{near or '.'}")
 
 
 def check_checkpoints(entries: Sequence[str]) -> None:
