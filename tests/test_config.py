@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from transformers import HfArgumentParser
 
-from hf_fastif import InfluenceConfig
+from hf_fastif import InfluenceConfig, InfluenceError
 from hf_fastif.config import FASTIF
 
 
@@ -39,11 +41,91 @@ def config(tmp_path, **settings) -> InfluenceConfig:
         ("damping", float("nan")),
         ("lissa_scale", 0.0),
         ("curvature", "fisher"),
+        ("preconditioner", "xx"),
+        ("damping", None),
+        ("damping", True),
+        ("lissa_scale", None),
+        ("solver_tolerance", "0.1"),
+        ("solver_tolerance", float("nan")),
+        ("loss_weight_decay", -1),
+        ("loss_weight_decay", float("nan")),
+        ("loss_weight_decay", "0.1"),
+        ("frozen_states_gb", float("nan")),
+        ("frozen_states_gb", None),
+        ("index_factory", None),
+        ("index_factory", ""),
+        ("index_search", 3),
+        ("index_device", -1),
+        ("num_neighbors", 2.5),
+        ("num_neighbors", True),
+        ("checkpoints", 2.0),
+        ("checkpoints", True),
+        ("checkpoints", ""),
+        ("checkpoints", "-1"),
+        ("checkpoints", "0"),
+        ("checkpoints", "early-x"),
+        ("checkpoints", "early-0"),
+        ("checkpoints", None),
+        ("checkpoint_weights", "foo"),
+        ("checkpoint_weights", "auto"),
+        ("checkpoint_weights", "-0.5"),
+        ("checkpoint_weights", None),
     ],
 )
 def test_bad_values_name_the_argument_and_the_value(tmp_path, name, value):
-    with pytest.raises(ValueError, match=f"{name}={value!r}.*give"):
+    with pytest.raises(InfluenceError, match=f"{name}={value!r}.*give"):
         config(tmp_path, **{name: value})
+
+
+@pytest.mark.parametrize("value", [1.5, float("nan"), None, "3", [3], True])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("num_repeats", "cg_steps", "cg_samples", "lissa_depth", "lissa_batch_size", "sdca_visits", "ekfac_samples"),
+        *("curvature_samples", "influence_batch_size", "query_batch_size", "index_size", "index_shard_size"),
+    ],
+)
+def test_counts_are_whole_numbers(tmp_path, name, value):
+    with pytest.raises(InfluenceError, match=re.escape(f"{name}={value!r}: give a whole number of at least 1")):
+        config(tmp_path, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"damping": [1]}, r"damping=\[1\]: give a number above 0, or 'auto'"),
+        ({"checkpoints": ["a/b", 2.0]}, "checkpoints=2.0: give one of auto, final, epochs, a number"),
+        ({"checkpoints": {"a": 1}}, "checkpoints={'a': 1}: give one of auto"),
+        ({"checkpoints": ["final", "a/b"]}, "checkpoints='final' in a list of 2: a word or a number stands alone"),
+        ({"checkpoints": [3, 6]}, "checkpoints='3' in a list of 2: .* a list names checkpoints by"),
+        ({"checkpoint_weights": "unifrom"}, "give one of uniform, learning_rate, or a list.*did you mean 'uniform'"),
+        ({"checkpoint_weights": [1, "auto"]}, r"checkpoint_weights=\['1', 'auto'\]: give one of uniform, learning"),
+    ],
+)
+def test_lists_and_their_entries(tmp_path, settings, match):
+    with pytest.raises(InfluenceError, match=match):
+        config(tmp_path, **settings)
+
+
+def test_a_file_that_is_no_checkpoint(tmp_path):
+    file = tmp_path / "trainer_state.json"
+    file.write_text("{}")
+    with pytest.raises(InfluenceError, match=r"trainer_state.json' is a file of another kind; give its folder, or a"):
+        config(tmp_path, checkpoints=["a/b", str(file)])
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "weights", "texts"),
+    [
+        (3, "uniform", (["3"], ["uniform"])),
+        ("early-3", ["learning_rate"], (["early-3"], ["learning_rate"])),
+        (Path("out"), 0.5, (["out"], ["0.5"])),
+        (("a/b@main", "c"), (np.float32(1), "2"), (["a/b@main", "c"], ["1.0", "2"])),
+    ],
+)
+def test_checkpoints_and_weights_become_text(tmp_path, checkpoints, weights, texts):
+    args = config(tmp_path, checkpoints=checkpoints, checkpoint_weights=weights)
+    assert (args.checkpoints, args.checkpoint_weights) == texts
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,19 @@ from pathlib import Path
 
 import numpy as np
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from torch import nn
 
 from hf_fastif.checkpoints.checkpoint import STATE, Checkpoint, has_same_parameters, open_checkpoint
 from hf_fastif.checkpoints.runs import FOLDER, RunEnd, checkpoints_of, latest_run, run_that_led_to
-from hf_fastif.errors import InfluenceError, check_path, did_you_mean
+from hf_fastif.errors import InfluenceError, NotFoundError, check_path, did_you_mean
 from hf_fastif.model import trained_state
-
-
-WORDS = ("auto", "final", "epochs")
+from hf_fastif.settings import CHECKPOINT_WORDS, CHECKPOINTS_FIX, check_checkpoints
 
 
 def find_checkpoints(wanted: Sequence[str], output_dir: str, model: nn.Module) -> tuple[list[Checkpoint], str]:
@@ -42,9 +46,10 @@ def find_checkpoints(wanted: Sequence[str], output_dir: str, model: nn.Module) -
     """
     if list(wanted) == ["final"]:
         return [Checkpoint()], ""
+    check_checkpoints(wanted)
     count, by_name = count_of(wanted), list(wanted) not in (["auto"], ["epochs"])
     if count is None and by_name:
-        return [member for name in wanted for member in _named(name)], ""
+        return [member for name in wanted for member in _named(name, output_dir)], ""
     end = run_that_led_to(output_dir, model)
     if list(wanted) == ["auto"]:
         return _automatic(output_dir, end, model)
@@ -153,17 +158,31 @@ def _spaced(members: list[Checkpoint], wanted: str) -> list[Checkpoint]:
     return [members[number] for number in nearest]
 
 
-def _named(name: str) -> list[Checkpoint]:
+def _named(name: str, output_dir: str) -> list[Checkpoint]:
     """Open a file, a folder, the light checkpoints of an output_dir, or a model on the Hub (id or id@revision)."""
     path = Path(name)
     run = sorted((path / FOLDER).glob("step-*.safetensors"))
     if run:
         return [open_checkpoint(file) for file in run]
     if not path.exists():
-        if "/" not in name and (near := did_you_mean(name, WORDS)):
-            raise InfluenceError(f"checkpoints={name!r} is neither a path nor one of {', '.join(WORDS)}{near}")
+        if "/" not in name and (near := did_you_mean(name, CHECKPOINT_WORDS)):
+            raise InfluenceError(
+                f"checkpoints={name!r} is neither a path nor one of {', '.join(CHECKPOINT_WORDS)}{near}"
+            )
         check_path("checkpoints", name)
         repo, _, revision = name.partition("@")
         patterns = ["*.safetensors", "*.safetensors.index.json", STATE]
-        path = Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns))
+        try:
+            path = Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns))
+        except (
+            HFValidationError,
+            LocalEntryNotFoundError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        ) as error:
+            present = ", ".join(str(member.path) for member in kept_checkpoints(output_dir)) or "no checkpoints"
+            raise NotFoundError(
+                f"checkpoints={name!r} is neither a path nor a model on the Hub within reach; {CHECKPOINTS_FIX} "
+                f"({output_dir} holds {present})."
+            ) from error
     return [open_checkpoint(path)]

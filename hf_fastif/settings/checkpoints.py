@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
+from os import PathLike
+from pathlib import Path
+from typing import Any
 
 from transformers import TrainingArguments
 
-from hf_fastif.errors import InfluenceError
-from hf_fastif.settings.fields import Names, Weights, positive_or_auto, setting
+from hf_fastif.errors import InfluenceError, did_you_mean
+from hf_fastif.settings.fields import Names, Weights, as_positive, setting
+
+
+CHECKPOINT_WORDS = ("auto", "final", "epochs")
+WEIGHT_WORDS = ("uniform", "learning_rate")
+CHECKPOINTS_FIX = (
+    f"give one of {', '.join(CHECKPOINT_WORDS)}, a number of at least 1 such as 3 or early-3, or a list of paths of "
+    "checkpoints and ids of models on the Hub"
+)
+WEIGHTS_FIX = f"give one of {', '.join(WEIGHT_WORDS)}, or a list of numbers above 0, one for each checkpoint"
+NUMBER = re.compile(r"(early-)?[+-]?[\d.]+")
 
 
 @dataclass
@@ -33,14 +49,48 @@ class CheckpointSettings(TrainingArguments):
         Raises:
             InfluenceError: Naming the setting, its value and what to give instead.
         """
-        for name in ("checkpoints", "checkpoint_weights"):
-            value = getattr(self, name)
-            value = [value] if isinstance(value, str | int) else value
-            if not value:
-                raise InfluenceError(f"{name}={value}: give at least one.")
-            setattr(self, name, [str(entry) for entry in value])
-        if self.checkpoints[0].removeprefix("early-") == "0":
-            raise InfluenceError(f"checkpoints={self.checkpoints[0]!r}: give a number of at least 1.")
-        if self.checkpoint_weights not in (["uniform"], ["learning_rate"]):
-            for weight in self.checkpoint_weights:
-                positive_or_auto("checkpoint_weights", weight)
+        self.checkpoints = _texts("checkpoints", self.checkpoints, str | int | PathLike, CHECKPOINTS_FIX)
+        check_checkpoints(self.checkpoints)
+        weights = _texts("checkpoint_weights", self.checkpoint_weights, str | Real, WEIGHTS_FIX)
+        self.checkpoint_weights = weights
+        is_word = len(weights) == 1 and weights[0] in WEIGHT_WORDS
+        if not is_word and any(as_positive(weight) is None for weight in weights):
+            given, near = (weights[0], did_you_mean(weights[0], WEIGHT_WORDS)) if len(weights) == 1 else (weights, "")
+            raise InfluenceError(f"checkpoint_weights={given!r}: {WEIGHTS_FIX}{near or '.'}")
+
+
+def check_checkpoints(entries: Sequence[str]) -> None:
+    """Refuse entries of `CheckpointSettings.checkpoints` that can name no checkpoint.
+
+    Paths need not exist yet, since training may write them.
+
+    Raises:
+        InfluenceError: Naming the entry and what to give instead.
+    """
+    for entry in entries:
+        path = Path(entry)
+        if path.is_file() and path.suffix != ".safetensors":
+            raise InfluenceError(
+                f"checkpoints={entry!r} is a file of another kind; give its folder, or a file *.safetensors."
+            )
+        if entry.strip() and path.exists():
+            continue
+        if len(entries) > 1 and (entry in CHECKPOINT_WORDS or NUMBER.fullmatch(entry)):
+            raise InfluenceError(
+                f"checkpoints={entry!r} in a list of {len(entries)}: a word or a number stands alone; a list names "
+                "checkpoints by their paths or by ids of models on the Hub."
+            )
+        is_count = re.fullmatch(r"(early-)?0*[1-9]\d*", entry)
+        if not entry.strip() or not is_count and (NUMBER.fullmatch(entry) or entry.startswith("early-")):
+            raise InfluenceError(f"checkpoints={entry!r}: {CHECKPOINTS_FIX}.")
+
+
+def _texts(name: str, value: Any, kinds: Any, fix: str) -> list[str]:
+    """Return the entries of a setting as text; a single one needs no list."""
+    entries = [value] if isinstance(value, kinds) else value
+    if not isinstance(entries, list | tuple) or not entries:
+        raise InfluenceError(f"{name}={value!r}: {fix}.")
+    for entry in entries:
+        if isinstance(entry, bool) or not isinstance(entry, kinds):
+            raise InfluenceError(f"{name}={entry!r}: {fix}.")
+    return [str(entry) for entry in entries]

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from transformers import TrainingArguments
 
 from hf_fastif.errors import InfluenceError
-from hf_fastif.settings.fields import check_at_least_one, check_choice, setting
+from hf_fastif.settings.fields import check_at_least_one, check_choice, is_whole_number, setting
 
 
 FeatureName = Literal["pooled", "mean_pooled", "last_layer_gradient", "gradient_sketch"]
@@ -55,7 +55,17 @@ class IndexSettings(TrainingArguments):
         """
         check_choice("index_features", self.index_features, get_args(FeatureName))
         check_at_least_one(index_size=self.index_size, index_shard_size=self.index_shard_size)
-        if self.num_neighbors is not None and self.num_neighbors < 1:
+        if self.num_neighbors is not None and not is_whole_number(self.num_neighbors):
             raise InfluenceError(
-                f"num_neighbors={self.num_neighbors}: give at least 1, or None to score every candidate."
+                f"num_neighbors={self.num_neighbors!r}: give a whole number of at least 1, or None to score every "
+                "candidate."
             )
+        if self.index_device is not None and not is_whole_number(self.index_device, least=0):
+            raise InfluenceError(
+                f"index_device={self.index_device!r}: give the number of a GPU, such as 0, or None to search on the "
+                "CPU."
+            )
+        if not isinstance(self.index_factory, str) or not self.index_factory:
+            raise InfluenceError(f"index_factory={self.index_factory!r}: give a factory string, such as 'Flat'.")
+        if self.index_search is not None and not isinstance(self.index_search, str):
+            raise InfluenceError(f"index_search={self.index_search!r}: give text, such as 'nprobe=16', or None.")

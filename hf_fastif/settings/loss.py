@@ -7,7 +7,8 @@ from typing import Literal, get_args
 
 from transformers import TrainingArguments
 
-from hf_fastif.settings.fields import check_choice, setting
+from hf_fastif.errors import InfluenceError
+from hf_fastif.settings.fields import check_choice, is_number, setting
 
 
 Reduction = Literal["sum", "mean"]
@@ -31,9 +32,11 @@ class LossSettings(TrainingArguments):
     )
 
     def check(self) -> None:
-        """Check that the reduction exists.
+        """Check that the values are possible.
 
         Raises:
-            InfluenceError: Naming its value and what to give instead.
+            InfluenceError: Naming the setting, its value and what to give instead.
         """
         check_choice("loss_reduction", self.loss_reduction, get_args(Reduction))
+        if not is_number(self.loss_weight_decay) or self.loss_weight_decay < 0:
+            raise InfluenceError(f"loss_weight_decay={self.loss_weight_decay!r}: give a number of at least 0.")

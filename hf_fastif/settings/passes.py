@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from transformers import TrainingArguments
 
 from hf_fastif.errors import InfluenceError
-from hf_fastif.settings.fields import check_at_least_one, check_choice, setting
+from hf_fastif.settings.fields import check_at_least_one, check_choice, is_number, setting
 
 
 ScoringName = Literal["auto", "forward_mode", "gradients"]
@@ -49,5 +49,7 @@ class PassSettings(TrainingArguments):
         """
         check_choice("scoring", self.scoring, get_args(ScoringName))
         check_at_least_one(influence_batch_size=self.influence_batch_size, query_batch_size=self.query_batch_size)
-        if self.frozen_states_gb < 0:
-            raise InfluenceError(f"frozen_states_gb={self.frozen_states_gb}: give a number of gigabytes, 0 for none.")
+        if not is_number(self.frozen_states_gb) or self.frozen_states_gb < 0:
+            raise InfluenceError(
+                f"frozen_states_gb={self.frozen_states_gb!r}: give a number of gigabytes, 0 for none."
+            )

@@ -6,11 +6,19 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from hf_fastif.errors import InfluenceError
-from hf_fastif.settings.fields import AutoFloat, check_at_least_one, check_choice, positive_or_auto, setting
+from hf_fastif.settings.fields import (
+    AutoFloat,
+    check_at_least_one,
+    check_choice,
+    is_number,
+    positive_or_auto,
+    setting,
+)
 from hf_fastif.settings.passes import PassSettings
 
 
 CurvatureName = Literal["gauss_newton", "hessian"]
+PreconditionerName = Literal["ekfac"]
 
 
 @dataclass
@@ -28,7 +36,7 @@ class SolverSettings(PassSettings):
         "(and enough to outweigh a negative one), and with solver='ekfac' 10 % of the mean eigenvalue of each layer.",
     )
     weight_decay_in_damping: bool = setting(False, "Add the `weight_decay` of training to lambda.")
-    preconditioner: Literal["ekfac"] | None = setting(
+    preconditioner: PreconditionerName | None = setting(
         None, "Preconditioner of LiSSA and CG: EK-FAC divides the residual by an approximate curvature."
     )
     solver_tolerance: float | None = setting(
@@ -49,9 +57,11 @@ class SolverSettings(PassSettings):
             InfluenceError: Naming the setting, its value and what to give instead.
         """
         check_choice("curvature", self.curvature, get_args(CurvatureName))
+        check_choice("preconditioner", self.preconditioner, get_args(PreconditionerName), optional=True)
         self.damping = positive_or_auto("damping", self.damping, "Otherwise C + damping I is singular or indefinite.")
         check_at_least_one(
             num_repeats=self.num_repeats, curvature_samples=self.curvature_samples, ekfac_samples=self.ekfac_samples
         )
-        if self.solver_tolerance is not None and not 0 < self.solver_tolerance < 1:
-            raise InfluenceError(f"solver_tolerance={self.solver_tolerance}: give a number between 0 and 1, or None.")
+        tolerance = self.solver_tolerance
+        if tolerance is not None and not (is_number(tolerance) and 0 < tolerance < 1):
+            raise InfluenceError(f"solver_tolerance={tolerance!r}: give a number between 0 and 1, or None.")

@@ -81,10 +81,11 @@ def register(
 
     A file of this folder that calls this function adds a solver and its flags, such as `--descent_steps` below. A
     solver that is registered elsewhere has flags only if a subclass of `InfluenceConfig` declares them; otherwise it
-    has its default settings.
+    has its default settings. The same `build` function, told by its module and name, replaces the earlier solver, as
+    when the cell of a notebook is run again.
 
     Raises:
-        InfluenceError: If the name is taken.
+        InfluenceError: If the name is taken by another solver.
 
     Example:
 
@@ -109,9 +110,19 @@ def register(
     register("descent", help="gradient descent", settings=DescentSettings, build=_build, describe=_describe)
     ```
     """
-    if name in _REGISTERED or name == AUTO:
-        raise InfluenceError(f"name={name!r}: a solver of this name exists; give another name.")
+    if name == AUTO:
+        raise InfluenceError(f"name={name!r}: it lets the library choose the solver; give another name.")
+    if name in _REGISTERED and _origin(build) != _origin(_REGISTERED[name].build):
+        raise InfluenceError(
+            f"name={name!r}: a solver of this name exists; give another name, or call unregister({name!r}) first."
+        )
     _REGISTERED[name] = RegisteredSolver(name, help, settings, build, describe, **traits)
+
+
+def _origin(build: Callable[..., Solver]) -> Any:
+    """Return module and name of a function, which stay when its definition runs again, or any other object itself."""
+    name = getattr(build, "__qualname__", None)
+    return build if name is None else (build.__module__, name)
 
 
 def unregister(name: str) -> None:
@@ -144,7 +155,7 @@ def solver_flags() -> type[SolverSettings]:
     for solver in registered_solvers():
         types = get_type_hints(solver.settings)
         for each in fields(solver.settings):
-            declared = field(default=each.default, metadata=each.metadata)
+            declared = field(default=each.default, default_factory=each.default_factory, metadata=each.metadata)
             flags.append((solver.flags[each.name], types[each.name], declared))
     return make_dataclass("SolverFlags", flags, bases=(SolverSettings,))
 

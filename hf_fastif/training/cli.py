@@ -6,11 +6,11 @@ import inspect
 import json
 import os
 import sys
-from argparse import SUPPRESS, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+from argparse import SUPPRESS, ArgumentDefaultsHelpFormatter, ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -29,6 +29,38 @@ class Parser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise an InfluenceError with argparse's message."""
         raise InfluenceError(message)
+
+    def convert(self, name: str, value: Any, declared: Any) -> Any:
+        """Convert a value of a YAML file as the flag of this name would convert the same text.
+
+        Args:
+            name (`str`): The name of the setting.
+            value (`Any`): The value that YAML read.
+            declared (`Any`): The type of the setting. Null, a list and a dictionary, which a flag cannot give, pass as
+                they are if it allows them.
+
+        Raises:
+            InfluenceError: If the flag does not take the value.
+        """
+        action = self._option_string_actions[f"--{name}"]
+        allowed = {get_origin(each) or each for each in get_args(declared)}
+        takes_several = action.nargs == "+"
+        if value is None:
+            if type(None) not in allowed and action.default is not None:
+                raise InfluenceError(f"{name}=None: give a value, or leave the line out for {action.default!r}.")
+            return None
+        if not takes_several and type(value) in {list, dict} & allowed:
+            return value
+        if not takes_several and isinstance(value, list):
+            raise InfluenceError(f"{name}={value!r}: give one value instead of a list.")
+        values = value if isinstance(value, list) else [value]
+        if takes_several and (not values or any(each is None or isinstance(each, list | dict) for each in values)):
+            raise InfluenceError(f"{name}={value!r}: give a value, or a list of values.")
+        words = [json.dumps(each) if isinstance(each, dict) else str(each) for each in values]
+        try:
+            return self._get_values(action, words)
+        except ArgumentError as error:
+            raise InfluenceError(f"{name}={value!r}: {error.message}") from error
 
 
 def run_recipe(main: Callable[..., None], *dataclasses: type) -> None:
@@ -74,7 +106,8 @@ def parse_arguments(
         An instance of each dataclass.
 
     Raises:
-        InfluenceError: If the file cannot be read, or if it or a flag names a setting that no dataclass has.
+        InfluenceError: If the file cannot be read, or if it or a flag names a setting that no dataclass has, or gives
+            one a value of the wrong type.
 
     Example:
 
@@ -95,7 +128,9 @@ def parse_arguments(
     names = [field.name for dataclass in dataclasses for field in fields(dataclass) if field.init]
     given, flags = file_parser.parse_known_args(sys.argv[1:] if argv is None else argv)
     if "config" in given:
-        parser.set_defaults(**_read_config(given.config, names))
+        types = {name: kind for each in dataclasses for name, kind in get_type_hints(each).items()}
+        settings = _read_config(given.config, names)
+        parser.set_defaults(**{name: parser.convert(name, settings[name], types[name]) for name in settings})
     *parsed, unknown_words = parser.parse_args_into_dataclasses(
         flags, return_remaining_strings=True, look_for_args_file=False
     )
@@ -107,7 +142,7 @@ def parse_arguments(
 
 
 def _read_config(path: str, names: Sequence[str]) -> dict[str, Any]:
-    """Read settings as defaults of flags; all must be among `names`."""
+    """Read settings from a YAML file; all must be among `names`."""
     file = Path(path)
     if not file.is_file():
         near = did_you_mean(file.name, os.listdir(file.parent) if file.parent.is_dir() else ())
@@ -125,12 +160,4 @@ def _read_config(path: str, names: Sequence[str]) -> dict[str, Any]:
             f"config={path!r} has settings that this recipe does not know: {', '.join(unknown)}"
             f"{did_you_mean(unknown[0], names) or '.'}"
         )
-    return {name: _as_flag(value) for name, value in settings.items()}
-
-
-def _as_flag(value: Any) -> Any:
-    # argparse converts only defaults that are strings, so numbers are passed as text: the 3 of num_train_epochs, which
-    # YAML reads as an int, becomes a float.
-    if isinstance(value, dict):
-        return json.dumps(value)
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+    return settings

@@ -13,6 +13,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from hf_fastif import InfluenceConfig, InfluenceTrainer
 from hf_fastif.checkpoints import has_same_parameters
 from hf_fastif.checkpoints.runs import light_checkpoints
+from hf_fastif.errors import NotFoundError
 from hf_fastif.model.parameters import trained_state
 
 
@@ -311,3 +312,13 @@ def test_folders_that_do_not_name_their_run_are_said_to(tmp_path, caplog):
 def test_a_word_that_was_mistyped(tmp_path):
     with pytest.raises(ValueError, match="checkpoints='finla' is neither a path.*did you mean 'final'"):
         ours(tmp_path, checkpoints="finla").compute_influence(QUERIES)
+
+
+@pytest.mark.parametrize("name", ["zebra", "zebra/stripes@v1", "not an id"])
+def test_a_name_that_is_neither_a_path_nor_on_the_hub(tmp_path, name):
+    trainer = plain(tmp_path, save_strategy="epoch")
+    trainer.train()
+    with pytest.raises(
+        NotFoundError, match=f"checkpoints='{name}' is neither a path nor a model.*give one of auto, fin"
+    ):
+        ours(tmp_path, trainer.model, checkpoints=[name]).compute_influence(QUERIES)

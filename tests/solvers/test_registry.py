@@ -10,7 +10,15 @@ from tiny import tiny_data, tiny_model, tiny_tokenizer, tiny_trainer
 
 from hf_fastif import InfluenceConfig, InfluenceError, InfluenceTrainer
 from hf_fastif.settings import check_at_least_one, setting
-from hf_fastif.solvers import DampedSystem, Solution, SolverSetup, register, registered_solvers, unregister
+from hf_fastif.solvers import (
+    DampedSystem,
+    Solution,
+    SolverSetup,
+    register,
+    registered_solvers,
+    solver_flags,
+    unregister,
+)
 
 
 TRAIN, QUERIES = tiny_data(40), tiny_data(3, seed=1)
@@ -85,9 +93,29 @@ def test_an_unknown_name_lists_those_that_are_registered(tmp_path, toy):
 
 def test_a_name_is_registered_once(toy):
     assert "toy" in [solver.name for solver in registered_solvers()]
-    for name in ("toy", "auto"):
-        with pytest.raises(InfluenceError, match=f"name='{name}'.*give another name"):
-            register(name, help="", build=Toy.build, describe=str)
+    for name, fix in (
+        ("toy", "give another name, or call unregister\\('toy'\\) first"),
+        ("auto", "give another name"),
+    ):
+        with pytest.raises(InfluenceError, match=f"name='{name}'.*{fix}"):
+            register(name, help="", build=Toy, describe=str)
+
+
+def test_a_definition_that_is_run_again_replaces_the_solver(toy):
+    register("toy", help="run again", settings=ToySettings, build=Toy.build, describe=str)
+    assert [solver.help for solver in registered_solvers() if solver.name == "toy"] == ["run again"]
+
+
+def test_a_setting_may_be_a_list(tmp_path):
+    @dataclass(frozen=True)
+    class ListSettings:
+        rates: list[float] = setting([0.1, 0.2], "Rates.")
+
+    register("listed", help="", settings=ListSettings, build=Toy.build, describe=str)
+    try:
+        assert solver_flags()(str(tmp_path), use_cpu=True).listed_rates == [0.1, 0.2]
+    finally:
+        unregister("listed")
 
 
 def test_an_unregistered_solver_is_unknown(tmp_path):

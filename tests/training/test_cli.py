@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 from recipe_modules import RECIPES
 
+from hf_fastif import InfluenceConfig
 from hf_fastif.errors.classes import InfluenceError
 from hf_fastif.training import DataArguments
 from hf_fastif.training.cli import parse_arguments, run_recipe
@@ -17,6 +18,12 @@ from hf_fastif.training.cli import parse_arguments, run_recipe
 class Steps:
     rate: float = 0.1
     count: int | None = None
+
+
+@dataclass
+class Lists:
+    indices: list[int] | None = None
+    names: list[str] = field(default_factory=lambda: ["a"])
 
 
 @pytest.fixture
@@ -39,6 +46,58 @@ def test_a_number_of_the_file_is_what_the_same_flag_gives(tmp_path):
     for argv in (["--config", str(path)], ["--rate", "3", "--count", "4"]):
         steps = parse_arguments(Steps, argv=argv)[0]
         assert (repr(steps.rate), repr(steps.count)) == ("3.0", "4")
+
+
+@pytest.mark.parametrize(
+    ("text", "indices", "names"),
+    [
+        ("indices: 3\nnames: b", [3], ["b"]),
+        ("indices: ['3', 4]\nnames: [1, b]", [3, 4], ["1", "b"]),
+        ("indices: null", None, ["a"]),
+    ],
+)
+def test_flags_with_several_values(tmp_path, text, indices, names):
+    path = tmp_path / "lists.yaml"
+    path.write_text(text)
+    assert parse_arguments(Lists, argv=["--config", str(path)])[0] == Lists(indices, names)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("indices: [1.5]", "indices=[1.5]: invalid int value: '1.5'"),
+        ("indices: [a]", "indices=['a']: invalid int value: 'a'"),
+        ("indices: []", "indices=[]: give a value, or a list of values."),
+        ("names: {a: 1}", "names={'a': 1}: give a value, or a list of values."),
+        ("names: null", "names=None: give a value, or leave the line out for ['a']."),
+        ("rate: null", "rate=None: give a value, or leave the line out for 0.1."),
+        ("count: 1.5", "count=1.5: invalid int value: '1.5'"),
+        ("lissa_depth: [3]", "lissa_depth=[3]: give one value instead of a list."),
+        ("damping: null", "damping=None: give a value, or leave the line out for 'auto'."),
+        ("num_repeats: null", "num_repeats=None: give a value, or leave the line out for 1."),
+        ("num_neighbors: [3]", "num_neighbors=[3]: give one value instead of a list."),
+        ("output_dir: [a, b]", "output_dir=['a', 'b']: give one value instead of a list."),
+        ("curvature: fisher", "curvature='fisher': invalid choice: 'fisher' (choose from "),
+        ("checkpoints: [2.0]", "checkpoints='2.0': give one of auto, final, epochs, a number"),
+    ],
+)
+def test_values_of_the_wrong_type_end_a_recipe_with_one_line(tmp_path, monkeypatch, capsys, text, said):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    monkeypatch.setattr("sys.argv", ["recipe.py", "--config", str(path), "--use_cpu"])
+    with pytest.raises(SystemExit, match="2"):
+        run_recipe(lambda *_: None, Steps, Lists, InfluenceConfig)
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1) and err.startswith(f"error: {said}")
+
+
+def test_lists_and_dictionaries_that_a_flag_cannot_give(tmp_path):
+    path = tmp_path / "more.yaml"
+    path.write_text(
+        f"output_dir: {tmp_path}\nreport_to: [none]\nlr_scheduler_kwargs: {{num_cycles: 2}}\nuse_cpu: true\n"
+    )
+    args = parse_arguments(InfluenceConfig, argv=["--config", str(path)])[0]
+    assert (args.report_to, args.lr_scheduler_kwargs, args.use_cpu) == ([], {"num_cycles": 2}, True)
 
 
 def test_equals_sign_and_no_file(file):
