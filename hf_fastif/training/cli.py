@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import sys
-from argparse import SUPPRESS, ArgumentDefaultsHelpFormatter, ArgumentError, RawDescriptionHelpFormatter
+from argparse import SUPPRESS, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -42,25 +41,30 @@ class Parser(HfArgumentParser):
         Raises:
             InfluenceError: If the flag does not take the value.
         """
-        action = self._option_string_actions[f"--{name}"]
         allowed = {get_origin(each) or each for each in get_args(declared)}
-        takes_several = action.nargs == "+"
         if value is None:
-            if type(None) not in allowed and action.default is not None:
-                raise InfluenceError(f"{name}=None: give a value, or leave the line out for {action.default!r}.")
+            if type(None) not in allowed and self.get_default(name) is not None:
+                default = self.get_default(name)
+                raise InfluenceError(f"{name}=None: give a value, or leave the line out for {default!r}.")
             return None
-        if not takes_several and type(value) in {list, dict} & allowed:
+        if isinstance(value, dict) and dict in allowed:
             return value
-        if not takes_several and isinstance(value, list):
-            raise InfluenceError(f"{name}={value!r}: give one value instead of a list.")
         values = value if isinstance(value, list) else [value]
-        if takes_several and (not values or any(each is None or isinstance(each, list | dict) for each in values)):
+        if not values or any(each is None or isinstance(each, list | dict) for each in values):
             raise InfluenceError(f"{name}={value!r}: give a value, or a list of values.")
-        words = [json.dumps(each) if isinstance(each, dict) else str(each) for each in values]
+        words = [str(each) for each in values]
         try:
-            return self._get_values(action, words)
-        except ArgumentError as error:
-            raise InfluenceError(f"{name}={value!r}: {error.message}") from error
+            parsed, _ = self.parse_known_args(
+                [f"--{name}", *words] if isinstance(value, list) else [f"--{name}={words[0]}"]
+            )
+        except InfluenceError as error:
+            raise InfluenceError(f"{name}={value!r}: {str(error).partition(': ')[2]}") from error
+        converted = getattr(parsed, name)
+        if isinstance(value, list) and not isinstance(converted, list):  # the flag takes one value
+            if list not in allowed:
+                raise InfluenceError(f"{name}={value!r}: give one value instead of a list.")
+            return value
+        return converted
 
 
 def run_recipe(main: Callable[..., None], *dataclasses: type) -> None:
