@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import sys
 from argparse import SUPPRESS, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
@@ -41,29 +42,26 @@ class Parser(HfArgumentParser):
         Raises:
             InfluenceError: If the flag does not take the value.
         """
-        allowed = {get_origin(each) or each for each in get_args(declared)}
+        allowed = {get_origin(each) or each for each in (declared, *get_args(declared))}
         if value is None:
             if type(None) not in allowed and self.get_default(name) is not None:
                 default = self.get_default(name)
                 raise InfluenceError(f"{name}=None: give a value, or leave the line out for {default!r}.")
             return None
-        if isinstance(value, dict) and dict in allowed:
-            return value
-        values = value if isinstance(value, list) else [value]
-        if not values or any(each is None or isinstance(each, list | dict) for each in values):
-            raise InfluenceError(f"{name}={value!r}: give a value, or a list of values.")
-        words = [str(each) for each in values]
+        if isinstance(value, list):
+            words = [f"--{name}", *map(str, value)]
+        else:
+            words = [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]
         try:
-            parsed, _ = self.parse_known_args(
-                [f"--{name}", *words] if isinstance(value, list) else [f"--{name}={words[0]}"]
-            )
+            converted = getattr(self.parse_known_args(words)[0], name)
         except InfluenceError as error:
             raise InfluenceError(f"{name}={value!r}: {str(error).partition(': ')[2]}") from error
-        converted = getattr(parsed, name)
-        if isinstance(value, list) and not isinstance(converted, list):  # the flag takes one value
-            if list not in allowed:
-                raise InfluenceError(f"{name}={value!r}: give one value instead of a list.")
-            return value
+        is_text = isinstance(value, dict) and isinstance(converted, str)  # JSON, for flags that take it
+        if isinstance(value, list | dict) and not isinstance(converted, type(value)):
+            if type(value) in allowed:
+                return value
+            if not is_text:
+                raise InfluenceError(f"{name}={value!r}: it cannot be a {type(value).__name__}; give one value.")
         return converted
 
 
