@@ -72,6 +72,16 @@ class ResultSummary:
     seconds: dict[str, float] = field(default_factory=dict)
     retrieval: list[dict[str, Any]] | None = None
 
+    def __getitem__(self, name: str) -> Any:
+        """Return an entry by its name in `summary.json`, as in `result.summary["damping"]`.
+
+        Raises:
+            KeyError: If there is no such entry.
+        """
+        if name not in self.__dataclass_fields__:
+            raise KeyError(name)
+        return getattr(self, name)
+
     def to_json(self) -> dict[str, Any]:
         """Return the entries of `summary.json`.
 

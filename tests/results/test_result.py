@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from datasets import ClassLabel, Features, Value
@@ -127,3 +129,11 @@ def test_a_summary_of_other_tables_is_refused(result, tmp_path):
     result.summary.num_queries = 7
     with pytest.raises(ValueError, match="says that there are 7 queries, and the tables hold 2"):
         InfluenceResult.load_from_disk(result.save_to_disk(tmp_path / "result"))
+
+
+def test_entries_of_the_summary_have_the_names_of_the_file(result, tmp_path):
+    entries = json.loads((result.save_to_disk(tmp_path / "result") / "summary.json").read_text("utf-8"))
+    entries.pop("files")
+    assert entries == {name: result.summary[name] for name in entries}
+    with pytest.raises(KeyError, match="dampink"):
+        result.summary["dampink"]
