@@ -119,9 +119,8 @@ class Corrector:
         num_candidates: int | None = None,
     ):
         self.trainer, self.anchors = trainer, without_indexes(anchors)
-        self.name, self.candidates = (
-            ("train_dataset", trainer.train_dataset) if candidates is None else ("candidates", candidates)
-        )
+        with trainer.session() as session:
+            self.name, self.candidates = session.named(candidates, "candidates")
         if ANCHORS in others:
             raise InfluenceError(f"measured: the name {ANCHORS!r} is taken; give another one.")
         self.watched = {ANCHORS: self.anchors} | dict(others)

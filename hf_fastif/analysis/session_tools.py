@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from hf_fastif.config import with_settings
 from hf_fastif.data import hexdigest
 from hf_fastif.errors import InfluenceError
 from hf_fastif.execution import PartialResults
@@ -35,13 +35,11 @@ def changed(trainer: InfluenceTrainer, **settings: Any) -> Iterator[None]:
             exact = trainer.compute_influence(queries)
         ```
     """
-    before, args = trainer.args, copy.copy(trainer.args)
-    if unknown := set(settings) - set(args.influence_settings()):
+    before, args = trainer.args, with_settings(trainer.args, **settings)
+    if unknown := set(settings) - set(before.influence_settings()):
         raise InfluenceError(
             f"settings: {', '.join(sorted(unknown))} is not an influence setting; give fields of InfluenceConfig."
         )
-    for name, value in settings.items():
-        setattr(args, name, value)
     args.check()
     trainer.args = args
     try:
@@ -65,10 +63,9 @@ def influence_manifest(trainer: InfluenceTrainer, **datasets: Dataset) -> dict[s
         parts = open_analysis_results(trainer, "recall", influence_manifest(trainer, queries=queries))
         ```
     """
-    settings = {name: str(value) for name, value in trainer.args.influence_settings().items()}
     with trainer.session() as session:
-        model = {"model": session.checkpoints.fingerprint, "loss": session.loss, "seed": str(trainer.args.seed)}
-    return model | settings | digests(trainer, train_dataset=trainer.train_dataset, **datasets)
+        manifest = session.manifest()
+    return manifest | digests(trainer, train_dataset=trainer.train_dataset, **datasets)
 
 
 def digests(trainer: InfluenceTrainer, **datasets: Dataset) -> dict[str, str]:

@@ -20,8 +20,7 @@ def check_num_neighbors(num_neighbors: int | None, num_candidates: int) -> None:
     if num_neighbors is not None and not 1 <= num_neighbors <= num_candidates:
         raise InfluenceError(
             f"num_neighbors={num_neighbors}: there are {num_candidates} candidates; give 1 to {num_candidates}, or "
-            "None to "
-            "score every candidate."
+            "None to score every candidate."
         )
 
 

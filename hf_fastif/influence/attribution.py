@@ -62,6 +62,7 @@ class Attribution:
     partials: PartialResults
     _solvers: dict[int, Solver] = field(default_factory=dict)
     _scorings: Counter[str] = field(default_factory=Counter)
+    _methods: dict[int, str] = field(default_factory=dict)
 
     @property
     def scoring(self) -> str:
@@ -109,9 +110,15 @@ class Attribution:
 
             group = GroupScores.from_tensors(self.partials.get(f"queries-{i}", score_group))
             together = len(group.scores) if self._is_shared(group.candidates) else 1
-            method = choose_scoring(self.args.scoring, self.objective, pool, together)
-            self._scorings[method.why] += len(group.scores)
+            self._scorings[self._method(pool, together)] += len(group.scores)
             yield from group
+
+    def _method(self, pool: ExampleBatches, together: int) -> str:
+        """Describe how candidates are scored for so many queries together; probes the model once for each number."""
+        if together not in self._methods:
+            method = choose_scoring(self.args.scoring, self.objective, pool, together)
+            self._methods[together] = method.why
+        return self._methods[together]
 
     def self_influence(self, pool: ExampleBatches) -> np.ndarray:
         """Compute grad L^T (C + lambda I)^-1 grad L (N,) of each example of a pool, summed over the checkpoints."""

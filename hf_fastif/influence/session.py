@@ -36,7 +36,7 @@ from hf_fastif.execution import (
     check_shared_folder,
     open_partial_results,
 )
-from hf_fastif.index import IndexSearch, check_index, query_features_of
+from hf_fastif.index import IndexSearch, check_index, check_num_neighbors, query_features_of
 from hf_fastif.influence.attribution import Attribution
 from hf_fastif.influence.checks import check_inputs
 from hf_fastif.influence.predictions import Predictions, predict
@@ -123,22 +123,29 @@ class InfluenceSession:
         batches, alternatives = self.examples("examples", query_set.dataset), None
         if query_set.rather_than is not None:
             alternatives = self.examples("rather_than", query_set.rather_than)
-        processor = self.trainer.processing_class
-        objective = self.objective.measuring(measure, batches.take([0]), getattr(processor, "tokenizer", processor))
+        objective, processor = self.objective, self.trainer.processing_class
+        if measure is not None:
+            objective = objective.measuring(measure, batches.take([0]), getattr(processor, "tokenizer", processor))
         size = self.args.query_batch_size
         return Queries(query_set, batches, alternatives, objective, self.objective, self.sweep, size)
 
-    def candidates(self, dataset: Dataset | None = None, name: str = "candidates") -> CandidatePool:
+    def candidates(
+        self, dataset: Dataset | None = None, name: str = "candidates", k: int | None = None
+    ) -> CandidatePool:
         """Check and prepare candidates, by default `trainer.train_dataset`.
 
         Args:
             dataset (`datasets.Dataset`, *optional*): The candidates.
             name (`str`, *optional*): The argument that they were given as, for messages.
+            k (`int`, *optional*): How many of them will be scored for each query; None for all.
 
         Raises:
-            InfluenceError: If the examples lack a column that the model reads, or have invalid labels.
+            InfluenceError: If the examples lack a column that the model reads, or have invalid labels, or k exceeds
+                their number.
         """
         name, dataset = self.named(dataset, name)
+        check_dataset(name, dataset)
+        check_num_neighbors(k, len(dataset))
         return CandidatePool(name, dataset, self.pool(name, dataset))
 
     def named(self, dataset: Dataset | None, name: str) -> tuple[str, Dataset]:
@@ -302,6 +309,11 @@ class InfluenceSession:
         factors = folder_of(self.args) / f"{name}.safetensors"
         return SolverSetup(self.args, self.objective, self.train, self.loss, accelerator, fitted, factors)
 
+    def manifest(self) -> dict[str, str]:
+        """Return what every result depends on besides datasets: model, loss, seed and settings."""
+        settings = {name: str(value) for name, value in self.args.influence_settings().items()}
+        return {"model": self.checkpoints.fingerprint, "loss": self.loss, "seed": str(self.args.seed)} | settings
+
     @contextmanager
     def attribution(self, work: str, *identity: Identity) -> Iterator[Attribution]:
         """Open a computation of s_test and scores, which stores finished parts on disk until it is complete.
@@ -321,20 +333,15 @@ class InfluenceSession:
             *identity: What the result depends on besides model, training set and settings: digests, numbers, vectors.
         """
         train = self.trainer.train_dataset
-        manifest = {
-            "loss": self.loss,
-            "model": self.checkpoints.fingerprint,
-            "train_dataset": self._batches_of(train, None).digest if isinstance(train, Dataset) else None,
-            "seed": str(self.args.seed),
-            **{name: str(value) for name, value in self.args.influence_settings().items()},
-        }
+        digest = self._batches_of(train, None).digest if isinstance(train, Dataset) else None
+        manifest = self.manifest() | {"train_dataset": digest}
         folder = folder_of(self.args) / UNFINISHED / f"{work}-{hexdigest(identity)}"
         return open_partial_results(folder, manifest, self.trainer.accelerator)
 
     def settings(self, num_neighbors: int | None, num_examples: int | None) -> dict[str, Any]:
         """Return the settings that a result records, given k and the number of examples per direction."""
         setup, largest = self.setup(), []
-        for number in range(0 if setup.name == "identity" or setup.damps_by_layer else len(self.checkpoints)):
+        for number in range(len(self.checkpoints) if setup.has_one_damping else 0):
             with self.checkpoints.at(number):
                 largest.append(self.setup().spectrum.largest)
         return {

@@ -121,21 +121,17 @@ class Objective:
         if loss is not None and isinstance(self.head, TokenHead):
             self.head = replace(self.head, whole=True)
 
-    def measuring(
-        self, measure: Measure | None, batch: Batch, tokenizer: PreTrainedTokenizerBase | None = None
-    ) -> Objective:
-        """Return this objective with a measure in place of its loss; itself where there is none.
+    def measuring(self, measure: Measure, batch: Batch, tokenizer: PreTrainedTokenizerBase | None = None) -> Objective:
+        """Return this objective with a measure in place of its loss.
 
         Args:
-            measure (`Measure`, *optional*): The measure.
+            measure (`Measure`): The measure.
             batch (`Batch`): Any examples, which tell how many outputs there are.
             tokenizer (`PreTrainedTokenizerBase`, *optional*): Knows the ids of tokens that the measure names.
 
         Raises:
             InfluenceError: If the measure does not suit the model.
         """
-        if measure is None:
-            return self
         if not isinstance(measure, Measure):
             raise InfluenceError(f"measure={measure!r}: give a Measure, such as Margin() or Logit('entailment').")
         measured = copy.copy(self)

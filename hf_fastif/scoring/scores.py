@@ -17,6 +17,7 @@ SIGN = (
     "A negative one is helpful: more weight lowers the loss."
 )
 DIRECTIONS = ("helpful", "harmful")
+SCORE_TENSORS = ("scores", "candidates", "tokens", "token_rows", "token_lengths", "token_counts")
 
 
 def sign_of(measured: str) -> str:
@@ -103,7 +104,7 @@ class GroupScores:
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> GroupScores:
         """Return the scores that `to_tensors` converted."""
-        arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items() if tensor.dtype != torch.bfloat16}
+        arrays = {name: tensors[name].cpu().numpy() for name in SCORE_TENSORS if name in tensors}
         tokens = None
         if "tokens" in arrays:
             values = np.split(arrays["tokens"], np.cumsum(arrays["token_lengths"])[:-1])

@@ -175,14 +175,12 @@ class Solver(Protocol):
         ...
 
 
-def check_s_test(s_test: Solution | None, origin: Origin, num_parameters: int) -> None:
+def check_s_test(s_test: Solution, origin: Origin, num_parameters: int) -> None:
     """Check that a given s_test belongs to these queries, model, training set and loss.
 
     Raises:
         InfluenceError: If it does not; the message names what differs.
     """
-    if s_test is None:
-        return
     if not isinstance(s_test, Solution):
         raise InfluenceError(f"s_test is a {type(s_test).__name__}; give what compute_s_test returned.")
     if s_test.origin is not None and s_test.origin.belongs.get("measure") != origin.belongs.get("measure"):

@@ -30,5 +30,9 @@ def _describe(setup: SolverSetup, settings: NoSettings) -> str:
 
 
 register(
-    "identity", help="no curvature, so that influence is a product of gradients", build=_build, describe=_describe
+    "identity",
+    help="no curvature, so that influence is a product of gradients",
+    build=_build,
+    describe=_describe,
+    uses_curvature=False,
 )

@@ -86,15 +86,7 @@ class Lissa(Repeated):
                 f"LiSSA diverged with lissa_scale={self.settings.scale:.3g}, and restarts with {larger.scale:.3g}."
             )
             return replace(self, settings=larger).solve(vectors)
-        return Solution(
-            vectors=mean.vectors,
-            residual=self.system.residual(vectors, mean.vectors),
-            std_err=mean.std_err,
-            damping=self.system.damping,
-            steps=mean.steps,
-            trace=mean.trace,
-            scale=self.settings.scale,
-        )
+        return self.solution(vectors, mean, self.settings.scale)
 
     def _attempt(self, vectors: torch.Tensor) -> Averaged | None:
         """Return the mean of the repeats, or None if the step size was too large on some process and may be halved."""

@@ -40,6 +40,7 @@ class RegisteredSolver:
         check (`Callable`, *optional*): Checks the shared settings against those of the solver, if it is chosen.
         needs_gauss_newton (`bool`): Whether it works for the Gauss-Newton matrix only.
         takes_preconditioner (`bool`): Whether it uses `SolverSetup.preconditioner`.
+        uses_curvature (`bool`): Whether lambda and C have a part in it.
         damps_by_layer (`bool`): Whether each layer has a separate lambda if damping="auto".
     """
 
@@ -51,6 +52,7 @@ class RegisteredSolver:
     check: Callable[..., None] | None = None
     needs_gauss_newton: bool = False
     takes_preconditioner: bool = False
+    uses_curvature: bool = True
     damps_by_layer: bool = False
 
     @property

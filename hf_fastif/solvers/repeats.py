@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from hf_fastif.execution import SingleProcess, from_main
-from hf_fastif.solvers.base import Callback
+from hf_fastif.solvers.base import Callback, Solution
 from hf_fastif.solvers.system import DampedSystem
 
 
@@ -89,6 +89,11 @@ class Repeated:
     def by_itself(self) -> Self:
         """Return the same solver for one process, which runs all repeats of its share of the queries."""
         return replace(self, system=self.system.for_one_process())
+
+    def solution(self, vectors: torch.Tensor, mean: Averaged, scale: float | None = None) -> Solution:
+        """Return the mean of the repeats for right-hand sides (Q, P), with its residual and lambda."""
+        residual = self.system.residual(vectors, mean.vectors)
+        return Solution(mean.vectors, residual, mean.std_err, self.system.damping, mean.steps, mean.trace, scale)
 
 
 @dataclass(frozen=True)

@@ -63,14 +63,7 @@ class DualAscent(Repeated):
         accelerator = self.system.accelerator
         runs = (self._run(vectors, repeat) for repeat in shard_for_rank(range(self.repeats), accelerator))
         mean = average(RunningMoments.of(runs, vectors), self.repeats, accelerator)
-        return Solution(
-            vectors=mean.vectors,
-            residual=self.system.residual(vectors, mean.vectors),
-            std_err=mean.std_err,
-            damping=self.system.damping,
-            steps=mean.steps,
-            trace=mean.trace,
-        )
+        return self.solution(vectors, mean)
 
     def _run(self, v: torch.Tensor, repeat: int) -> Run:
         curvature, examples, damping = self.system.curvature, self.system.examples, self.system.damping

@@ -141,6 +141,11 @@ class SolverSetup:
         return self._registered.damps_by_layer and self.args.damping == "auto"
 
     @property
+    def has_one_damping(self) -> bool:
+        """Return whether the solver adds one lambda to C, which compares with its largest eigenvalue."""
+        return self._registered.uses_curvature and not self.damps_by_layer
+
+    @property
     def _decay(self) -> float:
         return self.args.weight_decay if self.args.weight_decay_in_damping else 0.0
 

@@ -90,9 +90,8 @@ class IndexMixin:
             rows = trainer.find_candidates(dev.select([0]), num_neighbors=100)[0]
             ```
         """
-        self._check_candidates(candidates, num_neighbors)
         with self.session() as session:
-            queries, pool = session.queries(examples, measure), session.candidates(candidates)
+            queries, pool = session.queries(examples, measure), session.candidates(candidates, k=num_neighbors)
             session.check_s_test(s_test, queries)
             search = session.search(queries, pool, num_neighbors, query_features)
             if search.query_features is not None:  # s_test is not needed

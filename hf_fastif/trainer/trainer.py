@@ -17,7 +17,6 @@ from hf_fastif.config import with_influence
 from hf_fastif.data import ExampleBatches, check_dataset, check_rows, check_train_dataset, without_indexes
 from hf_fastif.diagnosis import Diagnosis, diagnose
 from hf_fastif.errors import InfluenceError
-from hf_fastif.index import check_num_neighbors
 from hf_fastif.influence import InfluenceSession, QuerySet, SessionCache, open_session
 from hf_fastif.model import Measure, check_model
 from hf_fastif.results import InfluenceResult, build_result
@@ -191,11 +190,11 @@ class InfluenceMixin(IndexMixin, HubMixin, RunMixin):
             print(tokens[0][1])  # row 7, first query
             ```
         """
-        check_rows("rows", rows, len(self._check_candidates(candidates)))
-        solution = self.compute_s_test(examples, measure) if s_test is None else s_test
         with self.session() as session:
-            session.check_s_test(solution, session.queries(examples, measure))
             pool = session.examples(*session.named(candidates, "candidates"))
+            check_rows("rows", rows, len(pool))
+            session.check_s_test(s_test, session.queries(examples, measure))
+            solution = self.compute_s_test(examples, measure) if s_test is None else s_test
             by_row = influence_of_tokens(
                 session.objective, session.checkpoints, pool, solution.vectors, np.array(rows), session.sweep
             )
@@ -276,9 +275,8 @@ class InfluenceMixin(IndexMixin, HubMixin, RunMixin):
         k = self.args.num_neighbors if num_neighbors == "config" else num_neighbors
         if num_examples is not None and num_examples < 1:
             raise InfluenceError(f"num_examples={num_examples}: give at least 1, or None for every scored candidate.")
-        self._check_candidates(candidates, k)
         with self.session() as session:
-            queries, pool = session.queries(examples, measure), session.candidates(candidates)
+            queries, pool = session.queries(examples, measure), session.candidates(candidates, k=k)
             session.check_s_test(s_test, queries)
             queries.check_losses()
             search = None if k is None else session.search(queries, pool, k, query_features)
@@ -339,13 +337,6 @@ class InfluenceMixin(IndexMixin, HubMixin, RunMixin):
             with checkpoints.at(0):
                 gradients = queries.gradients(range(len(queries)), self.accelerator)
                 return diagnose(session.setup(), gradients, signals, solved)
-
-    def _check_candidates(self, candidates: Dataset | None, k: int | None = None) -> Dataset:
-        """Check candidates and k before any computation, and return the candidates."""
-        name, dataset = ("train_dataset", self.train_dataset) if candidates is None else ("candidates", candidates)
-        check_dataset(name, dataset)
-        check_num_neighbors(k, len(dataset))
-        return dataset
 
 
 def _has_defaults(make: Callable[..., nn.Module]) -> bool:
