@@ -219,8 +219,11 @@ class Objective:
                 stack.enter_context(torch.autocast(next(iter(theta.values())).device.type, torch.bfloat16))
             if STATES in batch:
                 stack.enter_context(self.frozen.skipped(batch[STATES]))
-            placed = {place: theta[name] for place, name in self.space.places.items()}
-            output = functional_call(self.model, placed, (), inputs, tie_weights=False)
+            if theta is self.theta:
+                output = self.model(**inputs)
+            else:
+                placed = {place: theta[name] for place, name in self.space.places.items()}
+                output = functional_call(self.model, placed, (), inputs, tie_weights=False)
             logits = self.head.outputs(output, batch)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if logits.ndim != 2 + self.head.has_token_outputs:
