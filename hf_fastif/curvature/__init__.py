@@ -4,7 +4,7 @@ from hf_fastif.curvature.captures import Capture, loss_captures
 from hf_fastif.curvature.directions import LossAndCurvature
 from hf_fastif.curvature.factor_files import fetch_factors
 from hf_fastif.curvature.gram import jacobian_gram
-from hf_fastif.curvature.kronecker import Damping, KroneckerFactors
+from hf_fastif.curvature.kronecker import Damping, KroneckerBlock, KroneckerFactors
 from hf_fastif.curvature.kronecker_fit import KroneckerFit, blocked_layers
 from hf_fastif.curvature.layers import (
     Layer,
@@ -31,6 +31,7 @@ __all__ = [
     "Entries",
     "GaussNewton",
     "Hessian",
+    "KroneckerBlock",
     "KroneckerFactors",
     "KroneckerFit",
     "Layer",

@@ -107,7 +107,7 @@ class SketchFit:
 
     @cached_property
     def _entries(self) -> Entries:
-        return leading_entries(self.setup.factors().blocks, self.setup.args.sketch_size)
+        return leading_entries(self.setup.kronecker_bases(), self.setup.args.sketch_size)
 
     @cached_property
     def _columns(self) -> Columns:
