@@ -285,17 +285,17 @@ class InfluenceMixin(IndexMixin, HubMixin, RunMixin):
                 *(queries.identity, pool.digest, None if s_test is None else s_test.vectors, k, num_shown),
                 None if search is None else search.index.identity,
             )
+            attributed = session.attributed(queries)
             with session.attribution("find_influential", *identity) as attribution:
                 scores = list(attribution.score(queries, pool.batches, search, s_test, num_shown))
             texts = texts_of_tokens(session.objective, pool.batches, scores, self.processing_class)
-            settings = session.settings(k, num_examples) | {
-                "scoring": attribution.scoring,
-                "measure": queries.measured,
-            }
+            settings = session.settings(k, num_examples) | session.unit(pool)
+            settings |= {"scoring": attribution.scoring, "measure": queries.measured}
         return build_result(
             without_indexes(queries.query_set.dataset),
             without_indexes(pool.dataset),
             queries.predictions,
+            attributed,
             scores,
             num_examples,
             self.model.config.id2label,
