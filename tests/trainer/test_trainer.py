@@ -25,10 +25,10 @@ def trainer(tmp_path):
     return tiny_trainer(tmp_path, train=tiny_data(40), **QUICK)
 
 
-def matrix_of(result, num_train=40):
+def matrix_of(result, num_train=40, column="influence"):
     matrix = np.full((len(result.queries), num_train), np.nan, np.float32)
     for row in result.influences:
-        matrix[row["query_index"], row["train_index"]] = row["influence"]
+        matrix[row["query_index"], row["train_index"]] = row[column]
     return matrix
 
 
@@ -138,7 +138,7 @@ class ConvexProblem:
         return weight.detach(), losses(self.query_features, torch.tensor(QUERIES["label"])).detach()
 
     def change(self, row, removed=1):
-        """The change (Q,) of the losses of the queries if so much of the weight of an example is removed, for all of it."""
+        """The change (Q,) of the losses of the queries if a share of an example is removed, per share."""
         weights = torch.ones(len(self.train), dtype=torch.float64)
         weights[row] -= removed
         return ((self.retrained(weights)[1] - self.before) / removed).numpy()
@@ -180,28 +180,13 @@ def test_predicted_loss_changes_are_those_of_removal_and_addition(tmp_path):
     unseen = everything.select(range(150, 160))
     pool = trainer.find_influential(QUERIES, num_examples=None, candidates=unseen)
     assert pool.summary.change == "added"
-    predicted, measured = [], []
-    for row in range(
-        10
-    ):  # of the training set with all of them, an example that it does not lose is one that is added
-        weights = torch.ones(160, dtype=torch.float64)
-        weights[150:] = 0
-        without = more.retrained(weights * 160 / 150)[1]
-        weights[150 + row] = 1
-        measured.append((more.retrained(weights * 160 / 150)[1] - without).numpy())
-        predicted.append(matrix_column(pool, row))
-    predicted, measured = np.array(predicted), np.array(measured)
+    predicted, measured = matrix_of(pool, 10, "predicted_loss_change"), np.zeros((len(QUERIES), 10))
+    for row in range(10):
+        weights = torch.full((160,), 160 / 150, dtype=torch.float64)  # whose mean is over the first 150
+        weights[150 : 150 + row] = weights[151 + row :] = 0
+        measured[:, row] = more.retrained(weights)[1] - problem.before
     assert (predicted * measured).sum() / np.square(predicted).sum() == pytest.approx(1, abs=0.12)
     assert np.corrcoef(predicted.ravel(), measured.ravel())[0, 1] > 0.99
-
-
-def matrix_column(result, candidate):
-    """The predicted changes (Q,) of one candidate."""
-    changes = np.zeros(len(result.queries))
-    for row in result.influences:
-        if row["train_index"] == candidate:
-            changes[row["query_index"]] = row["predicted_loss_change"]
-    return changes
 
 
 def test_candidates_from_the_training_set_can_be_removed(trainer):
