@@ -11,7 +11,6 @@ from hf_fastif.errors import InfluenceError
 from hf_fastif.execution import Tensors
 from hf_fastif.metrics import two_way_interval
 from hf_fastif.scoring import DIRECTIONS
-from hf_fastif.solvers import Solution
 from hf_fastif.trainer import InfluenceTrainer
 
 
@@ -60,14 +59,7 @@ def balanced_queries(
     return rows, np.arange(count) >= wanted["wrong"]
 
 
-def strongest_rows(
-    trainer: InfluenceTrainer,
-    queries: Dataset,
-    count: int,
-    k: int | None,
-    name: str,
-    s_test: Solution | None = None,
-) -> Tensors:
+def strongest_rows(trainer: InfluenceTrainer, queries: Dataset, count: int, k: int | None, name: str) -> Tensors:
     """Find the most helpful and the most harmful training examples of each query.
 
     Args:
@@ -76,7 +68,6 @@ def strongest_rows(
         count (`int`): Number of examples of each direction.
         k (`int`, *optional*): Number of nearest neighbors to score, or None for all training examples.
         name (`str`): Name of the argument that determines `count`, for the error message.
-        s_test ([`Solution`], *optional*): s_test of the queries, if it is already known.
 
     Returns:
         `dict[str, torch.Tensor]`: The rows `(Q, count)` by direction, the strongest first.
@@ -86,7 +77,7 @@ def strongest_rows(
     """
     if k is not None:
         trainer.build_index()
-    table = trainer.find_influential(queries, count, num_neighbors=k, s_test=s_test).influences.to_pandas()
+    table = trainer.find_influential(queries, count, num_neighbors=k).influences.to_pandas()
     strongest = {}
     for direction in DIRECTIONS:
         by_query = table[table["direction"] == direction].sort_values("rank").groupby("query_index")["train_index"]
