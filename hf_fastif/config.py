@@ -53,8 +53,8 @@ class InfluenceConfig(CheckpointSettings, IndexSettings, LossSettings, SolverFla
 
     solver: str = setting(
         "auto",
-        f"Solver of s_test = (C + lambda I)^-1 grad L. {SOLVERS} 'auto' is 'sdca' for the Gauss-Newton matrix "
-        "if the Jacobian rows of several examples fit into memory, else 'lissa'.",
+        f"Solver of s_test = (C + lambda I)^-1 grad L. {SOLVERS} 'auto' is 'sketch' for the Gauss-Newton matrix if "
+        "the gradients of most parameters can be captured, else 'sdca' or 'lissa'.",
     )
 
     @classmethod

@@ -1,9 +1,11 @@
 """Curvature of the mean training loss: products with vectors, spectrum, Kronecker factors."""
 
-from hf_fastif.curvature.captures import Capture, LeafCapture, LinearCapture, loss_captures
+from hf_fastif.curvature.captures import Capture, loss_captures
+from hf_fastif.curvature.directions import LossAndCurvature
 from hf_fastif.curvature.factor_files import fetch_factors
 from hf_fastif.curvature.gram import jacobian_gram
-from hf_fastif.curvature.kronecker import Damping, KroneckerFactors, fit_kronecker_factors, layers_in_blocks
+from hf_fastif.curvature.kronecker import Damping, KroneckerBlock, KroneckerFactors
+from hf_fastif.curvature.kronecker_fit import KroneckerFit, blocked_layers
 from hf_fastif.curvature.layers import (
     Layer,
     captured_layers,
@@ -12,9 +14,11 @@ from hf_fastif.curvature.layers import (
     layers_to_json,
     share_of,
 )
+from hf_fastif.curvature.moments import SecondMoment
 from hf_fastif.curvature.products import Curvature, GaussNewton, Hessian, mean_product
 from hf_fastif.curvature.publish import push_factors
 from hf_fastif.curvature.sample import CurvatureSample, squared_residual
+from hf_fastif.curvature.sketch import DirectionEntries, Entries, Part, Sketch, leading_entries
 from hf_fastif.curvature.spectrum import Spectrum
 
 
@@ -23,21 +27,27 @@ __all__ = [
     "Curvature",
     "CurvatureSample",
     "Damping",
+    "DirectionEntries",
+    "Entries",
     "GaussNewton",
     "Hessian",
+    "KroneckerBlock",
     "KroneckerFactors",
+    "KroneckerFit",
     "Layer",
-    "LeafCapture",
-    "LinearCapture",
+    "LossAndCurvature",
+    "Part",
+    "SecondMoment",
+    "Sketch",
     "Spectrum",
+    "blocked_layers",
     "captured_layers",
     "covered_names",
     "fetch_factors",
-    "fit_kronecker_factors",
     "jacobian_gram",
     "layers_from_json",
-    "layers_in_blocks",
     "layers_to_json",
+    "leading_entries",
     "loss_captures",
     "mean_product",
     "push_factors",

@@ -78,6 +78,11 @@ class LinearCapture:
 
     def squares(self, weights: torch.Tensor | None = None) -> torch.Tensor:
         """Return sum_k w_k g_k^2 (r, B) over the entries k of each example's weight gradient g; w = 1 by default."""
+        tokens, size = self.inputs.shape[1], self.num_inputs * self.num_outputs
+        if weights is None and tokens * (self.num_inputs + self.num_outputs) < size:
+            # ||sum_t g_t x_t^T||^2 = sum_ts (x_t . x_s) (g_t . g_s)
+            products = self.gradients @ self.gradients.mT
+            return products.mul_(self.inputs @ self.inputs.mT).sum(dim=(2, 3))
         total = self.gradients.new_zeros(self.gradients.shape[:2])
         for outputs in self.strips():
             squares = self.matrices(outputs).square_()
@@ -91,9 +96,10 @@ class LinearCapture:
         ones = torch.ones_like(self.inputs[..., :1])
         return LinearCapture(self.layer, torch.cat([self.inputs, ones], dim=-1), self.gradients)
 
-    def rotated(self, output_basis: torch.Tensor, input_basis: torch.Tensor) -> LinearCapture:
-        """Return the capture with inputs and outputs in other orthonormal bases, which are given as columns."""
-        return LinearCapture(self.layer, self.inputs @ input_basis, self.gradients @ output_basis)
+    def rotated(self, output_basis: torch.Tensor, input_basis: torch.Tensor | None = None) -> LinearCapture:
+        """Return the capture with outputs and inputs in other orthonormal bases, which are given as columns."""
+        inputs = self.inputs if input_basis is None else self.inputs @ input_basis
+        return LinearCapture(self.layer, inputs, self.gradients @ output_basis)
 
     def _rows_along(self, vectors: Mapping[str, torch.Tensor], outputs: slice) -> torch.Tensor:
         total = 0
@@ -120,6 +126,16 @@ class EmbeddingCapture:
     layer: Layer
     ids: torch.Tensor
     gradients: torch.Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Return the memory of the capture in bytes."""
+        return self.ids.nbytes + self.gradients.nbytes
+
+    def at_rows(self, rows: torch.Tensor) -> LinearCapture:
+        """Return the capture of some rows (t,) of the table, as a linear layer whose inputs are one-hot."""
+        one_hot = (self.ids[..., None] == rows).to(self.gradients)
+        return LinearCapture(self.layer, one_hot, self.gradients)
 
     def along(self, vectors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the products (Q, r, B) of the gradients of single examples with vectors (Q, *shape), by parameter."""
@@ -200,17 +216,30 @@ def captures(objective: Objective, batch: Batch, layers: list[Layer], directions
     labels = objective.labels(batch)
     with torch.enable_grad(), recorded(model, layers, objective.head.rows(batch)) as calls:
         logits = objective.logits(objective.theta, batch)
-        outputs = [call.outputs for layer in layers for call in calls[layer]]
-        cotangents = directions(logits.detach(), labels)
-        partials = torch.autograd.grad(logits, outputs, cotangents, is_grads_batched=True, allow_unused=True)
-    gradients = (
-        output.new_zeros(len(cotangents), *output.shape) if gradient is None else gradient
-        for output, gradient in zip(outputs, partials, strict=True)
-    )
+    outputs = [call.outputs for layer in layers for call in calls[layer]]
+    cotangents = directions(logits.detach(), labels)
+    gradients = iter(_output_gradients(logits, outputs, cotangents))
     makers = {"linear": _linear_capture, "embedding": _embedding_capture, "other": _leaf_capture}
     for layer in layers:
-        pairs = [(call.inputs.detach(), next(gradients).to(logits)) for call in calls[layer]]
+        pairs = [(call.inputs.detach(), next(gradients)) for call in calls[layer]]
         yield makers[layer.kind](model, layer, pairs, len(labels))
+
+
+def _output_gradients(
+    logits: torch.Tensor, outputs: list[torch.Tensor], cotangents: torch.Tensor
+) -> list[torch.Tensor]:
+    """Return the gradients (r, *shape) of r combinations of the logits with respect to the outputs of layers.
+
+    Each direction takes one backward pass, which ends at the first of these layers.
+    """
+    passes = [
+        torch.autograd.grad(logits, outputs, direction, retain_graph=number + 1 < len(cotangents), allow_unused=True)
+        for number, direction in enumerate(cotangents)
+    ]
+    return [
+        torch.stack([torch.zeros_like(output) if g is None else g for g in gradients]).to(logits.dtype)
+        for output, gradients in zip(outputs, zip(*passes, strict=True), strict=True)
+    ]
 
 
 def _side_by_side(singles: Sequence[LinearCapture | LeafCapture]) -> LinearCapture | LeafCapture:
@@ -230,12 +259,14 @@ def _side_by_side(singles: Sequence[LinearCapture | LeafCapture]) -> LinearCaptu
 
 def loss_captures(objective: Objective, batch: Batch, layers: list[Layer]) -> Iterator[Capture]:
     """Yield the captures for the gradients of the losses of single examples: r = 1."""
+    return captures(objective, batch, layers, lambda *outputs: loss_gradients_of_outputs(objective, *outputs)[None])
 
-    def loss_gradients(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        outputs = logits.requires_grad_()
-        return torch.autograd.grad(objective.losses_of_logits(outputs, labels).sum(), outputs)[0][None]
 
-    return captures(objective, batch, layers, loss_gradients)
+def loss_gradients_of_outputs(objective: Objective, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the gradients (B, ..., C) of the losses of single examples with respect to their outputs."""
+    outputs = logits.detach().requires_grad_()
+    with torch.enable_grad():
+        return torch.autograd.grad(objective.losses_of_logits(outputs, labels).sum(), outputs)[0]
 
 
 Pairs = list[tuple[torch.Tensor, torch.Tensor]]

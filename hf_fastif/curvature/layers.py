@@ -39,17 +39,22 @@ class Layer:
     def to_matrix(self, partials: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return all parameters of the layer as one matrix.
 
-        The weight and the bias of a linear layer become one matrix over [input; 1], (..., outputs, inputs). Vectors of
-        equal length, such as those of norms, become a single row, (..., 1, total length).
+        The weight and the bias of a linear layer become one matrix over [input; 1], (..., outputs, inputs). The table
+        of an embedding is the weight of a linear layer whose inputs are one-hot. Vectors of equal length, such as
+        those of norms, become a single row, (..., 1, total length).
         """
-        if self.kind != "linear":
+        if self.kind == "embedding":
+            return partials[self.names[0]].mT
+        if self.kind == "other":
             return torch.cat([partials[name] for name in self.names], dim=-1).unsqueeze(-2)
         weight = partials[self.names[0]].mT if self.transposed else partials[self.names[0]]
         return weight if len(self.names) == 1 else torch.cat([weight, partials[self.names[1]][..., None]], dim=-1)
 
     def from_matrix(self, matrix: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the parameters that `to_matrix` joined, by name."""
-        if self.kind != "linear":
+        if self.kind == "embedding":
+            return {self.names[0]: matrix.mT}
+        if self.kind == "other":
             return dict(zip(self.names, matrix.squeeze(-2).chunk(len(self.names), dim=-1), strict=True))
         bias = {}
         if len(self.names) == 2:

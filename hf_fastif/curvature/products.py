@@ -201,31 +201,6 @@ class GaussNewton:
         diagonal = self.output_product(logits, labels, torch.ones_like(logits)[None])[0]
         return diagonal.clamp_min(0).sqrt().diag_embed().transpose(0, 1)
 
-    def mixed_roots(self, logits: torch.Tensor, labels: torch.Tensor, count: int, seed: list[int]) -> torch.Tensor:
-        """Draw random directions u_k (count, B, ..., C) of the outputs with E[sum_k u_k u_k^T] = d2 L / d f^2.
-
-        They combine the columns of R with random signs, so that directions of different examples and places are
-        independent. Where an example has outputs at many places, R is sqrt(w) (diag(q) - p q^T) at each place, with q
-        = sqrt(p) and w the weight of the place in the loss. R R^T = w (diag(p) - p p^T), since q^T q = 1, and R itself
-        is never formed.
-
-        Raises:
-            InfluenceError: If the loss is a custom one and an example has several places, or if an output is NaN.
-        """
-        if not self.objective.head.has_token_outputs:
-            roots = self.output_roots(logits, labels)
-            signs = _signs((count, *roots.shape[:2]), seed, roots)
-            return torch.einsum("krb,rbc->kbc", signs, roots) / count**0.5
-        if self.objective.custom_loss is not None:
-            raise InfluenceError(
-                "compute_loss_func: EK-FAC needs a square root of the loss's Hessian in the outputs at every token, "
-                "which is known only for the losses of transformers' heads; give solver='lissa' or 'cg' without a "
-                "preconditioner, and index_features='pooled'."
-            )
-        p, weights = logits.softmax(dim=-1), self.objective.head.weights(labels, logits.dtype)
-        steps = p.sqrt() * _signs((count, *logits.shape), seed, logits)
-        return _finite((weights / count).sqrt()[..., None] * (steps - p * steps.sum(dim=-1, keepdim=True)))
-
     def _outputs_along(self, batch: Batch, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the outputs (B, ..., C), and their derivatives (Q, B, ..., C) along the vectors."""
         objective = self.objective
@@ -244,10 +219,6 @@ def _finite(values: torch.Tensor) -> torch.Tensor:
     if not torch.isfinite(values).all():
         raise InfluenceError(NOT_FINITE)
     return values
-
-
-def _signs(shape: tuple[int, ...], seed: list[int], like: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).choice([-1.0, 1.0], shape)).to(like)
 
 
 def _softmax_roots(logits: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 from hf_fastif.errors import InfluenceError
 
 
-AUTO_DAMPING = 0.01  # of the largest eigenvalue
+AUTO_DAMPING = 0.003  # of the largest eigenvalue
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Spectrum:
     def damping(self, wanted: float | str) -> float:
         """Return lambda, such that C + lambda I is positive definite: the wanted value, or one derived for "auto".
 
-        "auto" is 1 % of the largest eigenvalue. Between 0.3 % and 3 % of it, the scores predict retraining about
+        "auto" is 0.3 % of the largest eigenvalue. Between 0.1 % and 1 % of it, the scores predict retraining about
         equally well. Far above, s_test is little more than the plain gradient. Far below, s_test follows directions
         that the training set does not determine.
 

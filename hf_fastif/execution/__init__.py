@@ -10,10 +10,11 @@ from hf_fastif.execution.processes import (
     shard_for_rank,
     single_process,
 )
-from hf_fastif.execution.sweeps import DatasetSweep
+from hf_fastif.execution.sweeps import Columns, DatasetSweep
 
 
 __all__ = [
+    "Columns",
     "DatasetSweep",
     "PartialResults",
     "SingleProcess",

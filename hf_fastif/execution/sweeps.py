@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from hf_fastif.execution.processes import shard_for_rank
 from hf_fastif.model import Batch
 
 
+Columns = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 PIECE = 64  # batches in a part: what a killed run repeats at most, against the cost of writing
 
 
@@ -67,28 +67,56 @@ class DatasetSweep:
         """
         batches = examples.places_by_length(rows, self.batch_size)
         results = np.empty((len(rows), width), dtype=np.float32)
-        with tqdm(total=len(batches), desc=title, disable=not self.show_progress, leave=False) as bar:
+        columns = {"values": ((width,), torch.float32)}
+        with self.bar(len(batches), title) as bar:
             for start in range(0, len(batches), PIECE):
                 part = batches[start : start + PIECE]
-                work = partial(self._compute_part, examples, rows, part, width, compute, bar)
+
+                def work(part: list[np.ndarray] = part) -> Tensors:
+                    return self.columns_of(
+                        examples, rows, part, columns, lambda batch, _rows: {"values": compute(batch)}, bar
+                    )
+
                 values = work() if partials is None else partials.get(f"{name or title}-{start // PIECE}", work)
                 results[np.concatenate(part)] = values["values"].cpu().numpy()
                 bar.n = start + len(part)
                 bar.refresh()
         return results
 
-    def _compute_part(
+    def bar(self, total: int, title: str) -> tqdm:
+        """Return a progress bar for so many batches, to be shown by the main process."""
+        return tqdm(total=total, desc=title, disable=not self.show_progress, leave=False)
+
+    def columns_of(
         self,
         examples: ExampleBatches,
         rows: np.ndarray,
         batches: list[np.ndarray],
-        width: int,
-        compute: Callable[[Batch], torch.Tensor],
+        columns: Columns,
+        compute: Callable[[Batch, np.ndarray], Tensors],
         bar: tqdm,
     ) -> Tensors:
+        """Compute several tensors for the rows of some batches, divided among the processes.
+
+        Args:
+            examples (`ExampleBatches`): The dataset.
+            rows (`np.ndarray`): Numbers of its rows.
+            batches (`list[np.ndarray]`): Batches of positions in `rows`.
+            columns (`dict`): Shape and dtype of one row of each tensor, by name.
+            compute (`Callable`): Takes a batch of B rows and their numbers, and returns tensors of shape `(B, ...)`.
+            bar (`tqdm`): Progress bar to advance by one for each batch.
+
+        Returns:
+            `dict[str, torch.Tensor]`: Tensors in the order of the batches, equal on every process.
+        """
         ends = np.cumsum([len(places) for places in batches])
-        values = torch.zeros(ends[-1], width, device=self.accelerator.device)
+        device = self.accelerator.device
+        totals = {
+            name: torch.zeros(int(ends[-1]), *shape, dtype=dtype, device=device)
+            for name, (shape, dtype) in columns.items()
+        }
         for end, places in shard_for_rank(list(zip(ends, batches, strict=True)), self.accelerator):
-            values[end - len(places) : end] = compute(examples.take(rows[places])).float()
+            for name, values in compute(examples.take(rows[places]), rows[places]).items():
+                totals[name][end - len(places) : end] = values
             bar.update(self.accelerator.num_processes)
-        return {"values": self.accelerator.reduce(values, "sum")}
+        return {name: self.accelerator.reduce(values, "sum") for name, values in totals.items()}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from datasets import Dataset
-
 from hf_fastif.artifacts import differences
 from hf_fastif.errors import InfluenceError
 from hf_fastif.index.influence_index import InfluenceIndex
@@ -24,30 +22,18 @@ def check_num_neighbors(num_neighbors: int | None, num_candidates: int) -> None:
         )
 
 
-def check_index(
-    name: str, dataset: Dataset, indexes: Mapping[str, InfluenceIndex], belongs: Mapping[str, str]
-) -> InfluenceIndex:
-    """Return the index of a dataset, if it was built with the current model, loss and rows.
+def check_index(name: str, index: InfluenceIndex, belongs: Mapping[str, str]) -> InfluenceIndex:
+    """Return the index that is attached to a dataset, if it was built with the current model, loss and rows.
 
     Args:
         name (`str`): The argument that the dataset was given as, for messages.
-        dataset (`datasets.Dataset`): The candidates.
-        indexes (`Mapping[str, InfluenceIndex]`): The trainer's indexes, by the fingerprint of their dataset.
+        index ([`InfluenceIndex`]): The index.
         belongs (`Mapping[str, str]`): Current digests of model, trained parameters, dataset and loss.
 
     Raises:
-        InfluenceError: If the dataset has no index, or if model, dataset or loss changed after the index was built.
+        InfluenceError: If model, dataset or loss changed after the index was built.
     """
     rebuild = "trainer.build_index()" if name == "train_dataset" else f"trainer.build_index({name})"
-    index = indexes.get(dataset._fingerprint)
-    if index is None and (indexes or dataset.list_indexes()):
-        raise InfluenceError(
-            f"{name} is not the dataset that the index was built for (its fingerprint is "
-            f"{dataset._fingerprint}; this trainer has indexed {', '.join(indexes) or 'none'}): its rows were changed "
-            f"or replaced since. Call {rebuild} again."
-        )
-    if index is None or index.name not in dataset.list_indexes():
-        raise InfluenceError(f"{name} has no index, which num_neighbors needs; call {rebuild} first.")
     reasons = {
         "trained": "(other parameters have requires_grad)",
         "model": "(or other checkpoints were chosen)",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -29,14 +29,23 @@ from hf_fastif.artifacts import (
     read_manifest,
     reading,
 )
-from hf_fastif.curvature import layers_from_json, layers_to_json
+from hf_fastif.curvature import Entries, Part, Sketch, layers_from_json, layers_to_json
 from hf_fastif.errors import InfluenceError, NotFoundError
-from hf_fastif.index.gradients import TENSORS, Part
 from hf_fastif.index.publish import MANIFEST, push_index
-from hf_fastif.index.store import on_device, read_shard, read_shards, search_both_ends, shard_files, write_shards
+from hf_fastif.index.store import (
+    on_device,
+    read_shard,
+    read_shards,
+    search_both_ends,
+    shard_files,
+    shards_of,
+    write_shards,
+)
 
 
-PARTS = "features.safetensors"
+SKETCHES = "sketches.safetensors"
+PART_TENSORS = ("output_basis", "input_basis", "entries")
+SCORED = 1 << 26  # bytes of vectors that are multiplied with queries at once
 MANIFEST_TYPES = {
     "name": str,
     "model": str,
@@ -57,12 +66,12 @@ class InfluenceIndex:
     """A nearest-neighbour index over the rows of one dataset, built with one model.
 
     Attributes:
-        name (`str`): The kind of its features: `"pooled"`, `"mean_pooled"`, `"last_layer_gradient"`,
-            `"gradient_sketch"`, or `"own"` if the user supplied them.
+        name (`str`): The kind of its features: `"gradient_sketch"`, `"pooled"`, `"mean_pooled"`, or `"own"` if the user
+            supplied them.
         faiss_index (`faiss.Index`): The vectors.
         manifest (`dict`): Digests of the model and dataset that it was built with, sizes, settings and files.
         folder (`Path`): The folder that it was loaded from.
-        parts (`list[list[Part]]`, *optional*): For features that are gradient entries: the entries, per checkpoint.
+        sketches (`list[Sketch]`, *optional*): For gradient sketches: the sketch of each checkpoint.
 
     Example:
         ```python
@@ -75,7 +84,7 @@ class InfluenceIndex:
     faiss_index: faiss.Index
     manifest: dict[str, Any]
     folder: Path
-    parts: list[list[Part]] | None = None
+    sketches: list[Sketch] | None = None
 
     def __len__(self) -> int:
         return self.faiss_index.ntotal
@@ -83,9 +92,9 @@ class InfluenceIndex:
     @property
     def identity(self) -> str:
         """Everything that search results depend on; rebuilding the same index gives the same identity."""
-        # The file of the parts is left out: safetensors writes its header in no fixed order, so that equal parts may
-        # have different digests, and model and settings determine the parts anyway.
-        shards = {name: file["sha256"] for name, file in self.manifest["files"].items() if name != PARTS}
+        # The file of sketches is left out: safetensors writes its header in no fixed order, so that equal sketches
+        # may have different digests, and model and settings determine them anyway.
+        shards = {name: file["sha256"] for name, file in self.manifest["files"].items() if name != SKETCHES}
         return json.dumps(self.manifest | {"files": shards})
 
     def search(self, queries: np.ndarray, k: int) -> np.ndarray:
@@ -121,6 +130,26 @@ class InfluenceIndex:
             )
         return rows.astype(np.int64)
 
+    def scores(self, queries: np.ndarray) -> np.ndarray:
+        """Compute the negative inner products (Q, N) of the features of queries (Q, d) with those of all rows."""
+        queries = torch.from_numpy(np.ascontiguousarray(queries, dtype=np.float32))
+        scores, start = torch.empty(len(queries), len(self)), 0
+        for vectors in self._blocks():
+            torch.matmul(-queries, vectors.T, out=scores[:, start : start + len(vectors)])
+            start += len(vectors)
+        return scores.numpy()
+
+    def squares(self, weights: torch.Tensor) -> np.ndarray:
+        """Compute sum_k w_k v_k^2 (N,) over the features v of each row, with weights w (d,)."""
+        return torch.cat([vectors.square() @ weights.cpu() for vectors in self._blocks()]).numpy()
+
+    def _blocks(self) -> Iterator[torch.Tensor]:
+        """Yield the vectors (n, d) of all rows as float32, a block at a time."""
+        size = max(1, SCORED // (4 * self.faiss_index.d))
+        for shard in shards_of(self.faiss_index):
+            for start in range(0, shard.ntotal, size):
+                yield torch.from_numpy(shard.reconstruct_n(start, min(size, shard.ntotal - start)))
+
     def attach(self, dataset: Dataset) -> None:
         """Attach the index to its dataset, in place, for `get_nearest_examples` and the like of `datasets`.
 
@@ -146,7 +175,7 @@ class InfluenceIndex:
         trained: faiss.Index,
         blocks: Iterable[np.ndarray],
         manifest: Mapping[str, Any],
-        parts: list[list[Part]] | None,
+        sketches: list[Sketch] | None,
         add_to: InfluenceIndex | None = None,
     ) -> None:
         """Write an index into a folder, atomically.
@@ -157,34 +186,29 @@ class InfluenceIndex:
             trained (`faiss.Index`): An empty index, trained if it needs training.
             blocks (`Iterable[np.ndarray]`): The vectors, in blocks of shape (n, d).
             manifest (`Mapping`): The manifest, without name and files.
-            parts (`list[list[Part]]`, *optional*): The gradient entries that the features consist of.
+            sketches (`list[Sketch]`, *optional*): The sketch of each checkpoint.
             add_to ([`InfluenceIndex`], *optional*): An index whose shards are copied and precede the new vectors.
         """
         with atomic_folder(folder) as temporary:
             for shard in [] if add_to is None else shard_files(add_to.folder):
                 shutil.copyfile(shard, temporary / shard.name)
             write_shards(temporary, trained, blocks, manifest["shard_size"])
-            if parts is not None:
-                layers = layers_to_json(part.layer for checkpoint in parts for part in checkpoint)
-                facts = {"layers": layers, "counts": json.dumps([len(checkpoint) for checkpoint in parts])}
-                save_file(_tensors(parts), temporary / PARTS, facts)
+            if sketches is not None:
+                layers = layers_to_json(layer for sketch in sketches for layer in sketch.entries.layers)
+                counts = json.dumps([len(sketch.entries.parts) for sketch in sketches])
+                save_file(_tensors(sketches), temporary / SKETCHES, {"layers": layers, "counts": counts})
             files = describe_files(temporary, sorted(file.name for file in temporary.iterdir()))
             text = json.dumps({"name": name, **manifest, "files": files}, indent=2)
             (temporary / MANIFEST).write_text(text, encoding="utf-8")
 
     @classmethod
-    def is_written(cls, folder: Path, name: str, manifest: Mapping[str, Any], parts: list[list[Part]] | None) -> bool:
-        """Tell whether the folder holds a complete index with this name, manifest and parts."""
+    def is_written(cls, folder: Path, name: str, manifest: Mapping[str, Any]) -> bool:
+        """Tell whether the folder holds a complete index with this name and manifest."""
         try:
             written = cls.load(folder, on_disk=True)
         except (OSError, ValueError):
             return False
-        stored, wanted = (None if each is None else _tensors(each) for each in (written.parts, parts))
-        if written.name != name or differences(written.manifest, manifest):
-            return False
-        if stored is None or wanted is None:
-            return stored is wanted
-        return stored.keys() == wanted.keys() and all(torch.equal(stored[key], wanted[key].cpu()) for key in stored)
+        return written.name == name and not differences(written.manifest, manifest)
 
     @classmethod
     def load(cls, folder: str | Path, on_disk: bool = False, device: int | None = None) -> InfluenceIndex:
@@ -213,7 +237,7 @@ class InfluenceIndex:
             raise NotFoundError(f"{folder} holds no index; trainer.build_index() writes one.")
         manifest = read_manifest(folder / MANIFEST, **MANIFEST_TYPES)
         shards = {file.name for file in shard_files(folder)}
-        if not shards or shards != set(manifest["files"]) - {PARTS}:
+        if not shards or shards != set(manifest["files"]) - {SKETCHES}:
             raise InfluenceError(
                 f"{folder}: its manifest does not list the shards that are there; build the index again."
             )
@@ -221,8 +245,8 @@ class InfluenceIndex:
         whole = read_shards(folder, on_disk)
         if whole.ntotal != manifest["rows"]:
             raise InfluenceError(f"{folder} holds {whole.ntotal:,} vectors; its manifest says {manifest['rows']:,}.")
-        parts = _read_parts(folder / PARTS) if PARTS in manifest["files"] else None
-        return cls(manifest.pop("name"), on_device(whole, device), manifest, folder, parts)
+        sketches = _read_sketches(folder / SKETCHES) if SKETCHES in manifest["files"] else None
+        return cls(manifest.pop("name"), on_device(whole, device), manifest, folder, sketches)
 
     @classmethod
     def from_pretrained(
@@ -315,16 +339,27 @@ class InfluenceIndex:
             )
 
 
-def _tensors(parts: list[list[Part]]) -> dict[str, torch.Tensor]:
-    flat = [part for checkpoint in parts for part in checkpoint]
-    return {f"{name}/{i}": getattr(part, name).contiguous() for i, part in enumerate(flat) for name in TENSORS}
+def _tensors(sketches: list[Sketch]) -> dict[str, torch.Tensor]:
+    tensors = {}
+    for number, sketch in enumerate(sketches):
+        tensors |= {f"{number}/basis": sketch.basis, f"{number}/eigenvalues": sketch.eigenvalues}
+        for i, part in enumerate(sketch.entries.parts):
+            tensors |= {f"{number}/{i}/{name}": getattr(part, name) for name in PART_TENSORS}
+    return {name: values.contiguous() for name, values in tensors.items()}
 
 
-def _read_parts(path: Path) -> list[list[Part]]:
+def _read_sketches(path: Path) -> list[Sketch]:
     with reading(path), safe_open(path, framework="pt") as file:
         layers = layers_from_json(file.metadata()["layers"])
         counts = json.loads(file.metadata()["counts"])
         if sum(counts) != len(layers):
             raise InfluenceError(f"it describes {len(layers)} layers and {sum(counts)} parts")
-        flat = (Part(layer, *(file.get_tensor(f"{name}/{i}") for name in TENSORS)) for i, layer in enumerate(layers))
-        return [[next(flat) for _ in range(count)] for count in counts]
+        remaining, sketches = iter(layers), []
+        for number, count in enumerate(counts):
+            parts = tuple(
+                Part(next(remaining), *(file.get_tensor(f"{number}/{i}/{name}") for name in PART_TENSORS))
+                for i in range(count)
+            )
+            basis, eigenvalues = (file.get_tensor(f"{number}/{name}") for name in ("basis", "eigenvalues"))
+            sketches.append(Sketch(Entries(parts), basis, eigenvalues))
+        return sketches

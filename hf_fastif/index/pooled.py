@@ -41,7 +41,7 @@ class PooledFeatures:
         hook = self.head.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
         try:
             with torch.no_grad():  # not inference_mode, whose tensors cannot enter a later derivative
-                self.objective.logits(self.objective.theta, batch)
+                self.objective.run(self.objective.theta, batch)  # at all places, not only at labels
         finally:
             hook.remove()
         states = seen[-1].to(torch.promote_types(seen[-1].dtype, torch.float32))

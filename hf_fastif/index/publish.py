@@ -28,7 +28,7 @@ class WrittenIndex(Protocol):
     faiss_index: faiss.Index
     manifest: dict[str, Any]
     folder: Path
-    parts: Any
+    sketches: Any
 
     def __len__(self) -> int: ...
 
@@ -68,8 +68,7 @@ def push_index(
 FEATURES = {
     "pooled": "the model's pooled state",
     "mean_pooled": "the mean of the model's last states",
-    "last_layer_gradient": "the gradient of the loss in the output layer, (softmax − onehot) × [h; 1]",
-    "gradient_sketch": "the entries of the loss gradient that carry most curvature, in EK-FAC's eigenbasis",
+    "gradient_sketch": "the loss gradient along the directions of most curvature",
     "own": "features that the publisher supplied",
 }
 
@@ -94,7 +93,7 @@ def index_card(
         compared="inner product, half of the candidates from each end" if manifest["inner_product"] else "L2 distance",
         factory=manifest["factory"],
         search=manifest["search"],
-        parts=index.parts is not None,
+        sketches=index.sketches is not None,
         recall=about_recall(recall) if recall else NOT_MEASURED,
         recall_figure=has_figure,
         **digest_cells(manifest),

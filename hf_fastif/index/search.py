@@ -50,11 +50,11 @@ class IndexSearch:
         if self.query_features is not None:
             return self.query_features[numbers.start : numbers.stop]
         by_checkpoint = vectors.split(self.checkpoints.objective.space.size, dim=1)
-        parts = [part.of_vectors(vector) for part, vector in zip(self._gradient_parts, by_checkpoint, strict=True)]
+        parts = [part.of_vectors(vector) for part, vector in zip(self._sketches, by_checkpoint, strict=True)]
         return torch.cat(parts, dim=1).cpu().numpy()
 
     @cached_property
-    def _gradient_parts(self) -> list:
+    def _sketches(self) -> list:
         return features_of(self.index, self.checkpoints.objective)
 
 
@@ -79,7 +79,7 @@ def query_features_of(
     Raises:
         InfluenceError: If the index holds the user's features and there is not one row of them per query.
     """
-    if index.parts is not None:
+    if index.sketches is not None:
         return None
     features = given
     if index.name in ("pooled", "mean_pooled"):

@@ -120,6 +120,13 @@ def shard_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("shard-*.faiss"))
 
 
+def shards_of(index: faiss.Index) -> list[faiss.Index]:
+    """Return the shards of an index that `read_shards` returned, in the order of their rows."""
+    if not isinstance(index, faiss.IndexShards):
+        return [index]
+    return [faiss.downcast_index(index.at(number)) for number in range(index.count())]
+
+
 def search_both_ends(index: faiss.Index, queries: np.ndarray, k: int) -> np.ndarray:
     """Return the rows (Q, k) with the largest and the smallest inner product with each query, alternating.
 

@@ -2,6 +2,7 @@
 
 from hf_fastif.influence.predictions import Predictions, loss_gradients
 from hf_fastif.influence.queries import QuerySet
+from hf_fastif.influence.ranking import Ranking, self_influence_by_index
 from hf_fastif.influence.session import InfluenceSession, folder_of, open_session
 from hf_fastif.influence.session_cache import SessionCache
 
@@ -10,8 +11,10 @@ __all__ = [
     "InfluenceSession",
     "Predictions",
     "QuerySet",
+    "Ranking",
     "SessionCache",
     "folder_of",
     "loss_gradients",
     "open_session",
+    "self_influence_by_index",
 ]

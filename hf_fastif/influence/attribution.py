@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from hf_fastif.execution import DatasetSweep, PartialResults, SingleProcess, Ten
 from hf_fastif.index import Search
 from hf_fastif.influence.predictions import sharded_gradients
 from hf_fastif.influence.queries import Queries, groups_of
+from hf_fastif.influence.sketched import SketchedQueries
 from hf_fastif.model import Batch, Objective
 from hf_fastif.scoring import (
     GroupScores,
@@ -83,7 +83,7 @@ class Attribution:
         s_test: Solution | None,
         num_shown: int | None = None,
     ) -> Iterator[QueryScores]:
-        """Yield the scores of each query in turn.
+        """Yield the scores of each query in turn, from s_test and exact gradients of the candidates.
 
         Args:
             queries (`Queries`): Q queries.
@@ -120,6 +120,39 @@ class Attribution:
             self._methods[together] = method.why
         return self._methods[together]
 
+    def score_by_index(
+        self,
+        queries: Queries,
+        pool: ExampleBatches,
+        sketched: SketchedQueries,
+        k: int | None = None,
+        num_shown: int | None = None,
+    ) -> Iterator[QueryScores]:
+        """Yield the scores of each query in turn, from products with the vectors of the index.
+
+        Args:
+            queries (`Queries`): Q queries.
+            pool (`ExampleBatches`): The candidates.
+            sketched (`SketchedQueries`): The queries in the coordinates of the index.
+            k (`int`, *optional*): The number of candidates per query to search for; None scores the whole pool.
+            num_shown (`int`, *optional*): The number of candidates per direction whose tokens are scored.
+        """
+        damping = float(np.mean(sketched.dampings))
+        self._scorings["products with the vectors of the index"] += len(queries)
+        for numbers in queries.groups():
+            scores, candidates = sketched.scores(numbers), None
+            if k is not None:
+                candidates = sketched.search(numbers, k)
+                scores = np.take_along_axis(scores, candidates, axis=1)
+            group = GroupScores(scores, Solution.in_sketch(len(numbers), damping), candidates)
+            if num_shown is not None:
+                vectors = sketched.vectors(numbers).split(1)
+                pairs = zip(vectors, group, strict=True)
+                group = replace(
+                    group, tokens=[self._tokens(pool, vector, query, num_shown) for vector, query in pairs]
+                )
+            yield from group
+
     def self_influence(self, pool: ExampleBatches) -> np.ndarray:
         """Compute grad L^T (C + lambda I)^-1 grad L (N,) of each example of a pool, summed over the checkpoints."""
         total = np.zeros(len(pool), dtype=np.float32)
@@ -129,23 +162,17 @@ class Attribution:
         return total
 
     def _self_influence(self, pool: ExampleBatches, number: int) -> np.ndarray:
-        layers, direct = covering_layers(self.objective, pool), self._direct_solver()
-        if layers is None or direct is None:
+        layers, direct = covering_layers(self.objective, pool), self.setup().name in ("ekfac", "identity")
+        if layers is None or not direct:
             return self._solved_products(pool, number)
         setup = self.setup()
-        factors, damping = (setup.factors(), setup.ekfac_damping) if direct == "ekfac" else (None, 1.0)
+        factors, damping = (setup.factors(), setup.ekfac_damping) if setup.name == "ekfac" else (None, 1.0)
 
         def compute(batch: Batch) -> torch.Tensor:
             return self_influence(self.objective, batch, layers, factors, damping)[:, None]
 
         rows, name = np.arange(len(pool)), f"checkpoint-{number}"
         return self.sweep.over(pool, rows, 1, compute, "Self-influence", self.partials, name)[:, 0]
-
-    def _direct_solver(self) -> Literal["ekfac", "identity"] | None:
-        """Return the configured solver if it can solve for all examples at once; otherwise None."""
-        if self.args.solver == "auto":
-            return "ekfac" if self.args.curvature == "gauss_newton" else None
-        return self.args.solver if self.args.solver in ("ekfac", "identity") else None
 
     def _solved_products(self, pool: ExampleBatches, number: int) -> np.ndarray:
         def solve(solver: Solver, rows: range, accelerator: Accelerator | SingleProcess) -> Tensors:

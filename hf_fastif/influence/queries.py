@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 
+from hf_fastif.curvature import Sketch
 from hf_fastif.data import ExampleBatches, hexdigest
 from hf_fastif.errors import InfluenceError
 from hf_fastif.execution import DatasetSweep, SingleProcess, shard_for_rank
@@ -147,12 +148,31 @@ class Queries:
         gradients = self._gradients(self.batches, numbers, accelerator)
         if self.alternatives is not None:
             gradients -= self._gradients(self.alternatives, numbers, accelerator)
-        if not torch.isfinite(gradients).all():
+        self._check_finite(gradients, numbers)
+        return gradients
+
+    def coordinates(self, numbers: range, sketch: Sketch) -> torch.Tensor:
+        """Compute the coordinates (Q, r) of the gradients of the queries at these positions, or of anchors' mean."""
+        coordinates = self._coordinates(self.batches, numbers, sketch)
+        if self.alternatives is not None:
+            coordinates -= self._coordinates(self.alternatives, numbers, sketch)
+        self._check_finite(coordinates, numbers)
+        return coordinates
+
+    def _coordinates(self, examples: ExampleBatches, numbers: range, sketch: Sketch) -> torch.Tensor:
+        rows = np.arange(len(examples)) if self.as_one else np.asarray(numbers)
+        values = self.sweep.over(
+            examples, rows, sketch.size, lambda batch: sketch.of_losses(self.objective, batch), "Queries"
+        )
+        coordinates = torch.from_numpy(values).to(self.sweep.accelerator.device)
+        return coordinates.mean(dim=0, keepdim=True) if self.as_one else coordinates
+
+    def _check_finite(self, values: torch.Tensor, numbers: range) -> None:
+        if not torch.isfinite(values).all():
             raise InfluenceError(
                 f"{self.measured}: its gradient holds NaN or infinite numbers for one of the queries {numbers.start} "
                 f"to {numbers.stop - 1}; look at their texts and labels, and at whether the measure divides by 0."
             )
-        return gradients
 
     def _gradients(
         self, examples: ExampleBatches, numbers: range, accelerator: Accelerator | SingleProcess

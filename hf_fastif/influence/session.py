@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from hf_fastif.checkpoints import (
     run_that_led_to,
     weights_of,
 )
-from hf_fastif.config import InfluenceConfig
+from hf_fastif.config import InfluenceConfig, with_settings
 from hf_fastif.data import ExampleBatches, check_dataset, hexdigest
 from hf_fastif.diagnosis import CheckpointSignal, measure_checkpoint_signal
 from hf_fastif.execution import (
@@ -36,12 +36,20 @@ from hf_fastif.execution import (
     check_shared_folder,
     open_partial_results,
 )
-from hf_fastif.index import IndexSearch, check_index, check_num_neighbors, query_features_of
+from hf_fastif.index import (
+    IndexSearch,
+    InfluenceIndex,
+    check_index,
+    check_num_neighbors,
+    query_features_of,
+)
 from hf_fastif.influence.attribution import Attribution
 from hf_fastif.influence.checks import check_inputs
+from hf_fastif.influence.indexes import Indexes
 from hf_fastif.influence.predictions import Predictions, predict
 from hf_fastif.influence.queries import CandidatePool, Queries, QuerySet
 from hf_fastif.influence.session_cache import SessionCache, evict
+from hf_fastif.influence.sketched import SketchedQueries
 from hf_fastif.model import (
     LOSS,
     Measure,
@@ -169,10 +177,14 @@ class InfluenceSession:
         Raises:
             InfluenceError: If the candidates have no index, or it was built with another model, loss or other rows.
         """
-        index = check_index(pool.name, pool.dataset, self.cache.indexes, self.belongs(pool.batches))
+        index = self.index(pool, any_kind=True)
         sweep, checkpoints = self.sweep, self.checkpoints
         features = query_features_of(index, checkpoints, queries.batches, query_features, queries.as_one, sweep)
         return IndexSearch(index, checkpoints, k, sweep, features)
+
+    def sketched(self, queries: Queries, pool: CandidatePool) -> SketchedQueries:
+        """Return the queries in the coordinates of the index of the candidates, which is built if there is none."""
+        return SketchedQueries(queries, self.index(pool), self.checkpoints, self.setup, self.cache.coordinates)
 
     def check_s_test(self, s_test: Solution | None, queries: Queries) -> None:
         """Refuse an s_test that was computed for other queries, or with another model, training set, loss or measure.
@@ -211,6 +223,41 @@ class InfluenceSession:
             self.cache.checked[key] = trainer.data_collator
         settle_padding(name, self.objective, examples, self.cache.positions)
         return examples
+
+    def index(self, pool: CandidatePool, any_kind: bool = False) -> InfluenceIndex:
+        """Return the index of some candidates: the attached one, one on disk, or a new one.
+
+        Args:
+            pool (`CandidatePool`): The candidates.
+            any_kind (`bool`, *optional*): Whether an index of any features will do, or only a gradient sketch.
+
+        Raises:
+            InfluenceError: If the attached index was built with another model, loss or other rows.
+        """
+        attached = self.cache.indexes.get(pool.dataset._fingerprint)
+        if attached is not None and (any_kind or attached.sketches is not None):
+            return check_index(pool.name, attached, self.belongs(pool.batches))
+        return self.indexes.of(pool, None if any_kind else "gradient_sketch")
+
+    @cached_property
+    def indexes(self) -> Indexes:
+        """The indexes on disk and in memory."""
+        return Indexes(
+            self.args,
+            self.checkpoints,
+            self.setup,
+            self.sweep,
+            self.candidates,
+            lambda pool: self.belongs(pool.batches) | self.provenance(pool.dataset),
+            self.partial_results,
+            folder_of(self.args) / "indexes",
+            self.cache.built,
+        )
+
+    def provenance(self, dataset: Dataset) -> dict[str, Any]:
+        """Return the names of the model and of the dataset's source, for the manifest of an artifact."""
+        model = self.trainer.model
+        return {"model_name": model_name(model), **sources(model, dataset)}
 
     @property
     def loss(self) -> str:
@@ -317,13 +364,19 @@ class InfluenceSession:
                 total += weight * queries.attributed()
         return total
 
-    def setup(self) -> SolverSetup:
-        """Return curvature, damping and solver for the checkpoint that is currently loaded."""
+    def setup(self, solver: str | None = None) -> SolverSetup:
+        """Return curvature, damping and solver for the checkpoint that is currently loaded.
+
+        Args:
+            solver (`str`, *optional*): The solver to use instead of `args.solver`.
+        """
+        args = self.args if solver is None else with_settings(self.args, solver=solver)
         accelerator, fitted = self.trainer.accelerator, self.cache.fitted
         final = self.checkpoints.present.path is None
         name = "ekfac" if final else f"ekfac-{hexdigest([self.objective.fingerprint])}"
         factors = folder_of(self.args) / f"{name}.safetensors"
-        return SolverSetup(self.args, self.objective, self.train, self.loss, accelerator, fitted, factors)
+        sketch = self.indexes.sketch
+        return SolverSetup(args, self.objective, self.train, self.loss, accelerator, fitted, factors, sketch)
 
     def manifest(self) -> dict[str, str]:
         """Return what every result depends on besides datasets: model, loss, seed and settings."""
@@ -331,15 +384,17 @@ class InfluenceSession:
         return {"model": self.checkpoints.fingerprint, "loss": self.loss, "seed": str(self.args.seed)} | settings
 
     @contextmanager
-    def attribution(self, work: str, *identity: Identity) -> Iterator[Attribution]:
+    def attribution(self, work: str, *identity: Identity, solver: str | None = None) -> Iterator[Attribution]:
         """Open a computation of s_test and scores, which stores finished parts on disk until it is complete.
 
         Args:
             work (`str`): The name of the computation; names its folder.
             *identity: What the result depends on besides model, training set and settings: digests, numbers, vectors.
+            solver (`str`, *optional*): The solver to use instead of `args.solver`.
         """
-        with self.partial_results(work, *identity) as partials:
-            yield Attribution(self.objective, self.args, self.checkpoints, self.setup, self.sweep, partials)
+        with self.partial_results(work, *identity, solver) as partials:
+            setup = partial(self.setup, solver)
+            yield Attribution(self.objective, self.args, self.checkpoints, setup, self.sweep, partials)
 
     def partial_results(self, work: str, *identity: Identity) -> AbstractContextManager[PartialResults]:
         """Open a store of finished parts under `output_dir/influence`, which is removed when all parts are finished.
@@ -356,7 +411,10 @@ class InfluenceSession:
 
     def settings(self, num_neighbors: int | None, num_examples: int | None) -> dict[str, Any]:
         """Return the settings that a result records, given k and the number of examples per direction."""
-        setup, largest = self.setup(), []
+        with self.checkpoints.at(0):
+            setup = self.setup()
+            solver = setup.describe()
+        largest = []
         for number in range(len(self.checkpoints) if setup.has_one_damping else 0):
             with self.checkpoints.at(number):
                 largest.append(self.setup().spectrum.largest)
@@ -366,7 +424,7 @@ class InfluenceSession:
             "num_parameters": self.objective.space.size,
             "num_neighbors": num_neighbors,
             "num_examples": num_examples,
-            "solver": setup.describe(),
+            "solver": solver,
             "curvature": self.args.curvature,
             "largest_eigenvalue": sum(largest) / len(largest) if largest else None,
             "damping_by_layer": setup.damps_by_layer,

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hf_fastif.index import InfluenceIndex
 from hf_fastif.model import FrozenStates, LossFacts
 
@@ -16,7 +18,9 @@ class SessionCache:
     """Results of earlier calls that later calls reuse.
 
     Attributes:
-        indexes (`dict`): Indexes, by the fingerprint of their dataset.
+        indexes (`dict`): Indexes that are attached to a dataset, by its fingerprint.
+        built (`dict`): Indexes that were built or read, by what they depend on.
+        coordinates (`dict`): Queries in the coordinates of an index, by query and index.
         states (`dict`): Cached outputs of frozen layers, by dataset; None if a dataset has none to cache.
         fitted (`dict`): Fitted spectra, factors and the like, by the model and settings that they belong to.
         trained_on (`dict`): Whether the training set holds all rows of a pool, by the digests of both.
@@ -31,6 +35,8 @@ class SessionCache:
     """
 
     indexes: dict[str, InfluenceIndex] = field(default_factory=dict)
+    built: dict[str, InfluenceIndex] = field(default_factory=dict)
+    coordinates: dict[Hashable, list[torch.Tensor]] = field(default_factory=dict)
     states: dict[tuple[Hashable, ...], FrozenStates | None] = field(default_factory=dict)
     fitted: dict[tuple[Hashable, ...], Any] = field(default_factory=dict)
     trained_on: dict[tuple[str, str], bool] = field(default_factory=dict)

@@ -113,12 +113,14 @@ class TokenHead:
         return with_positions(inputs) if self.positions else inputs
 
     def outputs(self, output: Any, batch: Batch) -> torch.Tensor:
-        """Return the outputs (B, L, C) at the labelled places."""
-        logits = output.logits[:, -batch["labels"].shape[1] :]  # prompts of adapters precede the text
-        if self.whole:
-            return logits
-        places = self._places(batch)
-        return logits[torch.arange(len(logits), device=logits.device)[:, None], places]
+        """Return the outputs (B, L, C) at the labelled places, or (B, T, C) at all of them."""
+        return output.logits[:, -batch["labels"].shape[1] :] if self.whole else self.at_labels(output.logits, batch)
+
+    def at_labels(self, values: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Select the labelled places (B, L, ...) of values (B, T', ...) at all places."""
+        start = values.shape[1] - batch["labels"].shape[1]  # prompts of adapters precede the text
+        places = (start + self._places(batch)).to(values.device)
+        return values[torch.arange(len(values), device=values.device)[:, None], places]
 
     def labels(self, batch: Batch) -> torch.Tensor:
         """Return the labels (B, L), which are -100 at the end of examples with fewer than L labels."""

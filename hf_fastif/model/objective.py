@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from hf_fastif.model.compiled import take_compiled_calls
 from hf_fastif.model.custom_loss import CustomComputeLoss, CustomLoss
 from hf_fastif.model.heads import Batch, TokenHead, head_of, takes_positions
 from hf_fastif.model.measures import LOSS, Measure, measured_loss, probe
+from hf_fastif.model.output_layer import selecting_places, vocabulary_layer
 from hf_fastif.model.parameters import (
     ParameterSpace,
     load_parameters_,
@@ -111,6 +113,7 @@ class Objective:
         self.measured = LOSS  # name of the differentiated function, for messages and manifests
         self._fingerprint: str | None = None  # cached, since only `holding` changes weights meanwhile
         self.forward_mode = True  # until an operation proves to have none
+        self.selects_early = True  # until the model proves to use its output layer in another way
 
     def use_loss(self, loss: CustomLoss | CustomComputeLoss | None) -> None:
         """Replace the head's loss by a custom one."""
@@ -212,16 +215,7 @@ class Objective:
         Raises:
             InfluenceError: If the outputs do not have the shape of a known head.
         """
-        inputs = {name: value for name, value in batch.items() if name not in (*self.head.label_names, STATES)}
-        inputs = self.head.inputs(inputs, batch)
-        with ExitStack() as stack:
-            if self.bf16:
-                stack.enter_context(torch.autocast(next(iter(theta.values())).device.type, torch.bfloat16))
-            if STATES in batch:
-                stack.enter_context(self.frozen.skipped(batch[STATES]))
-            placed = {place: theta[name] for place, name in self.space.places.items()}
-            output = functional_call(self.model, placed, (), inputs, tie_weights=False)
-            logits = self.head.outputs(output, batch)
+        logits = self._outputs(theta, batch)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if logits.ndim != 2 + self.head.has_token_outputs:
             raise InfluenceError(
@@ -230,6 +224,31 @@ class Objective:
                 "tokens), language modelling, sequence to sequence or question answering."
             )
         return logits
+
+    def run(self, theta: Mapping[str, torch.Tensor], batch: Batch) -> Any:
+        """Return what the model with the parameters `theta` returns for a batch, with outputs at all places."""
+        inputs = {name: value for name, value in batch.items() if name not in (*self.head.label_names, STATES)}
+        inputs = self.head.inputs(inputs, batch)
+        with ExitStack() as stack:
+            if self.bf16:
+                stack.enter_context(torch.autocast(next(iter(theta.values())).device.type, torch.bfloat16))
+            if STATES in batch:
+                stack.enter_context(self.frozen.skipped(batch[STATES]))
+            if theta is self.theta:
+                return self.model(**inputs)
+            placed = {place: theta[name] for place, name in self.space.places.items()}
+            return functional_call(self.model, placed, (), inputs, tie_weights=False)
+
+    def _outputs(self, theta: Mapping[str, torch.Tensor], batch: Batch) -> torch.Tensor:
+        """Return the outputs that the head selects; a large output layer computes no others if the model permits."""
+        layer = vocabulary_layer(self.model, self.head) if self.selects_early else None
+        if layer is not None:
+            with selecting_places(layer, self.head, batch) as calls:
+                output = self.run(theta, batch)
+            if calls == [output.logits.shape[:-1]]:
+                return output.logits
+            self.selects_early = False
+        return self.head.outputs(self.run(theta, batch), batch)
 
     def losses_of_logits(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the loss (B,) of each example, given its outputs (B, ..., C)."""

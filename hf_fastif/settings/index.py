@@ -11,7 +11,7 @@ from hf_fastif.errors import InfluenceError
 from hf_fastif.settings.fields import check_at_least_one, check_choice, is_whole_number, setting
 
 
-FeatureName = Literal["pooled", "mean_pooled", "last_layer_gradient", "gradient_sketch"]
+FeatureName = Literal["gradient_sketch", "pooled", "mean_pooled"]
 
 
 @dataclass
@@ -20,23 +20,32 @@ class IndexSettings(TrainingArguments):
 
     num_neighbors: int | None = setting(
         None,
-        "Number k of nearest neighbors to score per query, from the index that `build_index()` made. None scores "
-        "every candidate: it needs no index, costs about two forward passes over the candidates, and misses nothing.",
+        "Number k of nearest neighbors in the index to score per query, the others not at all (the paper's three "
+        "steps). None scores every candidate.",
+    )
+    rescore: int | None = setting(
+        None,
+        "Number of candidates per direction, those that the index ranks highest, to score again with the chosen "
+        "solver (an iterative one for 'auto') and exact gradients.",
     )
     index_features: FeatureName = setting(
         "gradient_sketch",
-        "Features that `build_index()` stores for each example. 'pooled' (used in the paper): the pooled hidden "
-        "state, or the last state of the last token of a language model, compared by L2 distance. 'mean_pooled': the "
-        "mean of the last states of all tokens. 'last_layer_gradient': the gradient of the output layer. "
-        "'gradient_sketch': the entries of the gradient with the most curvature in EK-FAC's eigenbasis, over all "
-        "linear layers and norms. The two gradients are compared with s_test by inner product, and both the largest "
-        "and the smallest are candidates.",
+        "Features that `build_index()` stores for each example. 'gradient_sketch': the gradient along the "
+        "`index_size` directions of most curvature, over all linear layers, embeddings and norms; compared with "
+        "s_test by inner product. Both the largest and the smallest are candidates. 'pooled' (used in the paper): the pooled "
+        "hidden state, or the last state of the last token of a language model, compared by L2 distance. "
+        "'mean_pooled': the mean of the last states of all tokens.",
     )
-    index_size: int = setting(4096, "Features per example in a 'gradient_sketch'.")
+    index_size: int = setting(1024, "Directions in a gradient sketch, which are the numbers stored per example.")
+    sketch_size: int = setting(
+        8192,
+        "Entries of the gradient that the directions of a sketch combine: those with the most curvature in EK-FAC's "
+        "eigenbasis. Time and memory to build the index grow with its square.",
+    )
     index_factory: str = setting(
-        "Flat",
-        "Factory string of the FAISS index, such as 'SQfp16' (half the memory), 'IVF256,Flat', 'HNSW32' or "
-        "'IVF256,PQ32'.",
+        "SQfp16",
+        "Factory string of the FAISS index, such as 'Flat' (twice the memory), 'IVF256,SQfp16', 'HNSW32' or "
+        "'IVF256,PQ32' (which also round scores).",
     )
     index_search: str | None = setting(
         None, "Search parameters of the FAISS index, such as 'nprobe=16' or 'efSearch=64'; saved with the index."
@@ -54,7 +63,13 @@ class IndexSettings(TrainingArguments):
             InfluenceError: Naming the setting, its value and what to give instead.
         """
         check_choice("index_features", self.index_features, get_args(FeatureName))
-        check_at_least_one(index_size=self.index_size, index_shard_size=self.index_shard_size)
+        check_at_least_one(
+            index_size=self.index_size, sketch_size=self.sketch_size, index_shard_size=self.index_shard_size
+        )
+        if self.rescore is not None and not is_whole_number(self.rescore):
+            raise InfluenceError(
+                f"rescore={self.rescore!r}: give a whole number of at least 1, or None to use the scores of the index."
+            )
         if self.num_neighbors is not None and not is_whole_number(self.num_neighbors):
             raise InfluenceError(
                 f"num_neighbors={self.num_neighbors!r}: give a whole number of at least 1, or None to score every "

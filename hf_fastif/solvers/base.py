@@ -85,6 +85,11 @@ class Solution:
         unknown, trace = torch.full_like(residual, torch.nan), vectors.new_zeros(0, len(vectors))
         return cls(vectors, residual, unknown, damping, steps=0, trace=trace)
 
+    @classmethod
+    def in_sketch(cls, count: int, damping: float) -> Solution:
+        """Make the solution of `count` queries that stay in the coordinates of an index, without vectors."""
+        return cls.direct(torch.zeros(count, 0), torch.full((count,), torch.nan), damping)
+
     def __len__(self) -> int:
         return len(self.vectors)
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from transformers.utils import logging
@@ -17,9 +18,12 @@ from hf_fastif.curvature import (
     CurvatureSample,
     GaussNewton,
     Hessian,
+    KroneckerBlock,
     KroneckerFactors,
+    KroneckerFit,
+    Sketch,
     Spectrum,
-    fit_kronecker_factors,
+    blocked_layers,
     share_of,
 )
 from hf_fastif.data import ExampleBatches
@@ -36,6 +40,7 @@ logger = logging.get_logger(__name__)
 LAYER_DAMPING = 0.1  # of a layer's mean eigenvalue
 LEAST_DAMPING = 1e-3  # of the mean eigenvalue over all parameters, since a layer may have no curvature at all
 FEW_THRESHOLD = 0.5  # share of the parameters in Kronecker blocks below which a warning is logged
+LEAST_SKETCHED = 0.1  # share of the parameters below which gradients are not sketched by default
 
 
 class SolverSetup:
@@ -52,6 +57,7 @@ class SolverSetup:
         accelerator (`Accelerator`): The processes.
         fitted (`dict`): The fits of earlier setups; new fits are added.
         factors_file (`Path`): The file of the Kronecker factors.
+        sketch (`Callable`): Returns the sketch of the index of the training set.
     """
 
     def __init__(
@@ -63,6 +69,7 @@ class SolverSetup:
         accelerator: Accelerator,
         fitted: dict[tuple[Hashable, ...], Any],
         factors_file: Path,
+        sketch: Callable[[], Sketch],
     ):
         self.args = args
         self.objective = objective
@@ -71,6 +78,7 @@ class SolverSetup:
         self.accelerator = accelerator
         self.fitted = fitted
         self.factors_file = factors_file
+        self.sketch = sketch
         self.curvature = GaussNewton(objective) if args.curvature == "gauss_newton" else Hessian(objective)
         self.sample = self.draw_sample(args.curvature_samples, args.seed)
 
@@ -80,7 +88,23 @@ class SolverSetup:
         return self._automatic() if self.args.solver == AUTO else self.args.solver
 
     def _automatic(self) -> str:
-        """Return "sdca" where the Jacobian rows of several examples fit into memory, else "lissa"."""
+        """Return "sketch" if the model's gradients can be sketched, else an iterative solver."""
+        return "sketch" if self.can_sketch else self.iterative
+
+    @cached_property
+    def can_sketch(self) -> bool:
+        """Whether the gradients of most parameters can be captured, and the curvature is a Gauss-Newton matrix."""
+        objective = self.objective
+        if not isinstance(self.curvature, GaussNewton) or objective.weight_decay:
+            return False
+        if objective.custom_loss is not None and objective.head.has_token_outputs:
+            return False
+        layers = blocked_layers(objective, self.examples.take(range(min(2, len(self.examples)))))
+        return share_of(layers, objective) > LEAST_SKETCHED
+
+    @property
+    def iterative(self) -> str:
+        """The name of the iterative solver that suits the model: "sdca" where Jacobian rows fit into memory."""
         return "sdca" if rows_fit(self.curvature, self.examples) else "lissa"
 
     def solver(self) -> Solver:
@@ -111,13 +135,19 @@ class SolverSetup:
 
     @cached_property
     def spectrum(self) -> Spectrum:
-        """Return the eigenvalues on a sample of the training set."""
+        """Return the eigenvalues: in the sketch, for the solver that uses it, or on a sample of the training set."""
+        if self.name == "sketch":
+            return Spectrum(self.sketch().eigenvalues.double().cpu().numpy(), whole=False)
         return self.fit_once(("spectrum", self.args.curvature_samples), self.sample.spectrum)
 
     @cached_property
     def damping(self) -> float:
         """Return lambda, in units of the curvature of the mean training loss."""
         return self.spectrum.damping(self.args.damping) + self._decay
+
+    def damping_for(self, largest: float) -> float:
+        """Return lambda for a curvature whose largest eigenvalue is known."""
+        return Spectrum(np.array([largest, 0.0]), whole=False).damping(self.args.damping) + self._decay
 
     @cached_property
     def ekfac_damping(self) -> dict[str, float]:
@@ -181,6 +211,17 @@ class SolverSetup:
         """Return EK-FAC of the training loss, read from the file if it fits, else fitted."""
         return self.fit_once(("ekfac", self.args.ekfac_samples), self._load_or_fit_factors)
 
+    def kronecker_bases(self) -> list[KroneckerBlock]:
+        """Return the bases of EK-FAC, with the eigenvalues of Kronecker products, which take half the passes."""
+        return self.fit_once(("bases", self.args.ekfac_samples), self._kronecker_fit.bases)
+
+    @property
+    def _kronecker_fit(self) -> KroneckerFit:
+        args = self.args
+        batches = self.draw_sample(args.ekfac_samples, args.seed).batches
+        curvature, show = GaussNewton(self.objective), not args.disable_tqdm
+        return KroneckerFit(curvature, self.examples, batches, args.seed, self.accelerator, show)
+
     @cached_property
     def factors_manifest(self) -> dict[str, str]:
         """Return what must be the same for saved Kronecker factors to be used."""
@@ -190,8 +231,8 @@ class SolverSetup:
             "model": self.objective.fingerprint,
             "dataset": self.examples.digest,
             "loss": self.loss,
-            "settings": f"blocks=linear,norms samples={args.ekfac_samples} seed={seed} bf16={args.influence_bf16} "
-            f"batch={args.influence_batch_size}",
+            "settings": f"blocks=linear,embeddings,norms samples={args.ekfac_samples} seed={seed} "
+            f"bf16={args.influence_bf16}",
         }
 
     def adopt_factors(self, path: Path, manifest: Mapping[str, Any]) -> KroneckerFactors:
@@ -222,15 +263,11 @@ class SolverSetup:
         args, path, manifest = self.args, self.factors_file, self.factors_manifest
         if from_main(self._factors_fit, self.accelerator):
             return KroneckerFactors.load(path, manifest, self.accelerator.device)
-        sample = self.draw_sample(args.ekfac_samples, args.seed)
-        show = not args.disable_tqdm
-        factors = fit_kronecker_factors(
-            GaussNewton(self.objective), self.examples, sample.batches, args.seed, self.accelerator, show
-        )
+        factors = self._kronecker_fit.factors(self.kronecker_bases())
         share = share_of([block.layer for block in factors.blocks], self.objective)
         (logger.info if share > FEW_THRESHOLD else logger.warning)(
-            f"EK-FAC has Kronecker blocks for {share:.1%} of the trained parameters (linear layers and norms), and a "
-            "diagonal for the others."
+            f"EK-FAC has Kronecker blocks for {share:.1%} of the trained parameters (linear layers, embeddings and norms), "
+            "and a diagonal for the others."
         )
         if self.accelerator.is_main_process:
             factors.save(path, manifest)

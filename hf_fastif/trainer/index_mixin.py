@@ -9,9 +9,9 @@ import numpy as np
 from datasets import Dataset
 from huggingface_hub import CommitInfo
 
-from hf_fastif.artifacts import CardSection, PushOptions, model_name, sources
+from hf_fastif.artifacts import CardSection, PushOptions
 from hf_fastif.data import without_indexes
-from hf_fastif.index import InfluenceIndex, Vectors, check_index, choose_features, write_index
+from hf_fastif.index import InfluenceIndex
 from hf_fastif.influence import QuerySet
 from hf_fastif.model import Measure
 from hf_fastif.solvers import Solution
@@ -54,18 +54,12 @@ class IndexMixin:
             ```
         """
         with self.session() as session:
-            pool, checkpoints = session.candidates(dataset, "dataset"), session.checkpoints
+            pool = session.candidates(dataset, "dataset")
             if add_to is not None:
                 rows = without_indexes(pool.dataset).select(range(min(len(add_to), len(pool.dataset))))
                 add_to.check(session.belongs(session.examples(pool.name, rows)))
-            kind, chosen = choose_features(pool.dataset, features, add_to, checkpoints, session.setup)
-            folder = self._influence_folder / "indexes" / f"{kind}-{pool.digest}"
-            extended = None if add_to is None else add_to.identity
-            with session.partial_results("build_index", pool.digest, kind, extended) as partials:
-                vectors = Vectors(chosen, pool.batches, checkpoints, session.sweep, partials)
-                provenance = {"model_name": model_name(self.model), **sources(self.model, pool.dataset)}
-                write_index(folder, kind, vectors, self.args, session.belongs(pool.batches) | provenance, add_to)
-        return self._attach(InfluenceIndex.load(folder, **self._index_place()), pool.dataset)
+            index = session.indexes.build(pool, self.args.index_features, features, add_to)
+        return self._attach(index, pool.dataset)
 
     def find_candidates(
         self,
@@ -96,6 +90,8 @@ class IndexMixin:
             search = session.search(queries, pool, num_neighbors, query_features)
             if search.query_features is not None:  # s_test is not needed
                 return search(range(len(queries)), None)
+            if s_test is None and search.index.sketches is not None and session.setup().name == "sketch":
+                return session.sketched(queries, pool).search(range(len(queries)), num_neighbors)
             solution = self.compute_s_test(examples, measure) if s_test is None else s_test
             return search(range(len(queries)), solution.vectors)
 
@@ -123,7 +119,8 @@ class IndexMixin:
             index = trainer.load_index("me/demo-index")
             ```
         """
-        token, place = self.args.hub_token, self._index_place()
+        token, main = self.args.hub_token, self.is_world_process_zero()
+        place = {"on_disk": self.args.index_on_disk or not main, "device": self.args.index_device if main else None}
         with self.args.main_process_first(desc="the index"):  # one download per machine
             index = InfluenceIndex.from_pretrained(repo_id_or_path, revision, token, **place)
         with self.session() as session:
@@ -162,16 +159,10 @@ class IndexMixin:
             ```
         """
         with self.session() as session:
-            name, dataset = session.named(dataset, "dataset")
-            belongs = session.belongs(session.examples(name, dataset))
-            index = check_index(name, dataset, self._cache.indexes, belongs)
+            pool = session.candidates(dataset, "dataset")
+            index, dataset = session.index(pool, any_kind=True), pool.dataset
         if self.is_world_process_zero():
             return index.push_to_hub(repo_id, dataset, include_text, recall, **self._with_defaults(options))
-
-    def _index_place(self) -> dict[str, bool | int | None]:
-        """Return where this process keeps the vectors: on disk, except for the main process, which searches."""
-        main = self.is_world_process_zero()
-        return {"on_disk": self.args.index_on_disk or not main, "device": self.args.index_device if main else None}
 
     def _attach(self, index: InfluenceIndex, dataset: Dataset) -> InfluenceIndex:
         index.attach(dataset)

@@ -17,7 +17,14 @@ from hf_fastif.config import with_influence
 from hf_fastif.data import ExampleBatches, check_dataset, check_rows, check_train_dataset, without_indexes
 from hf_fastif.diagnosis import Diagnosis, diagnose
 from hf_fastif.errors import InfluenceError
-from hf_fastif.influence import InfluenceSession, QuerySet, SessionCache, open_session
+from hf_fastif.influence import (
+    InfluenceSession,
+    QuerySet,
+    Ranking,
+    SessionCache,
+    open_session,
+    self_influence_by_index,
+)
 from hf_fastif.model import Measure, check_model
 from hf_fastif.results import InfluenceResult, build_result
 from hf_fastif.scoring import has_token_losses, influence_of_tokens, texts_of_tokens
@@ -156,9 +163,8 @@ class InfluenceMixin(IndexMixin, HubMixin, RunMixin):
             queries, pool = session.queries(examples, measure), session.candidates(candidates)
             session.check_s_test(s_test, queries)
             queries.check_losses()
-            identity = (queries.identity, pool.digest, None if s_test is None else s_test.vectors)
-            with session.attribution("compute_influence", *identity) as attribution:
-                return np.stack([each.scores for each in attribution.score(queries, pool.batches, None, s_test)])
+            scores, _ = Ranking(queries, pool, s_test=s_test).scores(session, "compute_influence")
+            return np.stack([each.scores for each in scores])
 
     def token_influence(
         self,
@@ -205,8 +211,8 @@ class InfluenceMixin(IndexMixin, HubMixin, RunMixin):
 
         This is the negative influence of an example on itself; with the Gauss-Newton matrix it is at least 0. It is
         large for examples with little support in the training set, such as atypical and many mislabelled ones (Koh and
-        Liang, 2017, section 5.4). `solver="auto"` takes C from EK-FAC, for a few forward passes per example, and
-        `"identity"` gives ||grad L||^2; any other solver runs once per example.
+        Liang, 2017, section 5.4). `solver="auto"` reads it from the index, `"ekfac"` takes C from EK-FAC, for a few
+        forward passes per example, and `"identity"` gives ||grad L||^2; any other solver runs once per example.
 
         Args:
             examples (`datasets.Dataset`, *optional*): By default `trainer.train_dataset`.
@@ -224,6 +230,8 @@ class InfluenceMixin(IndexMixin, HubMixin, RunMixin):
         """
         with self.session() as session:
             pool = session.candidates(examples, "examples")
+            if session.setup().name == "sketch":
+                return self_influence_by_index(session, pool)
             with session.attribution("self_influence", pool.digest) as attribution:
                 return attribution.self_influence(pool.batches)
 
@@ -236,6 +244,7 @@ class InfluenceMixin(IndexMixin, HubMixin, RunMixin):
         s_test: Solution | None = None,
         query_features: np.ndarray | None = None,
         measure: Measure | None = None,
+        rescore: int | None | Literal["config"] = "config",
     ) -> InfluenceResult:
         """Find the training examples that helped and harmed the model most on each query.
 
@@ -257,6 +266,9 @@ class InfluenceMixin(IndexMixin, HubMixin, RunMixin):
             measure ([`Measure`], *optional*): The quantity to attribute instead of the loss, which helpful examples
                 raise: `Margin()`, `Logit("entailment")`, `LogProbability()`, `Contrast("entailment", "neutral")`, or
                 a custom one.
+            rescore (`int`, *optional*): The number of candidates per direction, those that the index ranks highest, to
+                score again by `args.solver` (an iterative solver for "auto") and exact gradients; the result holds
+                only these. By default `args.rescore`.
 
         Returns:
             [`InfluenceResult`]: The result, the same on every process.
@@ -273,24 +285,20 @@ class InfluenceMixin(IndexMixin, HubMixin, RunMixin):
             ```
         """
         k = self.args.num_neighbors if num_neighbors == "config" else num_neighbors
+        again = self.args.rescore if rescore == "config" else rescore
         if num_examples is not None and num_examples < 1:
             raise InfluenceError(f"num_examples={num_examples}: give at least 1, or None for every scored candidate.")
         with self.session() as session:
             queries, pool = session.queries(examples, measure), session.candidates(candidates, k=k)
+            num_shown = num_examples if has_token_losses(session.objective) else None
+            ranking = Ranking(queries, pool, k, again, s_test, query_features, num_shown)
             session.check_s_test(s_test, queries)
             queries.check_losses()
-            search = None if k is None else session.search(queries, pool, k, query_features)
-            num_shown = num_examples if has_token_losses(session.objective) else None
-            identity = (
-                *(queries.identity, pool.digest, None if s_test is None else s_test.vectors, k, num_shown),
-                None if search is None else search.index.identity,
-            )
             attributed = session.attributed(queries)
-            with session.attribution("find_influential", *identity) as attribution:
-                scores = list(attribution.score(queries, pool.batches, search, s_test, num_shown))
+            scores, scoring = ranking.scores(session, "find_influential")
             texts = texts_of_tokens(session.objective, pool.batches, scores, self.processing_class)
             settings = session.settings(k, num_examples) | session.unit(pool)
-            settings |= {"scoring": attribution.scoring, "measure": queries.measured}
+            settings |= {"scoring": scoring, "measure": queries.measured}
         return build_result(
             without_indexes(queries.query_set.dataset),
             without_indexes(pool.dataset),

@@ -14,6 +14,7 @@ from tiny import BERT_SIZES, VOCABULARY, tiny_config, tiny_tokenizer
 from torch.nn import functional as F
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForMultipleChoice,
     AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
@@ -201,6 +202,14 @@ CASES = {
         logits,
         next_token_loss,
         "mlp",
+    ),
+    "masked-bert": HeadCase(
+        pick(AutoModelForMaskedLM, "bert"),
+        lm_rows,
+        DataCollatorForTokenClassification,
+        logits,
+        token_loss,
+        "layer.0",
     ),
     "seq2seq-t5": HeadCase(
         of_auto(AutoModelForSeq2SeqLM, T5), seq2seq_rows, DataCollatorForSeq2Seq, logits, token_loss, "decoder"

@@ -7,9 +7,12 @@ import copy
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_data, tiny_model, tiny_trainer
+from tiny import tiny_data, tiny_model, tiny_tokenizer, tiny_trainer
 from tiny_heads import CASES, HeadCase, gradients_and_curvature
 from transformers import TrainerCallback
+
+from hf_fastif.curvature import GaussNewton
+from hf_fastif.model import Objective
 
 
 peft = pytest.importorskip("peft", reason="adapters need peft")
@@ -207,3 +210,25 @@ def test_prompts_before_a_text_are_attributed(kind, tmp_path):
     np.testing.assert_allclose(trainer.compute_influence(QUERIES), expected, rtol=1e-3, atol=1e-4)
     trainer.build_index()
     assert trainer.find_candidates(CASE.data(6).select([3]), 1)[0, 0] == 3
+
+
+@pytest.mark.parametrize("kind", ["prompt", "prefix", "lora", "saved"])
+def test_an_output_layer_with_adapters_or_behind_a_prompt_computes_labelled_places_only(kind):
+    model = copy.deepcopy(CASE.model).float()
+    if kind in KINDS:
+        adapted = adapted_by(kind, "CAUSAL_LM", model)
+    else:
+        changes = {"lora": {"target_modules": ["v_proj", "lm_head"]}, "saved": {"modules_to_save": ["lm_head"]}}
+        adapted = with_adapters(model, **changes[kind]).float().eval()
+    rows = [dict(row) for row in TRAIN] + [dict(TRAIN[0]) | {"labels": [-100] * len(TRAIN[0]["labels"])}]
+    batch = CASE.collator(tiny_tokenizer())(rows)
+    early, received = Objective(adapted), []
+    late = copy.copy(early)
+    late.selects_early = False
+    adapted.get_base_model().lm_head.register_forward_hook(lambda _m, args, _: received.append(args[0].shape[1]))
+    torch.testing.assert_close(early.losses(early.theta, batch), late.losses(late.theta, batch))
+    most = int((batch["labels"][:, 1:] != -100).sum(dim=1).max())
+    assert received == [most, batch["labels"].shape[1] + 3 * (kind == "prompt")] and received[0] < received[1]
+    vectors = torch.randn(2, early.space.size)
+    one, other = (GaussNewton(objective).product(batch, vectors) for objective in (early, late))
+    torch.testing.assert_close(one, other)

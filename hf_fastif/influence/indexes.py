@@ -1,0 +1,165 @@
+"""Build, load and cache indexes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from transformers.utils import logging
+
+from hf_fastif.checkpoints import CheckpointSet
+from hf_fastif.config import InfluenceConfig
+from hf_fastif.curvature import Sketch
+from hf_fastif.execution import DatasetSweep, PartialResults, from_main
+from hf_fastif.index import (
+    ComputedVectors,
+    CustomVectors,
+    FittedVectors,
+    InfluenceIndex,
+    PooledFeatures,
+    SketchFeatures,
+    SketchFit,
+    Vectors,
+    custom_features,
+    features_of,
+    index_manifest,
+    made_index,
+    write_index,
+)
+from hf_fastif.influence.queries import CandidatePool
+from hf_fastif.solvers import SolverSetup
+
+
+logger = logging.get_logger(__name__)
+
+SKETCH = "gradient_sketch"
+CUSTOM = "own"
+
+
+@dataclass(frozen=True)
+class Indexes:
+    """The indexes of a session, in memory and in a folder.
+
+    Attributes:
+        args ([`InfluenceConfig`]): The settings.
+        checkpoints ([`CheckpointSet`]): The checkpoints at which features are computed.
+        setup (`Callable`): Returns the solver setup of the checkpoint that is currently loaded.
+        sweep (`DatasetSweep`): Divides a pass over examples into batches and processes.
+        train (`Callable`): Returns the training set.
+        belongs (`Callable`): Returns the digests and provenance that an index of a pool records.
+        partial_results (`Callable`): Opens a store of finished parts.
+        folder (`Path`): The folder of all indexes.
+        cache (`dict`): Indexes that were built or read before, by what they depend on.
+    """
+
+    args: InfluenceConfig
+    checkpoints: CheckpointSet
+    setup: Callable[[], SolverSetup]
+    sweep: DatasetSweep
+    train: Callable[[], CandidatePool]
+    belongs: Callable[[CandidatePool], Mapping[str, Any]]
+    partial_results: Callable[..., AbstractContextManager[PartialResults]]
+    folder: Path
+    cache: dict[str, InfluenceIndex]
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """The processes."""
+        return self.sweep.accelerator
+
+    def of(self, pool: CandidatePool, kind: str | None = None) -> InfluenceIndex:
+        """Return the index of a pool from memory or disk, or build it.
+
+        Args:
+            pool (`CandidatePool`): The candidates.
+            kind (`str`, *optional*): The kind of features; `args.index_features` by default.
+        """
+        return self.build(pool, kind or self.args.index_features)
+
+    def sketch(self) -> Sketch:
+        """Return the sketch of the training set at the checkpoint that is currently loaded."""
+        index, checkpoints = self.of(self.train(), SKETCH), self.checkpoints
+        return index.sketches[checkpoints.members.index(checkpoints.present)].to(self.accelerator.device)
+
+    def build(
+        self,
+        pool: CandidatePool,
+        kind: str,
+        given: np.ndarray | str | None = None,
+        add_to: InfluenceIndex | None = None,
+    ) -> InfluenceIndex:
+        """Return the index of a pool, which is computed unless the same index is in memory or on disk.
+
+        Args:
+            pool (`CandidatePool`): The candidates.
+            kind (`str`): The kind of features.
+            given (`np.ndarray` or `str`, *optional*): The user's features, or the name of the column that holds them.
+            add_to ([`InfluenceIndex`], *optional*): An index of the first rows, whose vectors are reused.
+
+        Raises:
+            InfluenceError: If FAISS rejects the factory, or the user's features have the wrong shape.
+        """
+        matrix = None if given is None else custom_features(pool.dataset, given)
+        if matrix is not None:
+            kind = CUSTOM
+        elif add_to is not None:
+            kind = add_to.name
+        train_digest = self.train().digest if kind == SKETCH else ""
+        manifest = index_manifest(self.args, kind, len(pool.batches), train_digest, matrix, self.belongs(pool))
+        key, folder = json.dumps([kind, manifest]), self.folder / f"{kind}-{pool.digest}"
+        if key in self.cache and add_to is None and not self.args.overwrite:
+            return self.cache[key]
+        if add_to is not None or self.args.overwrite or not self._is_written(folder, kind, manifest):
+            width = matrix.shape[1] if matrix is not None else self.args.index_size
+            made_index(
+                width, self.args.index_factory, kind == SKETCH, self.args.index_search
+            )  # raises before the work
+            with self.partial_results("build_index", pool.digest, kind, add_to and add_to.identity) as partials:
+                vectors = self._vectors(pool, kind, matrix, add_to, partials)
+                write_index(folder, kind, vectors, manifest, self.accelerator, self.args.seed, add_to)
+        self.cache[key] = InfluenceIndex.load(folder, **self.place)
+        return self.cache[key]
+
+    @property
+    def place(self) -> dict[str, bool | int | None]:
+        """Where this process keeps vectors: on disk, except for the main process, which searches."""
+        main = self.accelerator.is_main_process
+        return {"on_disk": self.args.index_on_disk or not main, "device": self.args.index_device if main else None}
+
+    def _is_written(self, folder: Path, kind: str, manifest: Mapping[str, Any]) -> bool:
+        return from_main(lambda: InfluenceIndex.is_written(folder, kind, manifest), self.accelerator)
+
+    def _vectors(
+        self,
+        pool: CandidatePool,
+        kind: str,
+        matrix: np.ndarray | None,
+        add_to: InfluenceIndex | None,
+        partials: PartialResults,
+    ) -> Vectors:
+        if matrix is not None:
+            return CustomVectors(matrix)
+        objective = self.checkpoints.objective
+        if add_to is not None:
+            features = features_of(add_to, objective)
+        elif kind != SKETCH:
+            features = [PooledFeatures(objective, kind == "mean_pooled")] * len(self.checkpoints)
+        elif pool.digest == self.train().digest:
+            return self._fitted(partials)
+        else:
+            sketches = self.of(self.train(), SKETCH).sketches
+            features = [SketchFeatures(objective, sketch.to(self.accelerator.device)) for sketch in sketches]
+        return ComputedVectors(features, pool.batches, self.checkpoints, self.sweep, partials)
+
+    def _fitted(self, partials: PartialResults) -> FittedVectors:
+        fits = []
+        for number in range(len(self.checkpoints)):
+            with self.checkpoints.at(number):
+                fits.append(SketchFit(self.setup(), self.sweep, partials, f"gradients-{number}"))
+        return FittedVectors(fits, self.checkpoints, len(self.train().batches))

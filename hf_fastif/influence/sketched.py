@@ -1,0 +1,88 @@
+"""Queries in the coordinates of an index, whose products with its vectors are their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from hf_fastif.checkpoints import CheckpointSet
+from hf_fastif.curvature import Sketch
+from hf_fastif.execution import from_main
+from hf_fastif.index import InfluenceIndex
+from hf_fastif.influence.queries import Queries
+from hf_fastif.solvers import SolverSetup
+
+
+@dataclass(frozen=True)
+class SketchedQueries:
+    """The queries of a call, solved in the sketch of each checkpoint.
+
+    Attributes:
+        queries (`Queries`): The queries.
+        index ([`InfluenceIndex`]): The index of the candidates, which holds the sketches.
+        checkpoints ([`CheckpointSet`]): The checkpoints.
+        setup (`Callable`): Returns the solver setup of the checkpoint that is currently loaded.
+        cache (`dict`): Coordinates that were computed before.
+    """
+
+    queries: Queries
+    index: InfluenceIndex
+    checkpoints: CheckpointSet
+    setup: Callable[[], SolverSetup]
+    cache: dict[Hashable, list[torch.Tensor]]
+
+    def scores(self, numbers: range) -> np.ndarray:
+        """Return the scores (n, N) of all candidates for the queries at these positions."""
+        features = self.features(numbers)
+        return from_main(lambda: self.index.scores(features), self.queries.sweep.accelerator)
+
+    def search(self, numbers: range, k: int) -> np.ndarray:
+        """Return the k candidates (n, k) with the strongest scores, half of them of each direction."""
+        features = self.features(numbers)
+        return from_main(lambda: self.index.search(features, k), self.queries.sweep.accelerator)
+
+    def features(self, numbers: range) -> np.ndarray:
+        """Return the features (n, d) of s_test, whose negative products with the vectors of the index are scores."""
+        parts = [
+            solved * sketch.eigenvalues.sqrt()
+            for solved, sketch in zip(self.solved(numbers), self._sketches, strict=True)
+        ]
+        return torch.cat(parts, dim=1).cpu().numpy()
+
+    def vectors(self, numbers: range) -> torch.Tensor:
+        """Return s_test (n, checkpoints x P) of the queries at these positions."""
+        space = self.checkpoints.objective.space
+        pairs = zip(self.solved(numbers), self._sketches, strict=True)
+        return torch.cat([sketch.to_vectors(space, solved) for solved, sketch in pairs], dim=1)
+
+    def solved(self, numbers: range) -> list[torch.Tensor]:
+        """Return the coordinates (n, r) of s_test at each checkpoint, times the weight of the checkpoint."""
+        solved = []
+        for sketch, coordinates, weight, damping in zip(
+            self._sketches, self._coordinates(numbers), self.checkpoints.weights, self.dampings, strict=True
+        ):
+            solved.append(weight * sketch.solve(coordinates, damping))
+        return solved
+
+    @property
+    def dampings(self) -> list[float]:
+        """The damping lambda at each checkpoint."""
+        return [self.setup().damping_for(float(sketch.eigenvalues[0])) for sketch in self._sketches]
+
+    @property
+    def _sketches(self) -> list[Sketch]:
+        return [sketch.to(self.queries.sweep.accelerator.device) for sketch in self.index.sketches]
+
+    def _coordinates(self, numbers: range) -> list[torch.Tensor]:
+        """Return the coordinates (n, r) of the queries' gradients at each checkpoint."""
+        key = (self.queries.identity, numbers, self.index.identity)
+        if key not in self.cache:
+            coordinates = []
+            for number, sketch in enumerate(self._sketches):
+                with self.checkpoints.at(number):
+                    coordinates.append(self.queries.coordinates(numbers, sketch))
+            self.cache[key] = coordinates
+        return self.cache[key]
