@@ -5,8 +5,9 @@
 
 The recipe removes the m most helpful or harmful training examples of each query, or m random examples of each label,
 and trains again. With `--num_neighbors K` it also removes the examples that a search among the K nearest neighbours
-gives. It writes `retraining.json`, `.png` and `.svg` into OUTPUT_DIR. The losses of every trained model are saved in
-OUTPUT_DIR/retrained, and the model is not trained again.
+gives. It prints how the measured changes of the loss, those of final models, compare with the predicted ones.
+It writes `retraining.json`, `.png` and `.svg`, and the figure `retraining-calibration`, into OUTPUT_DIR. The losses of
+every trained model are saved in OUTPUT_DIR/retrained, and the model is not trained again.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 
-from hf_fastif.data.digests import SAMPLED_ROWS, batch_digest, hexdigest, stored_digest
+from hf_fastif.data.digests import SAMPLED_ROWS, batch_digest, hexdigest, stored_digest, stored_rows
 
 
 class States(Protocol):
@@ -91,6 +91,17 @@ class ExampleBatches:
     def is_trained_on(self, training_digest: str) -> bool:
         """Tell whether a checkpoint that records this digest was trained on these rows."""
         return training_digest in (self.digest, hexdigest([self._stored_digest, ""]))
+
+    def holds(self, other: ExampleBatches) -> bool:
+        """Tell whether all rows of another dataset, as they are stored, are among these rows."""
+        if other._stored_digest == self._stored_digest:
+            return True
+        missing = set(stored_rows(other.dataset))
+        for row in stored_rows(self.dataset):
+            missing.discard(row)
+            if not missing:
+                return True
+        return False
 
     @property
     def _stored_digest(self) -> str:

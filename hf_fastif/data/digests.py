@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,13 @@ def stored_digest(dataset: Dataset) -> str:
         for name in table.column_names:
             columns.add(table[name], name)
     return columns.hexdigest()
+
+
+def stored_rows(dataset: Dataset) -> Iterator[str]:
+    """Yield a digest of each stored row of a dataset; formats and transforms make no difference."""
+    for table in dataset.with_format("arrow").iter(batch_size=_chunk_rows(dataset)):
+        for row in table.select(sorted(table.column_names)).to_pylist():
+            yield hexdigest([str(row)])
 
 
 def _chunk_rows(dataset: Dataset) -> int:

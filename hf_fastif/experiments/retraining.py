@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 from datasets import Dataset
 
 from hf_fastif.analysis import (
@@ -22,6 +23,7 @@ from hf_fastif.analysis import (
     open_analysis_results,
 )
 from hf_fastif.artifacts.plots import (
+    NEUTRAL,
     add_legend,
     colors_of,
     draw_level,
@@ -31,8 +33,10 @@ from hf_fastif.artifacts.plots import (
     new_figure,
 )
 from hf_fastif.data import hexdigest, without_indexes
+from hf_fastif.execution import Tensors
 from hf_fastif.experiments.sampling import GROUPS, mean_and_interval, random_rows, strongest_rows
 from hf_fastif.scoring import DIRECTIONS
+from hf_fastif.solvers import Solution
 from hf_fastif.trainer import InfluenceTrainer
 
 
@@ -68,8 +72,9 @@ class Retraining(AnalysisResult):
     Attributes:
         changes (`list[dict]`): Rows with `system` (the way to find influential examples, or "random"), `direction`
             ("helpful" or "harmful", or the label of the random examples), `m` (the number of removed examples),
-            `query`, `repeat`, and `change`, the loss minus that of the model of the same repeat that was trained on
-            all examples.
+            `query`, `repeat`, `change` (the loss minus that of the model of the same repeat that was trained on all
+            examples), and `predicted` (the sum of the predicted changes of the removed examples; None for a solver
+            without curvature, which predicts none).
         losses (`list[float]`): Loss on each query after training on all examples, averaged over repeats.
         right (`list[bool]`): Whether the model predicted each query right.
         num_train (`int`): Number of training examples N.
@@ -109,6 +114,43 @@ class Retraining(AnalysisResult):
                 summary.append({"group": group, "system": system, "direction": direction, "m": int(m)} | numbers)
         return summary
 
+    def calibration(self) -> list[dict[str, Any]]:
+        """Compare the measured changes with the predicted ones.
+
+        A group is the examples that are removed for a query, measured and predicted as means over the repeats. Groups
+        that several systems remove count once in "all".
+
+        Returns:
+            `list[dict]`: Rows with `system` ("all", or one of several), `slope` (of measured on predicted, by least
+                squares through the origin; 1 if predictions have the right size), `pearson` (the correlation of both)
+                and `groups` (the number of groups); no rows if nothing was predicted.
+
+        Example:
+            ```python
+            print(pd.DataFrame(result.calibration()))
+            ```
+        """
+        groups = self._groups()
+        if groups.empty:
+            return []
+        parts = {"all": groups.drop_duplicates(["direction", "m", "query", "predicted", "change"])}
+        parts |= dict(iter(groups.groupby("system", sort=False)))
+        return [
+            {
+                "system": system,
+                "slope": float(rows["predicted"] @ rows["change"] / (rows["predicted"] @ rows["predicted"])),
+                "pearson": float(np.corrcoef(rows["predicted"], rows["change"])[0, 1]),
+                "groups": len(rows),
+            }
+            for system, rows in parts.items()
+        ]
+
+    def _groups(self) -> pd.DataFrame:
+        """Return the predicted and the measured change of each removed group, averaged over the repeats."""
+        changes = pd.DataFrame(self.changes).dropna(subset="predicted")
+        numbers = changes.astype({"predicted": float}).groupby(["system", "direction", "m", "query"], sort=False)
+        return numbers[["predicted", "change"]].mean().reset_index()
+
     def __str__(self) -> str:
         lines = [
             f"Change of the loss on {len(self.losses)} queries (before: {np.mean(self.losses):.3f}) after retraining "
@@ -118,7 +160,40 @@ class Retraining(AnalysisResult):
             removed = f"{row['system']}, {row['direction']}"
             change = f"{row['change']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f})"
             lines.append(f"  {row['group']:16} {removed:28} m = {row['m']:<5} {change}")
+        if calibration := self.calibration():
+            lines.append("Measured change against the sum of the predicted changes, over the removed groups")
+        for row in calibration:
+            based_on = f"Pearson correlation {row['pearson']:.2f}, {row['groups']} groups"
+            lines.append(f"  {row['system']:16} measured = {row['slope']:.2f} x predicted, {based_on}")
         return "\n".join(lines)
+
+    def figures(self, name: str) -> dict[str, Figure]:
+        """Return the figure, and `NAME-calibration`, the measured changes against the predicted ones."""
+        calibrated = {f"{name}-calibration": self.calibration_figure()} if self.calibration() else {}
+        return super().figures(name) | calibrated
+
+    def calibration_figure(self) -> Figure:
+        """Draw the measured change of the loss against the predicted one, a point for each removed group.
+
+        Example:
+            ```python
+            result.calibration_figure().savefig("calibration.pdf")
+            ```
+        """
+        groups, overall = self._groups(), self.calibration()[0]
+        title = (
+            f"Measured change = {overall['slope']:.2f} x predicted change (Pearson correlation "
+            f"{overall['pearson']:.2f}, {overall['groups']} removed groups)"
+        )
+        figure, ((axes,),) = new_figure(6.6, 4.2, title=title)
+        colors = colors_of(groups["direction"])
+        for direction, rows in groups.groupby("direction", sort=False):
+            axes.plot(rows["predicted"], rows["change"], "o", color=colors[direction], alpha=0.7, label=direction)
+        draw_level(axes, 0)
+        axes.axline((0, 0), slope=1, color=NEUTRAL, linewidth=0.9, linestyle=":", label="measured = predicted")
+        axes.set(xlabel="predicted change of the loss", ylabel="measured change of the loss")
+        add_legend(figure, axes)
+        return figure
 
     def figure(self) -> Figure:
         """Draw the change of the loss against m, with one panel for wrongly and one for rightly predicted queries."""
@@ -164,6 +239,8 @@ def retraining(
 ) -> Retraining:
     """Remove the m most helpful or harmful examples of each query, or m random ones of a label, and retrain.
 
+    The changes of the losses are compared with the predicted ones.
+
     Random examples do not depend on the query, so a single model without them serves all queries. Models are also
     shared between queries and systems that remove the same examples. The influential examples are saved in
     `output_dir/retraining` and the losses of every model in `output_dir/retrained`, so that an interrupted call
@@ -198,7 +275,8 @@ def retraining(
     train, seeds = without_indexes(trainer.train_dataset), range(num_repeats)
     sizes, all_queries = sorted(num_removed), range(len(queries))
     random = [random_rows(train, sizes[-1], trainer.args.seed + seed, "num_removed") for seed in seeds]
-    tops = _influential(trainer, queries, systems or {"full": None}, sizes[-1])
+    s_test = cache(partial(trainer.compute_s_test, queries))
+    tops = _influential(trainer, queries, systems or {"full": None}, sizes[-1], s_test)
     influential = [
         Removal(system, direction, m, [query], rows[query, :m])
         for (system, direction), rows in tops.items()
@@ -215,6 +293,7 @@ def retraining(
         + [Removal(RANDOM, label, m, all_queries, rows[:m]) for label, rows in random[seed].items() for m in sizes]
         for seed in seeds
     ]
+    predicted = _predicted(trainer, queries, [removal.rows for part in removals for removal in part], s_test)
     nothing = np.array([], dtype=np.int64)
     retrained.train(
         _model_without(train, removed, repeat)
@@ -227,21 +306,56 @@ def retraining(
         for removal in removals[repeat]:
             after = retrained.measured(*_model_without(train, removal.rows, repeat))
             row = {"system": removal.system, "direction": removal.direction, "m": removal.m, "repeat": repeat}
-            changes += [row | {"query": q, "change": float(after[q] - base[-1][q])} for q in removal.queries]
+            for query in removal.queries:
+                numbers = {
+                    "change": float(after[query] - base[-1][query]),
+                    "predicted": None if predicted is None else float(predicted[query, removal.rows].sum()),
+                }
+                changes.append(row | {"query": query} | numbers)
     return Retraining(changes, np.mean(base, axis=0).tolist(), [bool(value) for value in right], len(train))
 
 
 def _influential(
-    trainer: InfluenceTrainer, queries: Dataset, systems: Mapping[str, int | None], count: int
+    trainer: InfluenceTrainer,
+    queries: Dataset,
+    systems: Mapping[str, int | None],
+    count: int,
+    s_test: Callable[[], Solution],
 ) -> dict[tuple[str, str], np.ndarray]:
     """Find the rows (Q, count) of the most influential examples by system and direction, strongest first."""
     manifest = influence_manifest(trainer, queries=queries) | {"systems": str(systems), "count": str(count)}
     parts, strongest = open_analysis_results(trainer, "retraining", manifest), {}
     for number, (system, k) in enumerate(systems.items()):
-        work = partial(strongest_rows, trainer, queries, count, k, "num_removed")
-        rows = parts.get(f"strongest-{number}", work)
+
+        def find(k: int | None = k) -> Tensors:
+            return strongest_rows(trainer, queries, count, k, "num_removed", s_test())
+
+        rows = parts.get(f"strongest-{number}", find)
         strongest |= {(system, direction): rows[direction].cpu().numpy() for direction in DIRECTIONS}
     return strongest
+
+
+def _predicted(
+    trainer: InfluenceTrainer, queries: Dataset, removed: Sequence[np.ndarray], s_test: Callable[[], Solution]
+) -> np.ndarray | None:
+    """Return the predicted changes (Q, N) of the losses without each example, 0 for those that are never removed.
+
+    None if the solver predicts no changes.
+    """
+    rows = np.unique(np.concatenate(removed))
+    train = without_indexes(trainer.train_dataset)
+    manifest = influence_manifest(trainer, queries=queries) | {"rows": hexdigest([rows])}
+    parts = open_analysis_results(trainer, "predicted", manifest)
+
+    def predict() -> Tensors:
+        settings = {"num_examples": None, "num_neighbors": None, "candidates": train.select(rows)}
+        table = trainer.find_influential(queries, s_test=s_test(), **settings).influences.to_pandas()
+        changes = np.zeros((len(queries), len(train)))
+        changes[table["query_index"], rows[table["train_index"]]] = table["predicted_loss_change"]
+        return {"changes": torch.from_numpy(changes)}
+
+    changes = parts.get("changes", predict)["changes"].cpu().numpy()
+    return None if np.isnan(changes).any() else changes
 
 
 def _model_without(train: Dataset, removed: np.ndarray, repeat: int) -> tuple[str, int, Callable[[], Dataset]]:

@@ -17,6 +17,7 @@ from hf_fastif.errors import InfluenceError
 from hf_fastif.execution import DatasetSweep, SingleProcess, shard_for_rank
 from hf_fastif.influence.predictions import Predictions, loss_gradients, predict, sharded_gradients
 from hf_fastif.model import Objective
+from hf_fastif.scoring import less_is_better
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,16 @@ class Queries:
         self.predictions.check_labels("examples")
         if self.alternatives is not None:
             predict(self.loss, self.alternatives, self.sweep, "rather_than").check_labels("rather_than")
+
+    def attributed(self) -> np.ndarray:
+        """Compute what is attributed, for each example (Q,), with the parameters that the model has at the moment.
+
+        It is the loss, or the measure in its place, or their difference from those of the alternatives.
+        """
+        values = predict(self.objective, self.batches, self.sweep).losses
+        if self.alternatives is not None:
+            values = values - predict(self.objective, self.alternatives, self.sweep, "rather_than").losses
+        return values if less_is_better(self.measured) else -values  # the objective is minus the measure
 
     def groups(self) -> list[range]:
         """Return the positions of the queries of each group."""

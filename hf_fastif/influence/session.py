@@ -51,6 +51,7 @@ from hf_fastif.influence.queries import CandidatePool, Queries, QuerySet
 from hf_fastif.influence.session_cache import SessionCache, evict
 from hf_fastif.influence.sketched import SketchedQueries
 from hf_fastif.model import (
+    LOSS,
     Measure,
     Objective,
     TokenHead,
@@ -67,7 +68,8 @@ from hf_fastif.model import (
     warn_of_half_precision,
     without_targets_of_padding,
 )
-from hf_fastif.solvers import Origin, Solution, SolverSetup, check_s_test
+from hf_fastif.scoring import ADDED, REMOVED
+from hf_fastif.solvers import Origin, Solution, SolverSetup, check_s_test, find_solver
 
 
 logger = logging.get_logger(__name__)
@@ -348,6 +350,20 @@ class InfluenceSession:
         """
         return predict(self.objective, examples, self.sweep)
 
+    def attributed(self, queries: Queries) -> np.ndarray:
+        """Compute what is attributed, for each example (Q,), where influence is taken: the mean over the checkpoints.
+
+        Raises:
+            InfluenceError: If it is NaN or infinite for an example.
+        """
+        if queries.measured == LOSS and self.checkpoints.members == [Checkpoint()]:
+            return queries.predictions.losses
+        total = np.zeros(len(queries.batches))
+        for number in range(len(self.checkpoints)):
+            with self.checkpoints.at(number) as weight:
+                total += weight * queries.attributed()
+        return total
+
     def setup(self, solver: str | None = None) -> SolverSetup:
         """Return curvature, damping and solver for the checkpoint that is currently loaded.
 
@@ -418,6 +434,23 @@ class InfluenceSession:
                 for member, weight in zip(self.checkpoints.members, self.checkpoints.weights, strict=True)
             ],
         }
+
+    def unit(self, pool: CandidatePool) -> dict[str, Any]:
+        """Return what turns the scores of a pool into predicted changes: the number of training examples, and which.
+
+        Examples of the training set can be removed from it; a pool that holds others can be added to it. A solver
+        without curvature predicts neither.
+        """
+        change = None
+        if find_solver(self.setup().name).uses_curvature:
+            change = REMOVED if self._is_trained_on(pool) else ADDED
+        return {"num_train": len(self.train), "change": change}
+
+    def _is_trained_on(self, pool: CandidatePool) -> bool:
+        key, known = (self.train.digest, pool.digest), self.cache.trained_on
+        if key not in known:
+            known[key] = self.train.holds(pool.batches)
+        return known[key]
 
 
 @contextmanager

@@ -23,6 +23,7 @@ class SessionCache:
         coordinates (`dict`): Queries in the coordinates of an index, by query and index.
         states (`dict`): Cached outputs of frozen layers, by dataset; None if a dataset has none to cache.
         fitted (`dict`): Fitted spectra, factors and the like, by the model and settings that they belong to.
+        trained_on (`dict`): Whether the training set holds all rows of a pool, by the digests of both.
         digests (`dict`): Digests of the stored rows of datasets, by fingerprint.
         checked (`dict`): The collator that each dataset was checked with.
         positions (`dict`): The collator, and whether token positions are counted from the mask, by model and dataset.
@@ -38,6 +39,7 @@ class SessionCache:
     coordinates: dict[Hashable, list[torch.Tensor]] = field(default_factory=dict)
     states: dict[tuple[Hashable, ...], FrozenStates | None] = field(default_factory=dict)
     fitted: dict[tuple[Hashable, ...], Any] = field(default_factory=dict)
+    trained_on: dict[tuple[str, str], bool] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     checked: dict[tuple[Hashable, ...], Any] = field(default_factory=dict)
     positions: dict[tuple[Hashable, ...], tuple[Any, bool]] = field(default_factory=dict)

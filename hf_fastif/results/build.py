@@ -17,7 +17,7 @@ from hf_fastif.model import LOSS
 from hf_fastif.results.result import InfluenceResult
 from hf_fastif.results.summary import ResultSummary
 from hf_fastif.results.tables import TOKEN_COLUMNS
-from hf_fastif.scoring import QueryScores, sign_of, strongest
+from hf_fastif.scoring import QueryScores, percentiles, sign_of, strongest
 
 
 INFLUENCE_COLUMNS = Features(
@@ -25,6 +25,8 @@ INFLUENCE_COLUMNS = Features(
         "query_index": Value("int32"),
         "train_index": Value("int64"),
         "influence": Value("float32"),
+        "predicted_loss_change": Value("float32"),
+        "percentile": Value("float32"),
         "direction": Value("string"),
         "rank": Value("int32"),
     }
@@ -35,6 +37,7 @@ def build_result(
     queries: Dataset,
     candidates: Dataset,
     predictions: Predictions,
+    attributed: np.ndarray,
     scores: Sequence[QueryScores],
     num_examples: int | None,
     label_names: dict[int, str],
@@ -47,6 +50,8 @@ def build_result(
         queries (`datasets.Dataset`): The queries.
         candidates (`datasets.Dataset`): The training examples that were scored.
         predictions (`Predictions`): The model's predictions for the queries.
+        attributed (`np.ndarray` of shape `(queries,)`): What is attributed, at the checkpoints where influence was
+            taken: the loss of each query, or what is measured in its place.
         scores (`Sequence[QueryScores]`): The scores, one for each query; or a single one if the queries are anchors,
             whose mean loss is one query.
         num_examples (`int`, *optional*): How many examples of each direction to keep; None keeps all.
@@ -70,8 +75,8 @@ def build_result(
         versions=versions(),
     )
     return InfluenceResult(
-        influences=_influence_table(queries, candidates, scores, num_examples, label, names, token_texts),
-        queries=_query_table(queries, predictions, scores, label, names),
+        influences=_influence_table(queries, candidates, scores, num_examples, summary, names, token_texts),
+        queries=_query_table(queries, predictions, attributed, scores, label, names),
         summary=summary,
     )
 
@@ -81,16 +86,21 @@ def _influence_table(
     candidates: Dataset,
     scores: Sequence[QueryScores],
     num_examples: int | None,
-    label: str | None,
+    summary: ResultSummary,
     names: list[str],
     token_texts: Mapping[int, list[str]] | None,
 ) -> Dataset:
+    label, factor = summary.label_column, summary.change_per_influence
     columns: dict[str, list[np.ndarray]] = {name: [] for name in INFLUENCE_COLUMNS}
     for query, outcome in enumerate(scores):
         for direction, order in strongest(outcome.rows, outcome.scores, num_examples).items():
+            unknown = np.full(len(order), None)
             columns["query_index"].append(np.full(len(order), query))
             columns["train_index"].append(outcome.rows[order])
             columns["influence"].append(outcome.scores[order])
+            columns["predicted_loss_change"].append(unknown if factor is None else factor * outcome.scores[order])
+            is_full_scan = summary.num_neighbors is None  # else the candidates that were not scored are unknown
+            columns["percentile"].append(percentiles(outcome.scores, order) if is_full_scan else unknown)
             columns["direction"].append(np.full(len(order), direction, dtype=object))
             columns["rank"].append(np.arange(1, len(order) + 1))
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}
@@ -117,6 +127,7 @@ def _token_table(
 def _query_table(
     queries: Dataset,
     predictions: Predictions,
+    attributed: np.ndarray,
     scores: Sequence[QueryScores],
     label: str | None,
     names: list[str],
@@ -127,6 +138,7 @@ def _query_table(
         "prediction": predictions.names(names),
         "probability": predictions.probabilities(),
         "loss": predictions.losses,
+        "loss_at_attribution": attributed.astype(np.float32),
         "residual": [scores[number].quality["residual"] for number in numbers],
         "std_err": [scores[number].quality["std_err"] for number in numbers],
     }

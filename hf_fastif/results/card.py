@@ -13,6 +13,7 @@ from hf_fastif.model import LOSS
 from hf_fastif.results.report.page import settings_table
 from hf_fastif.results.summary import ResultSummary
 from hf_fastif.results.tables import NUMBERS, ResultTables
+from hf_fastif.results.words import ScoreWords
 from hf_fastif.scoring import verbs_of
 
 
@@ -37,6 +38,8 @@ def result_card(
         include_text=include_text,
         model=summary.model,
         sign=_sign(summary),
+        unit=_unit(summary),
+        per_influence=_per_influence(summary),
         measure=None if summary.measure == LOSS else _measure(summary),
         verbs=verbs_of(summary.measure),
         predictions=_predictions(result),
@@ -113,6 +116,21 @@ def _predictions(result: ResultTables) -> str:
 def _sign(summary: ResultSummary) -> str:
     """Return the sentences on the sign as Markdown."""
     return summary.sign.replace(f" {summary.measure} of the query", f" {_measure(summary)} of the query")
+
+
+def _unit(summary: ResultSummary) -> str:
+    """Return the sentence on what scores predict as Markdown; empty if they predict nothing."""
+    words = ScoreWords(summary)
+    caption = words.caption.replace(
+        f" {words.subject} of", f" {words.subject.replace(summary.measure, _measure(summary))} of"
+    )
+    return caption.replace("A number", "`predicted_loss_change`") if words.predicts else ""
+
+
+def _per_influence(summary: ResultSummary) -> str:
+    """Return the predicted change as a formula; empty if there is none."""
+    factor = summary.change_per_influence
+    return "" if factor is None else f"{'−' if factor < 0 else ''}influence / {summary.num_train:,}"
 
 
 def _measure(summary: ResultSummary) -> str:

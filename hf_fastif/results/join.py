@@ -14,7 +14,7 @@ from hf_fastif.results.tables import ResultTables
 
 SAME = (
     "model num_parameters num_candidates num_neighbors num_examples curvature damping solver checkpoints measure "
-    "text_columns label_column"
+    "num_train change text_columns label_column"
 ).split()
 
 

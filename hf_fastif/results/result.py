@@ -14,10 +14,12 @@ from datasets import Dataset
 from hf_fastif.artifacts import CardSection, PushOptions, fetch
 from hf_fastif.data import with_label_names
 from hf_fastif.errors import NoSuchQueryError
+from hf_fastif.model import LOSS
 from hf_fastif.results.join import join_results
 from hf_fastif.results.publish import push_report, push_result
 from hf_fastif.results.report.page import write_report
-from hf_fastif.results.tables import SUMMARY, ResultTables
+from hf_fastif.results.tables import SUMMARY, ResultTables, attributed_values
+from hf_fastif.results.words import ScoreWords, plain
 
 
 if TYPE_CHECKING:
@@ -32,13 +34,19 @@ class InfluenceResult(ResultTables):
     Attributes:
         influences (`datasets.Dataset`): One row for each (query, candidate): `query_index` (position among the
             queries), `train_index` (position among the candidates, by default `trainer.train_dataset`), `influence`,
+            `predicted_loss_change` (the predicted change of the query's loss, or of what is measured in its place, if
+            the example were removed from the N training examples and the model trained again: -influence / N; if
+            candidates are no training examples, if they were added; null for solvers without curvature), `percentile`
+            (the percentage of candidates whose influence is weaker in absolute value; null if only k were scored),
             `direction` ("helpful" or "harmful"), `rank` (1 is the strongest of its direction), and the plain columns
             (texts, labels, numbers) of both, named `query_*` and `train_*`. A plain column with the name of a column
             of the result gets a trailing underscore. If examples have a label for each token (language models),
             `tokens` are the texts of the candidate's tokens, and `token_influence` is the influence of predicting each
             of them; these add up to `influence`.
         queries (`datasets.Dataset`): One row for each query: its plain columns, `prediction`, `probability` of the
-            prediction (NaN unless exactly one label is predicted), `loss`, and `residual` and `std_err` of its s_test.
+            prediction (NaN unless exactly one label is predicted), `loss`, `loss_at_attribution` (the loss, or what is
+            measured in its place, as a mean over the checkpoints where influence was taken, while `loss` is that of
+            the model), and `residual` and `std_err` of its s_test.
             Anchors form a single query, so their rows all have the `query_index` 0.
         summary ([`ResultSummary`]): Settings and sizes: model, damping, solver, number of candidates and more.
 
@@ -58,7 +66,8 @@ class InfluenceResult(ResultTables):
             query (`int`): Position of the query.
 
         Returns:
-            `datasets.Dataset`: `train_index`, `influence`, `rank` and the plain columns of the training examples.
+            `datasets.Dataset`: `train_index`, `influence`, `predicted_loss_change`, `percentile`, `rank` and the plain
+            columns of the training examples.
 
         Raises:
             NoSuchQueryError: If there is no such query.
@@ -67,7 +76,7 @@ class InfluenceResult(ResultTables):
 
         ```python
         for row in result.helpful(0):
-            print(row["rank"], row["train_index"], row["influence"])
+            print(row["rank"], row["train_index"], row["predicted_loss_change"])
         ```
         """
         return self._training_examples(query, "helpful")
@@ -79,7 +88,8 @@ class InfluenceResult(ResultTables):
             query (`int`): Position of the query.
 
         Returns:
-            `datasets.Dataset`: `train_index`, `influence`, `rank` and the plain columns of the training examples.
+            `datasets.Dataset`: `train_index`, `influence`, `predicted_loss_change`, `percentile`, `rank` and the plain
+            columns of the training examples.
 
         Raises:
             NoSuchQueryError: If there is no such query.
@@ -250,23 +260,27 @@ class InfluenceResult(ResultTables):
         return cls.load_from_disk(fetch(repo_id, "", SUMMARY, revision, token))
 
     def __repr__(self) -> str:
+        words, before = ScoreWords(self.summary), attributed_values(self)
         lines = [
             f"InfluenceResult: {self.summary.num_queries} queries, {len(self.influences)} rows out of "
             f"{self.summary.num_candidates:,} candidates, damping {self.summary.damping:.4g}",
-            f"  {self.summary.sign}",
+            f"  {words.caption}",
         ]
         first = np.unique(self.queries["query_index"], return_index=True)[1]  # anchors share an index
         for row in with_label_names(self.queries.select(first[:3])):
             query = row["query_index"]
-            lines.append(
-                f"  query {query}: {self._describe(row)} predicted {row['prediction']}, loss {row['loss']:.3g}"
-            )
+            lines.append(f"  query {query}: {self._describe(row)} {self._answer(row)}")
             for direction in ("helpful", "harmful"):
                 examples = with_label_names(self._training_examples(query, direction))
-                lines += [
-                    f"    {direction} #{example['train_index']} {example['influence']:+.3g} {self._describe(example)}"
-                    for example in examples.select(range(min(1, len(examples))))
-                ]
+                for example in examples.select(range(min(1, len(examples)))):
+                    number = words.number(example["influence"])
+                    lines.append(f"    {direction} #{example['train_index']} {number} {self._describe(example)}")
+                    consequences = (
+                        words.consequence(before[query], example["influence"]),
+                        words.strength(example["percentile"]),
+                    )
+                    if text := "; ".join(filter(None, consequences)):
+                        lines.append(f"      {text}")
         if len(first) > 3:
             lines.append(f"  and {len(first) - 3} more queries")
         if len(first) < len(self.queries):
@@ -279,6 +293,14 @@ class InfluenceResult(ResultTables):
         text = " | ".join(str(row[name]).strip() for name in self.summary.text_columns if name in row)
         label = self.summary.label_column
         return f"{text[:100]!r}" if label is None else f"{text[:100]!r} [{row.get(label)}]"
+
+    def _answer(self, row: dict[str, Any]) -> str:
+        """Describe the prediction of a query, its loss, and what is attributed if that is another number."""
+        text = f"predicted {row['prediction']}, loss {row['loss']:.3g}"
+        value, measure = row["loss_at_attribution"], self.summary.measure
+        if value is None or measure == LOSS and plain(value) == plain(row["loss"]):
+            return text
+        return f"{text} ({plain(value)} at attribution)" if measure == LOSS else f"{text}, {measure} {plain(value)}"
 
     def _training_examples(self, query: int, direction: str) -> Dataset:
         count = self.summary.num_queries

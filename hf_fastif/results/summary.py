@@ -10,6 +10,7 @@ from typing import Any, Self, Union, get_args, get_origin, get_type_hints
 
 from hf_fastif.errors import InfluenceError
 from hf_fastif.model import LOSS
+from hf_fastif.scoring import ADDED, REMOVED, less_is_better
 
 
 @dataclass
@@ -31,6 +32,10 @@ class ResultSummary:
         largest_eigenvalue (`float`, *optional*): Of the curvature, as a mean over checkpoints; None if unknown.
         measure (`str`): What was attributed: `"loss"`, or the measure in its place.
         sign (`str`): What the sign of an influence means.
+        num_train (`int`, *optional*): N, the number of training examples.
+        change (`str`, *optional*): What `predicted_loss_change` predicts: the change if the example were `"removed"`
+            from the training set, or if it were `"added"`, for candidates that were never trained on. None if there is
+            no such prediction, because the solver uses no curvature.
         scoring (`str`): How candidates were scored.
         checkpoints (`list[dict]`): Name, step, epoch and weight of each.
         text_columns, label_column: The columns that hold texts and labels.
@@ -60,6 +65,8 @@ class ResultSummary:
     largest_eigenvalue: float | None = None
     measure: str = LOSS
     sign: str = ""
+    num_train: int | None = None
+    change: str | None = None
     scoring: str = ""
     checkpoints: list[dict[str, Any]] = field(default_factory=list)
     seed: int = 0
@@ -82,6 +89,18 @@ class ResultSummary:
             raise KeyError(name)
         return getattr(self, name)
 
+    @property
+    def change_per_influence(self) -> float | None:
+        """The factor from an influence to the predicted change of what is measured; None if there is no prediction.
+
+        Removing an example takes a weight of 1/N from it, and adding one gives it this weight. For a measure, the
+        engine differentiates the negated measure.
+        """
+        if self.change is None:
+            return None
+        sign = 1 if (self.change == ADDED) == less_is_better(self.measure) else -1
+        return sign / self.num_train
+
     def to_json(self) -> dict[str, Any]:
         """Return the entries of `summary.json`.
 
@@ -100,6 +119,12 @@ class ResultSummary:
         """Return the names of the entries that are not of the type of their attribute."""
         hints = get_type_hints(cls)
         wrong = [name for name in hints if name in entries and not _fits(entries[name], hints[name])]
+        if (
+            entries.get("change") not in (None, REMOVED, ADDED)
+            or entries.get("change")
+            and not entries.get("num_train")
+        ):
+            wrong.append("change")
         incomplete = [each for each in entries.get("checkpoints", []) if not {"name", "epoch"} <= {*each}]
         return [*wrong, "checkpoints"] if incomplete and "checkpoints" not in wrong else wrong
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass, replace
+from math import isnan
 from pathlib import Path
 from typing import Self
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features, List, Value
 
@@ -18,9 +20,14 @@ from hf_fastif.results.summary import ResultSummary
 
 SUMMARY = "summary.json"
 NUMBERS = {  # the computed columns; all others are columns of the queries and candidates
-    "influences.parquet": ("query_index", "train_index", "influence", "direction", "rank"),
-    "queries.parquet": ("query_index", "prediction", "probability", "loss", "residual", "std_err"),
+    "influences.parquet": (
+        *("query_index", "train_index", "influence", "predicted_loss_change", "percentile", "direction", "rank"),
+    ),
+    "queries.parquet": (
+        *("query_index", "prediction", "probability", "loss", "loss_at_attribution", "residual", "std_err"),
+    ),
 }
+NULLABLE = ("predicted_loss_change", "percentile", "loss_at_attribution")  # where unknown; earlier versions had none
 # Only for heads with a label for each token; no other column contains lists.
 TOKEN_COLUMNS = {"tokens": List(Value("string")), "token_influence": List(Value("float32"))}
 
@@ -129,6 +136,13 @@ class ResultTables:
         )
 
 
+def attributed_values(result: ResultTables) -> list[float | None]:
+    """Return what is attributed of each query, where influence was taken: of anchors the mean, None where unknown."""
+    frame = result.queries.select_columns(["query_index", "loss_at_attribution"]).to_pandas()
+    means = frame.groupby("query_index")["loss_at_attribution"].mean()
+    return [None if isnan(value) else value for value in means.tolist()]
+
+
 def _read_table(path: Path, num_rows: int | None) -> Dataset:
     """Read a table of a result, after checking its columns and number of rows."""
     with reading(path):
@@ -139,10 +153,14 @@ def _read_table(path: Path, num_rows: int | None) -> Dataset:
         for name, feature in features.items()
         if not isinstance(feature, Value | ClassLabel) and feature != TOKEN_COLUMNS.get(name)
     ]
-    missing = [name for name in NUMBERS[path.name] if name not in features]
+    missing = [name for name in NUMBERS[path.name] if name not in features and name not in NULLABLE]
     if unsupported or missing or metadata.num_rows != num_rows:
         raise InfluenceError(
             f"{path} is not a table of a result: it has {metadata.num_rows} rows instead of {num_rows}, the columns "
             f"{missing} are missing, and {unsupported} contain other values than numbers, labels and texts."
         )
-    return Dataset(pq.read_table(path))
+    table = pq.read_table(path)
+    for name in NUMBERS[path.name]:
+        if name not in features:
+            table = table.append_column(name, pa.nulls(len(table), pa.float32()))
+    return Dataset(table)

@@ -3,11 +3,15 @@
 from hf_fastif.scoring.gradients import self_influence
 from hf_fastif.scoring.scan import Scoring, choose_scoring, covering_layers, influence_scores
 from hf_fastif.scoring.scores import (
+    ADDED,
     DIRECTIONS,
+    REMOVED,
     SIGN,
     GroupScores,
     QueryScores,
     TokenInfluence,
+    less_is_better,
+    percentiles,
     sign_of,
     strongest,
     verbs_of,
@@ -17,9 +21,11 @@ from hf_fastif.scoring.token_scores import has_token_losses
 
 
 __all__ = [
+    "ADDED",
     "DIRECTIONS",
     "GroupScores",
     "QueryScores",
+    "REMOVED",
     "SIGN",
     "Scoring",
     "TokenInfluence",
@@ -28,6 +34,8 @@ __all__ = [
     "has_token_losses",
     "influence_of_tokens",
     "influence_scores",
+    "less_is_better",
+    "percentiles",
     "self_influence",
     "sign_of",
     "strongest",

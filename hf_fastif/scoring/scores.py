@@ -17,6 +17,7 @@ SIGN = (
     "A negative one is helpful: more weight lowers the loss."
 )
 DIRECTIONS = ("helpful", "harmful")
+REMOVED, ADDED = "removed", "added"  # what a score predicts: that the candidate is taken away, or trained on as well
 SCORE_TENSORS = ("scores", "candidates", "tokens", "token_rows", "token_lengths", "token_counts")
 
 
@@ -37,8 +38,12 @@ def verbs_of(measured: str) -> dict[str, str]:
     Args:
         measured (`str`): `"loss"`, the contrast of two losses, or a measure, of which more is better.
     """
-    less_is_better = measured == LOSS or measured.startswith(f"{LOSS} minus")
-    return dict(zip(DIRECTIONS, ("lower", "raise") if less_is_better else ("raise", "lower"), strict=True))
+    return dict(zip(DIRECTIONS, ("lower", "raise") if less_is_better(measured) else ("raise", "lower"), strict=True))
+
+
+def less_is_better(measured: str) -> bool:
+    """Tell whether less of what is measured is better: of a loss and of a contrast of losses, not of a measure."""
+    return measured == LOSS or measured.startswith(f"{LOSS} minus")
 
 
 @dataclass(frozen=True)
@@ -127,3 +132,17 @@ def strongest(rows: np.ndarray, scores: np.ndarray, count: int | None) -> dict[s
         places = np.flatnonzero(chosen)
         positions[direction] = places[np.lexsort((rows[places], -np.abs(scores[places])))][:count]
     return positions
+
+
+def percentiles(scores: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Return the percentage of scores that are weaker in absolute value than the score at each place.
+
+    Args:
+        scores (`np.ndarray` of shape `(k,)`): The scores of all candidates.
+        places (`np.ndarray` of shape `(n,)`): Positions in `scores`.
+
+    Returns:
+        `np.ndarray` of shape `(n,)`: Percentages from 0 up to, but without, 100.
+    """
+    sizes = np.abs(scores)
+    return 100 * np.searchsorted(np.sort(sizes), sizes[places]) / len(scores)

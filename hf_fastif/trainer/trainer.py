@@ -294,16 +294,16 @@ class InfluenceMixin(IndexMixin, HubMixin, RunMixin):
             ranking = Ranking(queries, pool, k, again, s_test, query_features, num_shown)
             session.check_s_test(s_test, queries)
             queries.check_losses()
+            attributed = session.attributed(queries)
             scores, scoring = ranking.scores(session, "find_influential")
             texts = texts_of_tokens(session.objective, pool.batches, scores, self.processing_class)
-            settings = session.settings(k, num_examples) | {
-                "scoring": scoring,
-                "measure": queries.measured,
-            }
+            settings = session.settings(k, num_examples) | session.unit(pool)
+            settings |= {"scoring": scoring, "measure": queries.measured}
         return build_result(
             without_indexes(queries.query_set.dataset),
             without_indexes(pool.dataset),
             queries.predictions,
+            attributed,
             scores,
             num_examples,
             self.model.config.id2label,

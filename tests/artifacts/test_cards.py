@@ -139,6 +139,27 @@ def test_the_card_says_what_is_measured_and_which_way(hub, measure, shown, verbs
     assert (f"where M is {shown}\nand C is" in body) == (measure != "loss")
 
 
+@pytest.mark.parametrize(
+    ("measure", "change", "shown", "formula"),
+    [
+        ("loss", "removed", "the loss", "−influence / 1,000"),
+        ("loss", "added", "the loss", "influence / 1,000"),
+        ("g.<locals>.Loc()", "removed", "`g.<locals>.Loc()`", "influence / 1,000"),
+        (CONTRAST, "removed", f"the {CONTRAST}", "−influence / 1,000"),
+    ],
+)
+def test_the_card_says_what_scores_predict(hub, measure, change, shown, formula):
+    make_result(measure=measure, change=change, num_train=1000).push_to_hub("me/influences")
+    _, body = split(hub, "me/influences")
+    done = {"removed": "removed from", "added": "added to"}[change]
+    assert (
+        f"candidates. `predicted_loss_change` is the predicted change of {shown} of the query if the example were "
+        f"{done} the 1,000 training examples and the model trained again.\n"
+    ) in body
+    assert f"\npredicted_loss_change = {formula}. A positive influence is harmful: " in body
+    assert f"if {change}, of 1,000 training examples |" in body
+
+
 def test_a_result_without_a_solved_system_is_published_too(hub):
     result = make_result()
     unknown = [float("nan")] * len(result.queries)

@@ -77,6 +77,19 @@ def test_the_sum_over_checkpoints_is_the_sum_of_separate_models(tmp_path, traine
     np.testing.assert_allclose(call(trainer), expected, rtol=2e-3, atol=2e-4 * np.abs(expected).max())
 
 
+def test_losses_at_attribution_are_those_of_the_checkpoints(tmp_path, trainer):
+    kept = kept_checkpoints(trainer.args.output_dir)
+    trainer.args.checkpoint_weights = ["1", "5", "2"]
+
+    def losses(trainer):
+        return np.array(trainer.find_influential(QUERIES, num_examples=1).queries["loss"])
+
+    expected = np.average([single_process(tmp_path, trainer, c.path, losses) for c in kept], axis=0, weights=[1, 5, 2])
+    queries = trainer.find_influential(QUERIES, num_examples=1).queries
+    np.testing.assert_allclose(queries["loss_at_attribution"], expected, rtol=1e-4)
+    assert not np.allclose(queries["loss_at_attribution"], queries["loss"], rtol=0.02)
+
+
 def test_the_last_checkpoint_is_the_model(trainer):
     expected = None
     for setting in (["final"], [str(kept_checkpoints(trainer.args.output_dir)[-1].path)]):

@@ -121,6 +121,51 @@ def test_saved_read_and_drawn(found, tmp_path):
     assert "predicted wrong" in str(found) and "m = 3" in str(found)
 
 
+def test_measured_changes_are_compared_with_the_predicted_ones(tmp_path):
+    """Losses move by 0.6 of what is predicted, by chance from repeat to repeat, and by which examples are missing."""
+    train = tiny_data(N).add_column("row", list(range(N)))
+    trainer = tiny_trainer(tmp_path, train=train, solver="cg", damping=0.5)
+    influence = trainer.compute_influence(QUERIES)
+
+    def losses(noise):
+        def run(subset, repeat):
+            random = np.random.default_rng([repeat, *subset["row"]])
+            moved = 0.6 * influence[:, subset["row"]].sum(axis=1) / N
+            return moved + 5.0 * repeat + noise * random.standard_normal(3)
+
+        return run
+
+    exact, noisy = (run(trainer, losses(noise), depends_on={"noise": str(noise)}) for noise in (0.0, 0.3))
+    for row in exact.changes:
+        if row["system"] == "full":
+            order = np.argsort(influence[row["query"]] * (1 if row["direction"] == "helpful" else -1))
+            expected = -influence[row["query"], order[: row["m"]]].sum() / N
+            assert row["predicted"] == pytest.approx(expected, rel=1e-3)
+    every, full, random = exact.calibration()
+    assert [row["groups"] for row in (every, full, random)] == [12 + 18, 12, 18]  # 3 queries, 2 sizes, 2 and 3 kinds
+    for row in (every, full, random):
+        assert row["slope"] == pytest.approx(0.6, rel=1e-3) and row["pearson"] == pytest.approx(1, abs=1e-4)
+    assert "  all              measured = 0.60 x predicted, Pearson correlation 1.00, 30 groups" in str(exact)
+    assert 0.3 < noisy.calibration()[0]["pearson"] < 0.98
+    figure = noisy.figures("retraining")["retraining-calibration"]
+    assert sum(len(points) for label, points in curves(figure.axes[0]).items() if "=" not in label) == 30
+
+
+def test_slope_and_correlation_by_hand():
+    group = {"system": "full", "direction": "helpful", "m": 1}
+    numbers = [(0, 1.0, 0.5), (0, 1.0, 1.5), (1, 2.0, 3.0), (2, -1.0, 0.0)]  # query, predicted, change: two repeats
+    changes = [group | {"query": q, "repeat": i, "predicted": p, "change": c} for i, (q, p, c) in enumerate(numbers)]
+    every, full = Retraining(changes, [0.0] * 3, RIGHT, N).calibration()
+    assert every == full | {"system": "all"} and full["groups"] == 3
+    assert full["slope"] == pytest.approx((1 * 1 + 2 * 3 + -1 * 0) / (1 + 4 + 1))
+    assert full["pearson"] == pytest.approx(np.corrcoef([1, 2, -1], [1, 3, 0])[0, 1])
+
+
+def test_without_curvature_nothing_is_predicted(found):
+    assert {row["predicted"] for row in found.changes} == {None} and found.calibration() == []
+    assert "predicted changes" not in str(found) and set(found.figures("retraining")) == {"retraining"}
+
+
 def test_too_few_to_remove(trainer, train_on):
     with pytest.raises(ValueError, match="training examples have the label"):
         run(trainer, train_on, num_removed=[20])

@@ -22,7 +22,7 @@ TEXTS = [f"training sentence number {i}" for i in range(6)] + ["is this a query"
 SCORES = np.array([[0.5, -2.0, 0.0, 3.0, -1.0, -2.0], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]], np.float32)
 
 
-def make_result(as_one: bool = False) -> InfluenceResult:
+def make_result(as_one: bool = False, **changes) -> InfluenceResult:
     """Two queries (or anchors) and six candidates, as `find_influential` would have them."""
     quality = {"residual": 0.1, "std_err": float("nan"), "damping": 0.2, "scale": None}
     settings = {
@@ -35,11 +35,13 @@ def make_result(as_one: bool = False) -> InfluenceResult:
         "solver": "SDCA, 40 examples visited",
         "curvature": "gauss_newton",
         "largest_eigenvalue": 10.0,
+        **changes,
     }
     return build_result(
         Dataset.from_dict({"text": TEXTS[6:], "label": [1, 0]}),
         Dataset.from_dict({"text": TEXTS[:6], "label": [0, 1] * 3}),
         Predictions(np.array([[0.0, 2.0], [0.0, 1.0]]), np.array([0.13, 1.31]), np.array([1.0, 0.0])),
+        np.array([0.13, 1.31]),
         [QueryScores(np.arange(6), scores, quality) for scores in SCORES[: 1 if as_one else 2]],
         3,
         {0: "no", 1: "yes"},

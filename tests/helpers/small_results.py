@@ -23,7 +23,7 @@ QUERIES = Dataset.from_dict({"text": ["is this a query", "and this one too"], "l
 SCORES = np.array([[0.5, -2.0, 0.0, 3.0, -1.0, -2.0], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]], np.float32)
 
 
-def make(num_examples=None, queries=QUERIES, train=TRAIN, names=("no", "yes")) -> InfluenceResult:
+def make(num_examples=None, queries=QUERIES, train=TRAIN, names=("no", "yes"), **settings) -> InfluenceResult:
     quality = {"residual": 0.1, "std_err": float("nan"), "damping": 0.2, "scale": 30.0}
     return build_result(
         queries,
@@ -31,8 +31,9 @@ def make(num_examples=None, queries=QUERIES, train=TRAIN, names=("no", "yes")) -
         Predictions(
             logits=np.array([[0.0, 2.0], [0.0, 1.0]]), losses=np.array([0.13, 1.31]), labels=np.array([1.0, 0.0])
         ),
+        np.array([0.25, 1.31]),
         [QueryScores(np.arange(6), scores, quality) for scores in SCORES],
         num_examples,
         dict(enumerate(names)),
-        {"model": "tiny", "largest_eigenvalue": None},
+        {"model": "tiny", "largest_eigenvalue": None, **settings},
     )

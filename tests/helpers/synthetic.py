@@ -16,7 +16,12 @@ WORDS = "the a lawyer banker saw near while because helped slept tall quick arti
 
 
 def synthetic_result(
-    slices: dict[str, int], num_trains: int = 300, k: int = 40, num_examples: int | None = None, seed: int = 0
+    slices: dict[str, int],
+    num_trains: int = 300,
+    k: int = 40,
+    num_examples: int | None = None,
+    seed: int = 0,
+    **settings,
 ) -> InfluenceResult:
     """Slices of queries, each with training examples of its own and some that all share; few are helpful, but strong.
 
@@ -39,6 +44,7 @@ def synthetic_result(
         pairs(names, random, "query"),
         pairs([f"group {i % 3}" for i in range(num_trains)], random, "training"),
         Predictions(logits, -np.log(1 - probabilities), np.zeros(len(names))),
+        -np.log(1 - probabilities),
         outcomes,
         num_examples,
         dict(enumerate(NAMES)),
@@ -50,6 +56,7 @@ def synthetic_result(
             "solver": "SDCA, 2,000 examples visited",
             "num_neighbors": k,
             "num_examples": num_examples,
+            **settings,
         },
     )
 

@@ -99,6 +99,8 @@ def test_a_completion_is_contrasted_with_another(tmp_path):
     result = trainer.find_influential(contrast, num_examples=1)
     assert result.summary.measure == "loss minus that of the alternative"
     assert "more weight raises loss minus that of the alternative of the query" in result.summary.sign
+    losses = [np.array(trainer.find_influential(each, num_examples=1).queries["loss"]) for each in (queries, others)]
+    np.testing.assert_allclose(result.queries["loss_at_attribution"], losses[0] - losses[1], rtol=1e-3, atol=1e-4)
     s_test = trainer.compute_s_test(contrast)
     with pytest.raises(ValueError, match="s_test"):
         trainer.compute_influence(QuerySet(queries, rather_than=queries), s_test=s_test)
@@ -130,6 +132,19 @@ def test_results_say_what_is_measured(trainer, tmp_path):
     assert result.helpful(0)["train_index"][0] == scores.argmin()
     assert result.harmful(0)["train_index"][0] == scores.argmax()
     assert trainer.find_influential(QUERIES, num_examples=2).summary.measure == "loss"
+
+
+def test_results_hold_the_measure_and_its_predicted_change(trainer):
+    model = trainer.model.eval()
+    values = [logits_of(model, batches(QUERIES), row)[0][0].detach() for row in range(len(QUERIES))]
+    result = trainer.find_influential(QUERIES, num_examples=2, measure=Contrast("entailment", "contradiction"))
+    np.testing.assert_allclose(
+        result.queries["loss_at_attribution"], [float(f[2] - f[0]) for f in values], rtol=1e-4, atol=1e-5
+    )
+    assert result.queries["loss"] == trainer.find_influential(QUERIES, num_examples=1).queries["loss"]
+    assert max(result.helpful(0)["predicted_loss_change"]) < 0  # without what raises the measure it is lower
+    changes = np.array(result.influences["influence"]) / len(TRAIN)
+    np.testing.assert_allclose(result.influences["predicted_loss_change"], changes, rtol=1e-5)
 
 
 def test_s_test_belongs_to_its_measure(trainer):

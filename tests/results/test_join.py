@@ -51,7 +51,15 @@ def test_rows_of_the_source_are_kept_where_all_know_them(parts):
 
 
 @pytest.mark.parametrize(
-    "name, value", [("model", "another"), ("damping", 0.5), ("num_candidates", 31), ("measure", "Margin()")]
+    "name, value",
+    [
+        ("model", "another"),
+        ("damping", 0.5),
+        ("num_candidates", 31),
+        ("measure", "Margin()"),
+        ("num_train", 31),
+        ("change", "added"),
+    ],
 )
 def test_results_of_different_settings_are_refused(parts, name, value):
     setattr(parts["two"].summary, name, value)

@@ -66,11 +66,24 @@ def test_without_texts_there_are_none_anywhere(hub, result):
         for name, data in hub.files(repo_id, repo_type).items():
             assert not any(text.encode() in data for text in TEXTS), name
     loaded = InfluenceResult.from_hub("me/influences")
-    assert loaded.influences.column_names == ["query_index", "train_index", "influence", "direction", "rank"]
+    assert loaded.influences.column_names == [
+        *("query_index", "train_index", "influence", "predicted_loss_change", "percentile", "direction", "rank")
+    ]
     assert loaded.influences["influence"] == result.influences["influence"]
     assert loaded.queries["prediction"] == ["yes", "yes"]
     assert "label" not in loaded.queries.column_names
-    assert "query 0: (no text) predicted yes, loss 0.13\n    helpful #1 -2 (no text)\n" in repr(loaded)
+    assert "query 0: (no text) predicted yes, loss 0.13\n    helpful #1 -2.00 (no text)\n" in repr(loaded)
+
+
+def test_predicted_changes_are_numbers_and_published_without_texts(hub):
+    make_result(change="removed", num_train=6, num_neighbors=None).push_to_hub("me/influences")
+    loaded = InfluenceResult.from_hub("me/influences")
+    assert loaded.influences["predicted_loss_change"] == pytest.approx(
+        [-x / 6 for x in loaded.influences["influence"]]
+    )
+    assert loaded.influences["percentile"][0] == 50
+    assert loaded.queries["loss_at_attribution"] == pytest.approx([0.13, 1.31])
+    assert "helpful #1 +0.333 (no text)\n      without it: loss 0.130 -> 0.463" in repr(loaded)
 
 
 def test_the_files_of_a_push_and_what_a_smaller_one_takes_away(hub, result):
@@ -112,8 +125,8 @@ def test_private_branch_and_pull_request(hub, result):
     result.push_to_hub("me/open")
     opened = result.push_to_hub("me/open", include_text=True, create_pr=True, token=READER)
     assert opened.pr_url == f"{hub.url}/datasets/me/open/discussions/1"
-    assert len(InfluenceResult.from_hub("me/open", revision="refs/pr/1").influences.column_names) > 5
-    assert len(InfluenceResult.from_hub("me/open").influences.column_names) == 5
+    assert len(InfluenceResult.from_hub("me/open", revision="refs/pr/1").influences.column_names) > 7
+    assert len(InfluenceResult.from_hub("me/open").influences.column_names) == 7
 
 
 def test_wrong_repository_and_no_permission(hub, result, caplog):

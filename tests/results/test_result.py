@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Features, Value
 from small_results import QUERIES, TRAIN, make
 
 from hf_fastif import InfluenceResult
+from hf_fastif.artifacts import describe_files
+from hf_fastif.results import NUMBERS
+from hf_fastif.results.tables import NULLABLE
+from hf_fastif.results.words import ScoreWords, signed
 
 
 @pytest.fixture
@@ -37,6 +43,8 @@ def test_one_row_for_each_query_and_candidate(result):
         "query_index": 0,
         "train_index": 1,
         "influence": -2.0,
+        "predicted_loss_change": None,
+        "percentile": 50.0,
         "direction": "helpful",
         "rank": 1,
         "query_text": "is this a query",
@@ -108,8 +116,98 @@ def test_representation_says_what_the_sign_means(result):
     text = repr(result)
     assert "positive influence is harmful" in text
     assert "query 0: 'is this a query' [yes] predicted yes" in text
-    assert "helpful #1 -2 'training sentence number 1' [yes]" in text
-    assert "harmful #3 +3 'training sentence number 3' [yes]" in text
+    assert "helpful #1 -2.00 'training sentence number 1' [yes]" in text
+    assert "harmful #3 +3.00 'training sentence number 3' [yes]" in text
+
+
+REMOVED = {"change": "removed", "num_train": 6}
+
+
+@pytest.mark.parametrize(
+    ("change", "measure", "factor"),
+    [
+        ("removed", "loss", -1 / 6),
+        ("added", "loss", 1 / 6),
+        ("removed", "Margin()", 1 / 6),
+        ("added", "Margin()", -1 / 6),
+        ("removed", "loss minus that of the alternative", -1 / 6),
+        ("removed", "Margin() minus that of the alternative", 1 / 6),
+    ],
+)
+def test_the_predicted_change_is_that_of_what_is_measured(change, measure, factor):
+    result = make(change=change, num_train=6, measure=measure)
+    influences = np.array(result.influences["influence"])
+    np.testing.assert_allclose(result.influences["predicted_loss_change"], factor * influences, rtol=1e-6)
+    assert result.influences.features["predicted_loss_change"] == Value("float32")
+    # More weight on a helpful example lowers a loss and raises a measure; to be removed means less weight.
+    lowers = (change == "added") == measure.startswith("loss")
+    assert (np.array(result.helpful(0)["predicted_loss_change"]) < 0).all() == lowers
+    verb = "without" if change == "removed" else "with"
+    assert f"{verb} it: {measure} 0.250 -> {0.25 - 2 * factor:#.3g}" in repr(result).replace("below 0", "-0.0833")
+
+
+def test_percentiles_are_those_of_all_candidates():
+    result = make()
+    assert result.harmful(0)["percentile"] == pytest.approx([100 * 5 / 6, 100 / 6])  # of 3 and 0.5; a 0 is weaker too
+    assert result.helpful(0)["percentile"] == pytest.approx([50, 50, 100 / 3])  # of two that are equal, and 1
+    assert make(num_neighbors=6).influences["percentile"] == [None] * 11
+
+
+def test_representation_says_what_a_removal_would_do():
+    text = repr(make(num_examples=2, **REMOVED))
+    assert "change of the loss of the query if the example were removed from the 6 training examples and" in text
+    assert "predicted yes, loss 0.13 (0.250 at attribution)\n" in text and "loss 1.31\n" in text
+    assert "helpful #1 +0.333 'training sentence number 1' [yes]\n" in text
+    assert "      without it: loss 0.250 -> 0.583; stronger than 50.0 % of the training set\n" in text
+    assert "harmful #3 -0.500 'training sentence number 3' [yes]\n      without it: loss 0.250 -> below 0;" in text
+    pool = repr(make(**REMOVED | {"change": "added", "measure": "Margin()"}))
+    assert "change of Margin() of the query if the example were added to the 6 training examples and" in pool
+    assert "loss 0.13, Margin() 0.250\n" in pool and "of the candidates" in pool
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0.27812, "+0.278"), (-0.02, "-0.0200"), (1.234e-5, "+1.2e-05"), (-556.4, "-556"), (12345.6, "+1.23e+04")],
+)
+def test_numbers_have_three_digits(number, text):
+    assert signed(number) == text
+
+
+def test_the_strongest_is_never_stronger_than_all():
+    words = ScoreWords(make(**REMOVED).summary)
+    for percentile, share in ((99.95, "99.95"), (99.9999, "99.99"), (99.9, "99.9"), (97.28, "97.2"), (0, "0.0")):
+        assert words.strength(float(np.float32(percentile))) == f"stronger than {share} % of the training set"
+
+
+def test_changes_too_small_to_see_are_numbers_only():
+    words = ScoreWords(make(**REMOVED | {"num_train": 10**6}).summary)
+    assert words.number(-2) == "+2e-06" and words.consequence(2.68, -2) is None
+    assert words.consequence(None, -2e6) is None
+
+
+def test_a_result_of_an_earlier_version_has_raw_scores(result, tmp_path):
+    folder = result.save_to_disk(tmp_path)
+    summary = json.loads((folder / "summary.json").read_text("utf-8"))
+    for name in ("influences", "queries"):
+        table = pq.read_table(folder / f"{name}.parquet")
+        pq.write_table(table.select([n for n in table.column_names if n not in NULLABLE]), folder / f"{name}.parquet")
+    files = describe_files(folder, NUMBERS)
+    for name, rows in (("influences.parquet", 6), ("queries.parquet", 2)):
+        files[name]["rows"] = rows
+    old = {name: value for name, value in summary.items() if name not in ("change", "num_train")}
+    (folder / "summary.json").write_text(json.dumps(old | {"files": files}), "utf-8")
+    loaded = InfluenceResult.load_from_disk(folder)
+    assert loaded.influences["predicted_loss_change"] == loaded.influences["percentile"] == [None] * 6
+    assert "helpful #1 -2.00 'training" in repr(loaded) and "without it" not in repr(loaded)
+    assert '<b class="influence">−2.00</b>' in loaded.to_html(tmp_path / "report.html").read_text("utf-8")
+    again = InfluenceResult.load_from_disk(loaded.without_text().save_to_disk(tmp_path / "again"))
+    assert again.helpful(0)["train_index"] == result.helpful(0)["train_index"]
+
+
+@pytest.mark.parametrize("changes", [{"change": "moved", "num_train": 6}, {"change": "removed"}])
+def test_a_unit_that_makes_no_sense_is_refused(changes):
+    with pytest.raises(ValueError, match="summary: change="):
+        replace(make().summary, **changes).to_json()
 
 
 def test_unknown_query(result):

@@ -8,12 +8,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from datasets import Dataset
+from small_results import make
 from tiny import tiny_tokenizer
 from tiny_heads import CASES
 
 from hf_fastif import InfluenceResult, QuerySet
 from hf_fastif.results.report.page import render_report
 from hf_fastif.results.report.rows import token_row
+from hf_fastif.results.words import MINUS, ScoreWords
 from hf_fastif.scoring.token_influence import texts_of_tokens
 from hf_fastif.training.language_model import train_tokenizer
 
@@ -127,8 +129,9 @@ def test_runs_of_tokens():
         "tokens": ["Who", " sat", " <b>", " in", " it", "?", " Me"],
         "token_influence": [0.0, 0.0, -2.0, 0.019, 0.0, 0.5, 0.25],
     }
-    found = token_row(row)
-    assert [(run["text"], run["influence"]) for run in found["runs"]] == [
+    words = ScoreWords(make().summary, MINUS)
+    found = token_row(row, words)
+    assert [(run["text"], run["number"]) for run in found["runs"]] == [
         ("Who sat", None),
         (" <b>", "−2.00"),
         (" in it", None),  # less than a hundredth of the strongest
@@ -137,8 +140,10 @@ def test_runs_of_tokens():
     ]
     assert [run.get("share") for run in found["runs"]] == [None, 100, None, 25, 12]
     assert found["named"] == [("<b>", "−2.00"), ("?", "+0.500"), ("Me", "+0.250")]
-    assert token_row({"tokens": ["a"], "token_influence": [0.0]})["runs"] == [{"text": "a", "influence": None}]
-    assert token_row({"influence": 1.0}) is None
+    assert token_row({"tokens": ["a"], "token_influence": [0.0]}, words)["runs"] == [{"text": "a", "number": None}]
+    assert token_row({"influence": 1.0}, words) is None
+    predicted = ScoreWords(make(change="removed", num_train=4).summary, MINUS)
+    assert token_row(row, predicted)["named"] == [("<b>", "+0.500"), ("?", "−0.125"), ("Me", "−0.0625")]
 
 
 def test_a_page_shades_tokens_after_saving_and_loading(trainer, tmp_path):
@@ -146,7 +151,7 @@ def test_a_page_shades_tokens_after_saving_and_loading(trainer, tmp_path):
     result = trainer.find_influential(QUERIES, num_examples=2)
     page = render_report(InfluenceResult.load_from_disk(result.save_to_disk(tmp_path / "saved")), "Title")
     assert page == render_report(result, "Title")
-    first = result.influences[0]
+    first, factor = result.influences[0], result.summary.change_per_influence or 1
     card = re.search(r"<article.*?</article>", page, re.DOTALL)[0]
     shown = re.search(r'<p class="tokens">(.*?)</p>', card, re.DOTALL)[1]
     assert re.sub(r"<.*?>", "", shown) == "".join(first["tokens"])
@@ -154,7 +159,7 @@ def test_a_page_shades_tokens_after_saving_and_loading(trainer, tmp_path):
     marks = re.findall(r'class="token (\w+)" style="--share: (\d+)" title="(\S+), (\w+)">(.*?)</span>', shown)
     (direction, share, number, said, text) = next(mark for mark in marks if mark[1] == "100")
     assert text == first["tokens"][strongest]
-    assert float(number.replace("−", "-")) == pytest.approx(first["token_influence"][strongest], rel=0.01)
+    assert float(number.replace("−", "-")) == pytest.approx(factor * first["token_influence"][strongest], rel=0.01)
     assert direction == said == ("helpful" if first["token_influence"][strongest] < 0 else "harmful")
     assert f"“{text.strip()}” {number}" in card
     assert "Tokens of a training example are shaded" in page

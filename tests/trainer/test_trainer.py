@@ -25,10 +25,10 @@ def trainer(tmp_path):
     return tiny_trainer(tmp_path, train=tiny_data(40), **QUICK)
 
 
-def matrix_of(result, num_train=40):
+def matrix_of(result, num_train=40, column="influence"):
     matrix = np.full((len(result.queries), num_train), np.nan, np.float32)
     for row in result.influences:
-        matrix[row["query_index"], row["train_index"]] = row["influence"]
+        matrix[row["query_index"], row["train_index"]] = row[column]
     return matrix
 
 
@@ -96,56 +96,122 @@ def test_another_pool_is_scored_as_if_it_were_trained_on(trainer):
     assert trainer.train_dataset.list_indexes() == []
 
 
-def test_influence_predicts_what_removal_does(tmp_path):
-    """Leave-one-out retraining of a convex model: frozen features and a trained, regularised output layer."""
-    model, damping = tiny_model(double=True), 0.05
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith("classifier"))
-    states = []
-    model.classifier.register_forward_pre_hook(lambda _module, args: states.append(args[0].detach()))
-    for data in (TRAIN, QUERIES):
-        batch = batches(data).take(range(len(data)))
-        model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-    features, query_features = states
-    labels, query_labels = torch.tensor(TRAIN["label"]), torch.tensor(QUERIES["label"])
+class ConvexProblem:
+    """A convex model: frozen features and a trained, regularised output layer, which can be trained to the optimum."""
 
-    def retrained(weights):
+    damping = 0.05
+
+    def __init__(self, train):
+        self.model, self.train = tiny_model(double=True), train
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name.startswith("classifier"))
+        states = []
+        hook = self.model.classifier.register_forward_pre_hook(lambda _module, args: states.append(args[0].detach()))
+        for data in (train, QUERIES):
+            batch = batches(data).take(range(len(data)))
+            self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        hook.remove()
+        self.features, self.query_features = states
+        weight, self.before = self.retrained(torch.ones(len(train), dtype=torch.float64))
+        self.model.classifier.weight.data, self.model.classifier.bias.data = (
+            weight[:, :8].clone(),
+            weight[:, 8].clone(),
+        )
+
+    def retrained(self, weights):
+        """The output layer, and the losses of the queries, after training with these weights of the examples."""
         weight = torch.zeros(3, 9, dtype=torch.float64, requires_grad=True)
         optimizer = torch.optim.LBFGS([weight], max_iter=500, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
+        labels = torch.tensor(self.train["label"])
 
-        def outputs(x):
-            return x @ weight[:, :8].T + weight[:, 8]
+        def losses(x, labels):
+            return torch.nn.functional.cross_entropy(x @ weight[:, :8].T + weight[:, 8], labels, reduction="none")
 
         def closure():
             optimizer.zero_grad()
-            losses = torch.nn.functional.cross_entropy(outputs(features), labels, reduction="none")
-            objective = weights @ losses / len(TRAIN) + damping / 2 * weight.square().sum()
+            mean = weights @ losses(self.features, labels) / len(self.train)
+            objective = mean + self.damping / 2 * weight.square().sum()
             objective.backward()
             return objective
 
         optimizer.step(closure)
-        losses = torch.nn.functional.cross_entropy(outputs(query_features), query_labels, reduction="none")
-        return weight.detach(), losses.detach()
+        return weight.detach(), losses(self.query_features, torch.tensor(QUERIES["label"])).detach()
 
-    weight, before = retrained(torch.ones(40, dtype=torch.float64))
-    model.classifier.weight.data, model.classifier.bias.data = weight[:, :8].clone(), weight[:, 8].clone()
-    trainer = tiny_trainer(tmp_path, model, TRAIN, damping=damping, solver="cg", solver_tolerance=1e-6)
+    def change(self, row, removed=1):
+        """The change (Q,) of the losses of the queries if a share of an example is removed, per share."""
+        weights = torch.ones(len(self.train), dtype=torch.float64)
+        weights[row] -= removed
+        return ((self.retrained(weights)[1] - self.before) / removed).numpy()
+
+    def trainer(self, folder):
+        settings = {"damping": self.damping, "solver": "cg", "solver_tolerance": 1e-6}
+        return tiny_trainer(folder, self.model, self.train, **settings)
+
+
+def test_influence_predicts_what_removal_does(tmp_path):
+    """Leave-one-out retraining of a convex model."""
+    problem = ConvexProblem(TRAIN)
 
     # Influence is the derivative by an example's weight, and removing z takes a weight of 1/N from it.
-    predicted = -trainer.compute_influence(QUERIES) / len(TRAIN)
+    predicted = -problem.trainer(tmp_path).compute_influence(QUERIES) / len(TRAIN)
 
-    def change(row, removed):
-        weights = torch.ones(40, dtype=torch.float64)
-        weights[row] -= removed
-        return (retrained(weights)[1] - before) / removed
-
-    removal = torch.stack([change(row, 1) for row in range(40)], dim=1).numpy()
-    derivative = torch.stack([change(row, 0.01) for row in range(40)], dim=1).numpy()
+    removal = np.stack([problem.change(row) for row in range(40)], axis=1)
+    derivative = np.stack([problem.change(row, 0.01) for row in range(40)], axis=1)
     np.testing.assert_allclose(predicted, derivative, atol=0.03 * np.abs(derivative).max())
     for query in range(len(QUERIES)):
         assert np.corrcoef(predicted[query], removal[query])[0, 1] > 0.98
         strongest = np.argsort(-np.abs(predicted[query]))[:10]
         assert (np.sign(predicted[query]) == np.sign(removal[query]))[strongest].all()
+
+
+def test_predicted_loss_changes_are_those_of_removal_and_addition(tmp_path):
+    """To some 10 %: an example that is removed takes more with it than the derivative says, one that is added less."""
+    everything = tiny_data(160)
+    problem = ConvexProblem(everything.select(range(150)))
+    trainer = problem.trainer(tmp_path)
+    result = trainer.find_influential(QUERIES, num_examples=2)
+    assert (result.summary.change, result.summary.num_train) == ("removed", 150)
+    np.testing.assert_allclose(result.queries["loss_at_attribution"], problem.before, rtol=1e-4)
+    for row in result.influences:
+        measured = problem.change(row["train_index"])[row["query_index"]]
+        assert row["predicted_loss_change"] == pytest.approx(measured, rel=0.12)
+
+    more = ConvexProblem(everything)
+    unseen = everything.select(range(150, 160))
+    pool = trainer.find_influential(QUERIES, num_examples=None, candidates=unseen)
+    assert pool.summary.change == "added"
+    predicted, measured = matrix_of(pool, 10, "predicted_loss_change"), np.zeros((len(QUERIES), 10))
+    for row in range(10):
+        weights = torch.full((160,), 160 / 150, dtype=torch.float64)  # whose mean is over the first 150
+        weights[150 : 150 + row] = weights[151 + row :] = 0
+        measured[:, row] = more.retrained(weights)[1] - problem.before
+    assert (predicted * measured).sum() / np.square(predicted).sum() == pytest.approx(1, abs=0.12)
+    assert np.corrcoef(predicted.ravel(), measured.ravel())[0, 1] > 0.99
+
+
+def test_candidates_from_the_training_set_can_be_removed(trainer):
+    few = trainer.find_influential(QUERIES, candidates=TRAIN.select([3, 5, 8]).map(lambda row: {"note": "mine"}))
+    assert few.summary.change == "removed" and few.summary.num_train == 40
+    np.testing.assert_allclose(few.influences["predicted_loss_change"], -np.array(few.influences["influence"]) / 40)
+    mixed = concatenate_datasets([TRAIN.select([3]), tiny_data(2, seed=3)])
+    assert trainer.find_influential(QUERIES, candidates=mixed).summary.change == "added"
+
+
+def test_a_solver_without_curvature_predicts_nothing(tmp_path):
+    result = tiny_trainer(tmp_path, train=TRAIN, solver="identity").find_influential(QUERIES, num_examples=2)
+    assert result.summary.change is None and result.influences["predicted_loss_change"] == [None] * 20
+    assert result.influences["percentile"][0] > 50
+    assert "A positive influence is harmful" in repr(result) and "without it" not in repr(result)
+
+
+def test_percentiles_count_every_candidate(trainer):
+    scan = np.abs(trainer.compute_influence(QUERIES))
+    result = trainer.find_influential(QUERIES, num_examples=3)
+    for row in result.influences:
+        weaker = (scan[row["query_index"]] < abs(row["influence"]) * (1 - 1e-4)).mean()
+        assert row["percentile"] == pytest.approx(100 * weaker)
+    trainer.build_index()
+    assert trainer.find_influential(QUERIES, num_neighbors=40).influences["percentile"][0] is None
 
 
 def test_training_and_evaluating_with_an_index_attached(tmp_path):

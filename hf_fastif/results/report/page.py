@@ -15,10 +15,11 @@ from hf_fastif.artifacts.plots import try_to_draw
 from hf_fastif.model import LOSS
 from hf_fastif.results.report.graph import InfluenceGraph, influence_graph
 from hf_fastif.results.report.page_data import graph_section
-from hf_fastif.results.report.rows import plain_row, query_rows, signed, span, token_row, training_rows
+from hf_fastif.results.report.rows import plain_row, query_rows, span, token_row, training_rows
 from hf_fastif.results.summary import ResultSummary
-from hf_fastif.results.tables import ResultTables
-from hf_fastif.scoring import DIRECTIONS, verbs_of
+from hf_fastif.results.tables import ResultTables, attributed_values
+from hf_fastif.results.words import ARROW, MINUS, ScoreWords, signed
+from hf_fastif.scoring import DIRECTIONS
 
 
 NUM_LISTED = 50  # examples of each direction on the page; a result may contain all candidates
@@ -61,30 +62,32 @@ def render_report(
         `str`: The page.
     """
     graph = influence_graph(result, slice_column, subset_column) if len(result.influences) else None
-    measure, verbs = result.summary.measure, verbs_of(result.summary.measure)
+    words = ScoreWords(result.summary, MINUS, ARROW)
+    cards = _cards(result, words)
+    rows = [row for card in cards for row in card["rows"]]
     return ENVIRONMENT.get_template("report.html.j2").render(
         title=title,
         model=result.summary.model,
         num_candidates=f"{result.summary.num_candidates:,}",
-        measure=measure,
-        subject=f"the {measure}" if verbs["helpful"] == "lower" else measure,
-        verbs=verbs,
-        cards=_cards(result),
+        measure=result.summary.measure,
+        words=words,
+        cards=cards,
+        has_earlier_losses=result.summary.measure == LOSS and any(row["attributed"] for row in rows),
         shared=_shared(result, graph) if graph else [],
         has_tokens="tokens" in result.influences.column_names,
-        graph=graph_section(result, graph) if graph else None,
+        graph=graph_section(result, graph, words) if graph else None,
         diagnosis=diagnosis,
         diagnosis_figure=_figure(diagnosis) if diagnosis else None,
         settings=settings_table(result),
     )
 
 
-def _cards(result: ResultTables) -> list[dict[str, Any]]:
+def _cards(result: ResultTables, words: ScoreWords) -> list[dict[str, Any]]:
     """Return a card for each query, with its prediction, or the predictions of all anchors."""
     cards: dict[int, dict[str, Any]] = {}
     for row in query_rows(result):
         cards.setdefault(row["query"], {"index": row["query"], "rows": []})["rows"].append(row)
-    directions = _directions(result)
+    directions = _directions(result, words)
     for query, card in cards.items():
         verdicts = {row["verdict"] for row in card["rows"]}
         card |= {
@@ -94,7 +97,7 @@ def _cards(result: ResultTables) -> list[dict[str, Any]]:
     return list(cards.values())
 
 
-def _directions(result: ResultTables) -> dict[tuple[int, str], dict[str, Any]]:
+def _directions(result: ResultTables, words: ScoreWords) -> dict[tuple[int, str], dict[str, Any]]:
     """Return the strongest examples of each query and direction, as many as the page has room for."""
     count, table = result.summary.num_queries, result.influences.with_format("arrow")[:]
     queries, ranks = (table[name].to_numpy() for name in ("query_index", "rank"))
@@ -109,20 +112,25 @@ def _directions(result: ResultTables) -> dict[tuple[int, str], dict[str, Any]]:
         for query in range(count)
         for i, name in enumerate(DIRECTIONS)
     }
+    before = attributed_values(result)
     for row in training_rows(result, rows[np.argsort(ranks[rows], kind="stable")]):
-        example = _with_tokens(plain_row(row, result.summary), row) | {
+        query, influence = row["query_index"], row["influence"]
+        consequences = words.consequence(before[query], influence), words.strength(row["percentile"])
+        example = _with_tokens(plain_row(row, result.summary), row, words) | {
             "index": row["train_index"],
             "rank": row["rank"],
-            "influence": signed(row["influence"]),
-            "percent": f"{100 * abs(row['influence']) / strongest[row['query_index']]:.1f}",
+            "number": words.number(influence),
+            "influence": signed(influence, MINUS),
+            "consequences": [text for text in consequences if text],
+            "percent": f"{100 * abs(influence) / strongest[query]:.1f}",
         }
-        lists[row["query_index"], row["direction"]]["examples"].append(example)
+        lists[query, row["direction"]]["examples"].append(example)
     return lists
 
 
-def _with_tokens(example: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+def _with_tokens(example: dict[str, Any], row: dict[str, Any], words: ScoreWords) -> dict[str, Any]:
     """Return an example with its marked tokens, which replace the texts that they repeat."""
-    tokens = token_row(row)
+    tokens = token_row(row, words)
     if tokens is None:
         return example | {"tokens": None}
     return example | {
@@ -164,6 +172,13 @@ def _checkpoints(summary: ResultSummary) -> str:
     return "" if names == ["final"] else ", ".join(names)
 
 
+def _unit(summary: ResultSummary) -> str:
+    """Return what scores predict."""
+    if summary.change is None:
+        return ""
+    return f"{ScoreWords(summary).noun}, of {summary.num_train:,} training examples"
+
+
 def settings_table(result: ResultTables) -> list[tuple[str, str]]:
     """Return the names and values of the known settings of a run."""
     summary, damping, largest = result.summary, result.summary.damping, result.summary.largest_eigenvalue
@@ -175,6 +190,7 @@ def settings_table(result: ResultTables) -> list[tuple[str, str]]:
     settings = {
         "Model": summary.model,
         "Measure": "" if summary.measure == LOSS else summary.measure,
+        "Unit of scores": _unit(summary),
         "Accuracy": f"{summary.accuracy:.1%}" if summary.accuracy is not None else "",
         "Checkpoints": _checkpoints(summary),
         "Parameters attributed": f"{summary.num_parameters:,}",

@@ -11,9 +11,10 @@ import numpy as np
 from hf_fastif.results.report.figure import subset_color
 from hf_fastif.results.report.graph import InfluenceGraph
 from hf_fastif.results.report.layout import lay_out
-from hf_fastif.results.report.rows import MINUS, plain_row, query_rows, training_rows
+from hf_fastif.results.report.rows import plain_row, query_rows, training_rows
 from hf_fastif.results.report.tables import EVERY, correlation_table, edge_table
 from hf_fastif.results.tables import ResultTables
+from hf_fastif.results.words import MINUS, ScoreWords
 
 
 NUM_EDGES = 40_000  # edges on the page; its tables count all edges
@@ -21,14 +22,14 @@ COORDINATE = 32_000  # integer that encodes the radius of the outer circle
 STRENGTH = 255  # integer that encodes the strongest edge
 
 
-def graph_section(result: ResultTables, graph: InfluenceGraph) -> dict[str, Any]:
+def graph_section(result: ResultTables, graph: InfluenceGraph, words: ScoreWords) -> dict[str, Any]:
     """Return the variables of the graph's template."""
     ranks = np.asarray(result.influences.with_format("numpy")["rank"])[graph.edge_rows]
     shown = graph.strongest(ranks, NUM_EDGES)
     left_out = len(ranks) - len(shown.influences)
     examples = result.summary.num_examples
     return {
-        "data": json.dumps(_data(result, shown), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c"),
+        "data": json.dumps(_data(result, shown, words), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c"),
         "slices": graph.slices,
         "subsets": [{"name": name, "color": subset_color(i)} for i, name in enumerate(graph.subsets)],
         "num_queries": f"{len(graph.query_indices):,}",
@@ -37,12 +38,12 @@ def graph_section(result: ResultTables, graph: InfluenceGraph) -> dict[str, Any]
         "left_out": f"{left_out:,}" if left_out else None,
         "num_strongest": f"{ranks[np.isin(graph.edge_rows, shown.edge_rows)].max():,}",
         "num_examples": None if examples is None else f"{examples:,}",
-        "table": _edge_rows(graph),
+        "table": _edge_rows(graph, words),
         "correlations": _correlation_rows(graph) if len(graph.slices) > 1 else [],
     }
 
 
-def _data(result: ResultTables, graph: InfluenceGraph) -> dict[str, Any]:
+def _data(result: ResultTables, graph: InfluenceGraph, words: ScoreWords) -> dict[str, Any]:
     layout, strengths = lay_out(graph), graph.strengths()
     order = np.argsort(-strengths, kind="stable")  # the page draws the strongest first
     first = np.unique(graph.edge_trains, return_index=True)[1]
@@ -69,6 +70,8 @@ def _data(result: ResultTables, graph: InfluenceGraph) -> dict[str, Any]:
         ],
         "edgeQueries": _packed(graph.edge_queries[order], "<u4"),
         "edgeTrains": _packed(graph.edge_trains[order], "<u4"),
+        "factor": words.factor,
+        "noun": words.noun,
         "influences": _packed(graph.influences[order], "<f4"),
         "strengths": _packed(np.round(STRENGTH * strengths[order]), "u1"),
     }
@@ -88,7 +91,7 @@ def _packed(values: np.ndarray, kind: str) -> str:
     return b64encode(np.ascontiguousarray(values).astype(kind).tobytes()).decode("ascii")
 
 
-def _edge_rows(graph: InfluenceGraph) -> list[dict[str, str]]:
+def _edge_rows(graph: InfluenceGraph, words: ScoreWords) -> list[dict[str, str]]:
     rows = edge_table(graph).to_dict("records")
     return [
         {
@@ -97,8 +100,8 @@ def _edge_rows(graph: InfluenceGraph) -> list[dict[str, str]]:
             "queries": f"{row['queries']:,}",
             **{f"{name}_edges": f"{row[f'{name}_edges']:,}" for name in ("helpful", "harmful")},
             **{
-                f"{name}_mean": f"{row[f'{name}_mean']:.3g}" if row[f"{name}_edges"] else "–"
-                for name in ("helpful", "harmful")
+                f"{name}_mean": words.number(sign * row[f"{name}_mean"]) if row[f"{name}_edges"] else "–"
+                for name, sign in (("helpful", -1), ("harmful", 1))
             },
         }
         for row in rows

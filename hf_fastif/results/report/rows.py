@@ -10,12 +10,13 @@ import numpy as np
 from datasets import ClassLabel, Dataset
 
 from hf_fastif.data import COMPUTED, with_label_names
+from hf_fastif.model import LOSS
 from hf_fastif.results.summary import ResultSummary
 from hf_fastif.results.tables import ResultTables
+from hf_fastif.results.words import MINUS, ScoreWords, plain
 
 
 NUM_CHARACTERS = 600  # of a text; longer texts are folded
-MINUS = "\N{MINUS SIGN}"
 FAINT = 0.01  # relative to the strongest token; weaker tokens are not marked
 NUM_NAMED = 3  # tokens whose influence is also listed as text
 
@@ -33,6 +34,7 @@ def query_rows(result: ResultTables) -> list[dict[str, Any]]:
             "prediction": row["prediction"],
             "probability": None if math.isnan(row["probability"]) else f"{row['probability']:.1%}",
             "loss": f"{row['loss']:.3g}",
+            "attributed": _attributed(row, result.summary),
             "verdict": verdict,
         }
         for row, verdict, source_row in zip(rows, verdicts, source_rows, strict=True)
@@ -62,10 +64,10 @@ def plain_row(row: dict[str, Any], summary: ResultSummary) -> dict[str, Any]:
     }
 
 
-def token_row(row: dict[str, Any]) -> dict[str, Any] | None:
+def token_row(row: dict[str, Any], words: ScoreWords) -> dict[str, Any] | None:
     """Group the tokens of a training example into runs, marking those with influence; None if it has no tokens.
 
-    Each run has a text. A marked token also has its `influence` as text, its `direction`, and its `share` relative to
+    Each run has a text. A marked token also has its `number` as text, its `direction`, and its `share` relative to
     the strongest token, in percent.
     """
     if not row.get("tokens"):
@@ -77,25 +79,29 @@ def token_row(row: dict[str, Any]) -> dict[str, Any] | None:
         if abs(value) >= FAINT * largest:
             direction = "helpful" if value < 0 else "harmful"
             share = round(100 * abs(value) / largest)
-            runs.append({"text": text, "influence": signed(value), "direction": direction, "share": share})
-        elif runs and runs[-1]["influence"] is None:
+            runs.append({"text": text, "number": words.number(value), "direction": direction, "share": share})
+        elif runs and runs[-1]["number"] is None:
             runs[-1]["text"] += text
         else:
-            runs.append({"text": text, "influence": None})
-    marked = sorted((run for run in runs if run["influence"]), key=lambda run: -run["share"])
-    named = [(run["text"].strip() or "\N{OPEN BOX}", run["influence"]) for run in marked[:NUM_NAMED]]
+            runs.append({"text": text, "number": None})
+    marked = sorted((run for run in runs if run["number"]), key=lambda run: -run["share"])
+    named = [(run["text"].strip() or "\N{OPEN BOX}", run["number"]) for run in marked[:NUM_NAMED]]
     return {"runs": runs, "named": named, "text": "".join(texts)}
-
-
-def signed(value: float) -> str:
-    """Format a number with its sign and three digits."""
-    return f"{value:+#.3g}".rstrip(".").replace("-", MINUS)
 
 
 def span(values: Sequence[float]) -> str:
     """Format the smallest and the largest of some numbers that may be NaN."""
     known = [f"{value:.2g}" for value in sorted(values) if not math.isnan(value)]
     return " to ".join(dict.fromkeys([known[0], known[-1]])) if known else ""
+
+
+def _attributed(row: dict[str, Any], summary: ResultSummary) -> tuple[str, str] | None:
+    """Return name and value of what is attributed; None if it is the loss that is shown anyway, or unknown."""
+    value = row["loss_at_attribution"]
+    text = None if value is None else plain(value, MINUS)
+    if text is None or summary.measure == LOSS and text == plain(row["loss"], MINUS):
+        return None
+    return ("loss at attribution" if summary.measure == LOSS else summary.measure), text
 
 
 def _verdicts(queries: Dataset, label_column: str | None) -> list[str | None]:

@@ -16,7 +16,7 @@ from synthetic import synthetic_result
 from hf_fastif.results.report.graph import influence_graph
 from hf_fastif.results.report.page import render_report
 from hf_fastif.results.report.page_data import COORDINATE, STRENGTH
-from hf_fastif.results.report.rows import MINUS
+from hf_fastif.results.words import MINUS
 
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium or chrome")
@@ -183,6 +183,31 @@ def test_a_click_fixes_a_node_and_lists_its_edges(browser, graph, places):
     assert browser.value("document.activeElement.className") == "chosen"
     point(browser, 5)
     assert text(browser, ".tip span").endswith(", helpful" if influences[0] < 0 else ", harmful")
+
+
+def test_the_graph_shows_predicted_changes(browser, tmp_path):
+    result = synthetic_result(SLICES, num_trains=50, k=12, change="removed", num_train=50)
+    browser.open(result.to_html(tmp_path / "report.html"), height=1400)
+    browser.value("openTab('graph')")
+    drawn(browser, len(result.influences))
+    browser.value("document.querySelector('canvas.marks').focus()")
+    browser.press("ArrowRight", "Enter")
+    query = int(re.match(r"query (\d+)", state(browser, "fixed"))[1])
+    changes = [row["predicted_loss_change"] for row in result.influences if row["query_index"] == query]
+    listed = [float(entry.split()[0].replace(MINUS, "-")) for entry in texts(browser, ".edges-list .edge")]
+    assert sorted(listed) == pytest.approx(sorted(changes), rel=6e-2, abs=1e-5)
+    browser.value("document.querySelector('canvas.marks').focus()")
+    browser.press("ArrowDown")
+    number = texts(browser, ".edges-list .edge")[0].split()[0]
+    direction = "helpful" if number.startswith("+") else "harmful"
+    assert text(browser, ".tip span") == f"predicted change of the loss if removed {number}, {direction}"
+    means = texts(browser, ".numbers-table td")[-2:]
+    expected = [
+        np.mean([row["predicted_loss_change"] for row in result.influences if row["direction"] == name])
+        for name in ("helpful", "harmful")
+    ]
+    assert [float(mean.replace(MINUS, "-")) for mean in means] == pytest.approx(expected, rel=6e-3)
+    assert browser.problems() == []
 
 
 def test_switches_take_signs_and_slices_away(browser, graph, places):

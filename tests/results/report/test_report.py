@@ -44,17 +44,18 @@ def pairs(name: str, count: int) -> Dataset:
     return Dataset.from_dict(columns, features=features)
 
 
-def classification(scores: list[list[float]], num_examples: int | None = None) -> InfluenceResult:
+def classification(scores: list[list[float]], num_examples: int | None = None, **changes: Any) -> InfluenceResult:
     """A result whose query i is predicted as label 0 with probability 0.8."""
     logits = np.log(np.tile([0.8, 0.15, 0.05], (len(scores), 1)))
     return build_result(
         pairs("query", len(scores)),
         pairs("training", len(scores[0])),
         Predictions(logits, np.full(len(scores), 0.7), np.zeros(len(scores))),
+        np.full(len(scores), 0.7),
         [QueryScores(np.arange(len(row)), np.array(row, "float32"), QUALITY) for row in scores],
         num_examples,
         dict(enumerate(NAMES)),
-        SETTINGS,
+        SETTINGS | changes,
     )
 
 
@@ -66,6 +67,7 @@ def regression() -> InfluenceResult:
         examples,
         examples,
         Predictions(np.array([[0.7], [1.5]]), np.array([0.04, 0.06]), np.full(2, np.nan)),
+        np.array([0.04, 0.06]),
         [QueryScores(np.arange(2), np.array([-1.0, 2.0], "float32"), quality)] * 2,
         None,
         {},
@@ -142,6 +144,73 @@ def test_the_figure_says_which_way_helpful_examples_go(
     plot_influences(result, tmp_path / "influences.svg")
     drawn = (tmp_path / "influences.svg").read_text("utf-8")
     assert f"<!-- influence (helpful: below 0, it {effect}) -->" in drawn
+    result.summary = replace(result.summary, change="removed", num_train=6)
+    plot_influences(result, tmp_path / "changes.svg")
+    side = "below" if measure == "Margin()" else "above"
+    what = "the loss" if measure == "loss" else "the measure"
+    label = f"<!-- predicted change of {what} if removed (helpful: {side} 0) -->"
+    assert label in (tmp_path / "changes.svg").read_text("utf-8")
+
+
+REMOVED = {"change": "removed", "num_train": 6}
+
+
+@pytest.mark.parametrize(
+    ("change", "measure", "shown", "helpful", "harmful", "numbers"),
+    [
+        ("removed", "loss", "the loss", "raises", "lowers", ("+0.208", "−0.333")),
+        ("added", "loss", "the loss", "lowers", "raises", ("−0.208", "+0.333")),
+        ("removed", "Margin()", "Margin()", "lowers", "raises", ("−0.208", "+0.333")),
+        ("removed", CONTRAST, f"the {CONTRAST}", "raises", "lowers", ("+0.208", "−0.333")),
+    ],
+)
+def test_the_page_predicts_what_a_change_of_the_training_set_does(
+    change: str, measure: str, shown: str, helpful: str, harmful: str, numbers: tuple[str, str]
+) -> None:
+    result = classification([[-0.5, 2.0, -1.25]], change=change, num_train=6, measure=measure)
+    page, gerund = render_report(result, "Title"), {"removed": "removing", "added": "adding"}[change]
+    for direction, verb, number in (("helpful", helpful, numbers[0]), ("harmful", harmful, numbers[1])):
+        sign = number[0]
+        assert f"{sign} {direction}:</b> {gerund} the training example {verb} {shown} on the query." in page
+        own = column(cards(page)[0], direction)
+        assert f"{sign} Most {direction} <small>{gerund} one {verb} {shown}</small>" in own
+        influence = {"helpful": "−1.25", "harmful": "+2.00"}[direction]
+        assert f'<b class="influence" title="influence {influence}">{number}</b>' in own
+        assert f'<span class="influence">{sign} {direction}</span>' in page  # the switch of the graph
+    assert f"A number is the predicted change of {shown} of the query if the example were {change} " in page
+    assert "negative influence" not in page and "Compare bars within one query" in page
+    assert (f"The change is that of {shown}, not of the loss" in page) == (measure != "loss")
+    rows = dict(re.findall(r'<th scope="row">(.*?)</th><td>(.*?)</td>', page))
+    what = "the loss" if measure == "loss" else "the measure"
+    assert rows["Unit of scores"] == f"predicted change of {what} if {change}, of 6 training examples"
+
+
+def test_every_example_says_what_follows_and_how_strong_it_is() -> None:
+    result = classification([[-0.5, 2.0, -1.25, 0.25, -0.001, -0.0001]], **REMOVED)
+    helpful, harmful = (column(cards(render_report(result, "Title"))[0], name) for name in ("helpful", "harmful"))
+    lines = re.findall(r'<p class="consequences">(.*?)</p>', helpful)
+    assert lines == [
+        "without it: loss 0.700 → 0.908; stronger than 66.6 % of the training set",
+        "without it: loss 0.700 → 0.783; stronger than 50.0 % of the training set",
+        "without it: loss 0.7000 → 0.7002; stronger than 16.6 % of the training set",
+        "stronger than 0.0 % of the training set",
+    ]
+    assert "without it: loss 0.700 → 0.367; stronger than 83.3 % of the training set" in harmful
+    assert "+1.7e-05" in helpful  # never a long number
+    assert "stronger than" not in render_report(classification([[1.0, -1.0]], num_neighbors=2, **REMOVED), "Title")
+
+
+def test_the_loss_where_influence_was_taken_is_shown_if_it_is_another(result: InfluenceResult) -> None:
+    page = render_report(result, "Title")
+    assert "at attribution" not in page
+    values = result.queries.to_dict() | {"loss_at_attribution": [0.9, 0.7]}
+    result.queries = Dataset.from_dict(values, features=result.queries.features)
+    page = render_report(result, "Title")
+    assert page.count("<dt>loss at attribution</dt><dd>0.900</dd>") == 1
+    assert "<dt>loss at attribution</dt>" not in cards(page)[1]
+    assert "where queries have another “loss at attribution”" in page
+    result.summary = replace(result.summary, measure="Margin()")
+    assert render_report(result, "Title").count("<dt>Margin()</dt>") == 2
 
 
 def test_every_query_has_a_card_with_its_texts_labels_and_tags(result: InfluenceResult) -> None:

@@ -27,8 +27,8 @@
   const recordOf = node => (isQuery(node) ? data.queries[node] : data.trains[node - numQueries]);
   const nameOf = node => `${isQuery(node) ? "query " : "training example #"}${recordOf(node).index}`;
   const scoreOf = edge => {
-    const size = Math.abs(influences[edge]), digits = Number(size.toPrecision(3));
-    return `${influences[edge] > 0 ? "+" : "−"}${size < 1e-4 || size >= 1e6 ? size.toExponential(2) : digits}`;
+    const score = data.factor * influences[edge], size = Math.abs(score), digits = Number(size.toPrecision(3));
+    return `${score > 0 ? "+" : "−"}${size < 1e-4 ? size.toExponential(1) : size >= 1e6 ? size.toExponential(2) : digits}`;
   };
 
   // Drawing: edges and nodes only after a switch, a resize or a move, marks whenever a node gets the focus.

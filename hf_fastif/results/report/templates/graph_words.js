@@ -27,7 +27,7 @@
   }
   function describe(node) {
     const record = recordOf(node), edge = fixed === node ? undefined : edgeBetween(node, fixed);
-    const told = edge === undefined ? countOf(node) : `influence ${scoreOf(edge)}, ${signOf(edge) ? "harmful" : "helpful"}`;
+    const told = edge === undefined ? countOf(node) : `${data.noun} ${scoreOf(edge)}, ${signOf(edge) ? "harmful" : "helpful"}`;
     const lines = [make("b", nameOf(node) + placeOf(node)), make("span", told, edge === undefined ? "" : ["helpful", "harmful"][signOf(edge)])];
     const answer = answerOf(record);
     if (answer) lines.push(make("span", answer));
