@@ -18,10 +18,12 @@ from hf_fastif.data import ExampleBatches, check_dataset, check_rows, check_trai
 from hf_fastif.diagnosis import Diagnosis, diagnose
 from hf_fastif.errors import InfluenceError
 from hf_fastif.influence import (
+    Estimate,
     InfluenceSession,
     QuerySet,
     Ranking,
     SessionCache,
+    estimate,
     open_session,
     self_influence_by_index,
 )
@@ -310,6 +312,25 @@ class InfluenceMixin(IndexMixin, HubMixin, RunMixin):
             settings,
             texts,
         )
+
+    def estimate(self, num_queries: int = 1) -> Estimate:
+        """Estimate the time and memory of the index, of queries and of other solvers, from one timed batch.
+
+        Args:
+            num_queries (`int`, *optional*, defaults to 1): The number of queries that are asked about together.
+
+        Returns:
+            [`Estimate`]: A table; `estimate["index"].seconds` is one of its numbers.
+
+        Example:
+            ```python
+            print(trainer.estimate(num_queries=8))
+            ```
+        """
+        if num_queries < 1:
+            raise InfluenceError(f"num_queries={num_queries}: give at least 1.")
+        with self.session() as session:
+            return estimate(session, num_queries)
 
     def diagnose(self, examples: Dataset | None = None, s_test: Solution | None = None) -> Diagnosis:
         """Diagnose curvature, damping and solver at the first checkpoint, and explain whether to trust the scores.
