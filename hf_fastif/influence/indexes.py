@@ -124,19 +124,19 @@ class Indexes:
         elif add_to is not None:
             kind = add_to.name
         train_digest = self.train().digest if kind == SKETCH else ""
-        belongs = {**self.belongs(pool), **self.provenance(pool)}
-        manifest = index_manifest(self.args, kind, len(pool.batches), train_digest, matrix, belongs)
-        key, folder = json.dumps(manifest), self.folder / f"{kind}-{pool.digest}"
+        needed = index_manifest(self.args, kind, len(pool.batches), train_digest, matrix, self.belongs(pool))
+        key, folder = json.dumps(needed), self.folder / f"{kind}-{pool.digest}"
         known, index = self.cache.get(folder.name, (None, None))
         if key == known and add_to is None:
             return index
-        if add_to is not None or self.args.overwrite or not self._is_written(folder, kind, manifest):
+        if add_to is not None or self.args.overwrite or not self._is_written(folder, kind, needed):
             width = matrix.shape[1] if matrix is not None else self.args.index_size
             made_index(
                 width, self.args.index_factory, kind == SKETCH, self.args.index_search
             )  # raises before the work
             with self.partial_results("build_index", pool.digest, kind, add_to and add_to.identity) as partials:
                 vectors = self._vectors(pool, kind, matrix, add_to, partials)
+                manifest = {**needed, **self.provenance(pool)}
                 write_index(folder, kind, vectors, manifest, self.accelerator, self.args.seed, add_to)
         index = InfluenceIndex.load(folder, **self.place)
         self.cache[folder.name] = (key, index)

@@ -84,6 +84,7 @@ def test_another_trainer_reads_it_from_disk(trainer, tmp_path, monkeypatch):
     expected = trainer.compute_influence(QUERIES)
     other = tiny_trainer(tmp_path, checkpoints="final", query_batch_size=2)
     monkeypatch.setattr("hf_fastif.influence.indexes.write_index", lambda *_args: 1 / 0)
+    other.model.config._name_or_path = "saved/and-loaded"  # its name does not matter
     np.testing.assert_allclose(other.compute_influence(QUERIES), expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(ZeroDivisionError):
         tiny_trainer(tmp_path, checkpoints="final", index_size=8).compute_influence(QUERIES)
