@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import batches, tiny_data, tiny_model, tiny_trainer
 
-from hf_fastif.curvature import CurvatureSample
+from hf_fastif.curvature import CurvatureSample, KroneckerFit
 from hf_fastif.solvers import ekfac, exact
 from hf_fastif.solvers import setup as solving
 
@@ -86,7 +86,7 @@ def test_factors_are_fitted_once_and_kept_on_disk(tmp_path, monkeypatch):
     first = trainer_of(tmp_path, solver="ekfac").compute_s_test(QUERIES)
     assert (tmp_path / "influence" / "ekfac.safetensors").is_file()
 
-    monkeypatch.setattr(solving, "fit_kronecker_factors", lambda *_: pytest.fail("fitted again"))
+    monkeypatch.setattr(KroneckerFit, "bases", lambda _: pytest.fail("fitted again"))
     again = trainer_of(tmp_path, solver="ekfac").compute_s_test(QUERIES)
     assert torch.equal(first.vectors, again.vectors)
 
