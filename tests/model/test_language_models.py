@@ -134,15 +134,15 @@ def test_ekfac_has_the_trace_of_the_curvature(tmp_path):
     assert np.mean(traces) == pytest.approx(float(matrix.trace()), rel=0.1)
 
 
-def test_lissa_is_chosen_and_damped_by_the_largest_eigenvalue(gpt2):
+def test_lissa_is_the_iterative_solver_and_damped_by_the_largest_eigenvalue(gpt2):
     case = CASES["causal-gpt2"]
     _, matrix = gradients_and_curvature(case, gpt2, DATA)
-    gpt2.args.damping = "auto"
+    gpt2.args.damping, gpt2.args.solver = "auto", "lissa"
     with gpt2.session() as session:
         session.examples("examples", QUERIES)
         setup = session.setup()
-        assert setup.name == "lissa"
-        assert setup.damping == pytest.approx(0.01 * float(torch.linalg.eigvalsh(matrix)[-1]), rel=0.03)
+        assert setup.iterative == "lissa"
+        assert setup.damping == pytest.approx(0.003 * float(torch.linalg.eigvalsh(matrix)[-1]), rel=0.03)
         assert not setup.spectrum.whole
 
 
@@ -170,7 +170,9 @@ def test_features_of_the_last_token_and_of_the_mean(tmp_path):
         states.append(output.hidden_states[-1][0].detach())
     expected = {"pooled": [s[-1] for s in states], "mean_pooled": [s.mean(dim=0) for s in states]}
     for kind, vectors in expected.items():
-        trainer = case.trainer(tmp_path / kind, CASES["causal-gpt2"].data(6), index_features=kind, solver="identity")
+        trainer = case.trainer(
+            tmp_path / kind, CASES["causal-gpt2"].data(6), index_features=kind, index_factory="Flat", solver="identity"
+        )
         index = trainer.build_index()
         np.testing.assert_allclose(
             index.faiss_index.reconstruct_n(0, len(DATA)), torch.stack(vectors), rtol=1e-4, atol=1e-5
