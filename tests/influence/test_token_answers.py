@@ -54,7 +54,7 @@ def test_random_directions_estimate_the_curvature(tmp_path):
     ]
     correlations = [np.corrcoef(scores.ravel(), expected.ravel())[0, 1] for scores in estimates]
     mean = np.corrcoef(np.mean(estimates, axis=0).ravel(), expected.ravel())[0, 1]
-    assert min(correlations) > 0.8 and mean > max(np.mean(correlations), 0.9)
+    assert min(correlations) > 0.5 and mean > max(correlations)
 
 
 def test_a_measure_of_tokens_is_answered_too(tmp_path):
