@@ -49,7 +49,9 @@ def test_random_directions_estimate_the_curvature(tmp_path):
     exact = case.trainer(tmp_path / "exact", train, solver="exact", damping=5.0, checkpoints="final")
     expected = exact.compute_influence(queries)
     estimates = [
-        case.trainer(tmp_path / str(seed), train, seed=seed, damping=5.0, checkpoints="final").compute_influence(queries)
+        case.trainer(tmp_path / str(seed), train, seed=seed, damping=5.0, checkpoints="final").compute_influence(
+            queries
+        )
         for seed in range(6)
     ]
     correlations = [np.corrcoef(scores.ravel(), expected.ravel())[0, 1] for scores in estimates]
