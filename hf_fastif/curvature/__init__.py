@@ -18,7 +18,7 @@ from hf_fastif.curvature.moments import SecondMoment
 from hf_fastif.curvature.products import Curvature, GaussNewton, Hessian, mean_product
 from hf_fastif.curvature.publish import push_factors
 from hf_fastif.curvature.sample import CurvatureSample, squared_residual
-from hf_fastif.curvature.sketch import DirectionEntries, Entries, Part, Sketch, leading_entries
+from hf_fastif.curvature.sketch import PART_TENSORS, DirectionEntries, Entries, Part, Sketch, leading_entries
 from hf_fastif.curvature.spectrum import Spectrum
 
 
@@ -36,6 +36,7 @@ __all__ = [
     "KroneckerFit",
     "Layer",
     "LossAndCurvature",
+    "PART_TENSORS",
     "Part",
     "SecondMoment",
     "Sketch",

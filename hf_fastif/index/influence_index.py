@@ -29,7 +29,7 @@ from hf_fastif.artifacts import (
     read_manifest,
     reading,
 )
-from hf_fastif.curvature import Entries, Part, Sketch, layers_from_json, layers_to_json
+from hf_fastif.curvature import PART_TENSORS, Entries, Part, Sketch, layers_from_json, layers_to_json
 from hf_fastif.errors import InfluenceError, NotFoundError
 from hf_fastif.index.publish import MANIFEST, push_index
 from hf_fastif.index.store import (
@@ -44,7 +44,6 @@ from hf_fastif.index.store import (
 
 
 SKETCHES = "sketches.safetensors"
-PART_TENSORS = ("output_basis", "input_basis", "entries")
 SCORED = 1 << 26  # bytes of vectors that are multiplied with queries at once
 MANIFEST_TYPES = {
     "name": str,
@@ -66,8 +65,8 @@ class InfluenceIndex:
     """A nearest-neighbour index over the rows of one dataset, built with one model.
 
     Attributes:
-        name (`str`): The kind of its features: `"gradient_sketch"`, `"pooled"`, `"mean_pooled"`, or `"own"` if the user
-            supplied them.
+        name (`str`): The kind of its features: `"gradient_sketch"`, `"pooled"`, `"mean_pooled"`, or `"own"` if the
+            user supplied them.
         faiss_index (`faiss.Index`): The vectors.
         manifest (`dict`): Digests of the model and dataset that it was built with, sizes, settings and files.
         folder (`Path`): The folder that it was loaded from.

@@ -258,8 +258,8 @@ class InfluenceMixin(IndexMixin, HubMixin, RunMixin):
                 `QuerySet(anchors, reduce="mean")` combines them into a single query.
             num_examples (`int`, *optional*, defaults to 10): The number to return per direction; None returns every
                 scored candidate.
-            num_neighbors (`int`, *optional*): k: score only the k rows that the index of `build_index()` ranks highest
-                for a query. None scores every candidate. By default `args.num_neighbors`.
+            num_neighbors (`int`, *optional*): k: score only the k rows that the index ranks highest for a query. None
+                scores every candidate. By default `args.num_neighbors`.
             candidates (`datasets.Dataset`, *optional*): By default `trainer.train_dataset`. For a dataset that was
                 never trained on, scores predict the effect of training on it.
             s_test ([`Solution`], *optional*): The return value of `compute_s_test(examples, measure)`, to reuse it.
@@ -299,7 +299,7 @@ class InfluenceMixin(IndexMixin, HubMixin, RunMixin):
             attributed = session.attributed(queries)
             scores, scoring = ranking.scores(session, "find_influential")
             texts = texts_of_tokens(session.objective, pool.batches, scores, self.processing_class)
-            settings = session.settings(k, num_examples) | session.unit(pool)
+            settings = session.settings(k, num_examples, ranking.solver(session)) | session.unit(pool)
             settings |= {"scoring": scoring, "measure": queries.measured}
         return build_result(
             without_indexes(queries.query_set.dataset),

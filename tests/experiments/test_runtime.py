@@ -18,7 +18,7 @@ N, QUERIES = 24, tiny_data(2, seed=1)
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runtime")
-    return tiny_trainer(folder, train=tiny_data(N), solver="ekfac", damping=0.5, index_features="last_layer_gradient")
+    return tiny_trainer(folder, train=tiny_data(N), solver="ekfac", damping=0.5, index_features="pooled")
 
 
 @pytest.fixture(scope="module")
