@@ -10,7 +10,7 @@ BUFFER = 1024  # rows that are added to the matrix together
 STRIP = 2048  # columns of the matrix that are updated at once; the part below the diagonal is mirrored at the end
 OVERSAMPLING = 128  # further directions in a randomized decomposition
 ITERATIONS = 3  # of it
-NOTHING = 1e-7  # of the largest eigenvalue: below it, rounding decides
+NOTHING = 1e-6  # of the largest eigenvalue: below it, rounding decides what is an eigenvector
 
 
 class SecondMoment:
