@@ -54,6 +54,11 @@ def compute_influence(trainer: InfluenceTrainer) -> np.ndarray:
     return trainer.compute_influence(QUERIES)
 
 
+def self_influence(trainer: InfluenceTrainer) -> np.ndarray:
+    trainer.args.solver = "ekfac"
+    return trainer.self_influence()
+
+
 def between_checkpoints(trainer: InfluenceTrainer) -> np.ndarray:
     folder, paths = Path(trainer.args.output_dir) / "kept", []
     for step in (1, 2):
@@ -72,7 +77,7 @@ STAGES: dict[str, tuple[Callable, object, str, int, int]] = {
     "solving": (lambda trainer: trainer.compute_s_test(QUERIES).vectors.numpy(), DualAscent, "solve", 2, 2),
     "scan": (compute_influence, Scoring, "batch_scores", 15, 14),
     "candidates": (find_influential, Scoring, "batch_scores", 8, 7),
-    "self-influence": (lambda trainer: trainer.self_influence(), attribution, "self_influence", 7, 6),
+    "self-influence": (self_influence, attribution, "self_influence", 7, 6),
     "checkpoints": (between_checkpoints, Scoring, "batch_scores", 13, 12),
 }
 
