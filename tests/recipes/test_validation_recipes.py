@@ -131,7 +131,7 @@ def pooled_states(model, rows: Dataset) -> np.ndarray:
 
 def test_recall(run, arguments, files):
     result = run("recall", RecallOfFeatures)
-    kinds = ["pooled", "mean_pooled", "last_layer_gradient", "gradient_sketch"]
+    kinds = ["gradient_sketch", "pooled", "mean_pooled"]
     assert list(dict.fromkeys(row["features"] for row in result.table)) == kinds
     for group, count in (("all", 4), ("predicted wrong", 2), ("predicted right", 2)):
         rows = [row for row in result.table if (row["group"], row["k"]) == (group, 5)]
