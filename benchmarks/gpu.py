@@ -52,6 +52,7 @@ STAGES = [  # of building an index: the name, and the function that takes the ti
     ("curvature: eigenvectors", SecondMoment, "leading"),
     ("coordinates and FAISS files", InfluenceIndex, "write"),
 ]
+GROWING = [name for name, _, function in STAGES if function in ("columns_of", "get", "add", "write")]  # with the rows
 REST = "checks, hashes and the rest of the index"
 
 
@@ -100,7 +101,7 @@ def classifier(rows: int, tiny: bool) -> Subject:
         second[:, 24:] = 1
         return as_dataset(columns | {"token_type_ids": second, "labels": np.random.randint(0, 3, count)})
 
-    return Subject("BERT-base" if not tiny else "a tiny BERT", model, pairs(rows), pairs(QUERIES + 1), 256)
+    return Subject("BERT-base" if not tiny else "a tiny BERT", model, pairs(rows), pairs(2 * QUERIES), 256)
 
 
 def language_model(texts: int, tiny: bool) -> Subject:
@@ -126,7 +127,7 @@ def language_model(texts: int, tiny: bool) -> Subject:
         labels[:, :192] = -100
         return as_dataset({"input_ids": tokens, "labels": labels})
 
-    return Subject(name, model, completions(texts), completions(QUERIES + 1), 32)
+    return Subject(name, model, completions(texts), completions(2 * QUERIES), 32)
 
 
 def random_tokens(count: int, length: int, vocabulary: int) -> np.ndarray:
@@ -206,11 +207,13 @@ class Stages:
 def measure_part(subject: Subject, precision: str, folder: Path, watch: Stages, end: float) -> dict[str, Any]:
     """Measure ever larger slices of the rows, until all are measured or no more rows fit."""
     rows = min(SLICE, len(subject.train))
-    for share in (0.25, 0.8):  # of the time that is left, for the next slice
+    for share in (0.3, 0.8):  # of the time that is left, for the next slice
         start = time.perf_counter()
         numbers = measure(subject, rows, precision, folder, watch)
         now = time.perf_counter()
-        following = min(len(subject.train), int(rows * share * (end - now) / (now - start)))
+        growing = sum(numbers["stages"][name]["seconds"] for name in GROWING)
+        available = share * (end - now) - (now - start - growing)
+        following = min(len(subject.train), int(rows * available / growing))
         if following <= rows:
             return numbers
         rows = following
@@ -236,16 +239,20 @@ def measure(subject: Subject, rows: int, precision: str, folder: Path, watch: St
             index = trainer.build_index()
         watch.seconds[TOTAL] = sum(watch.seconds.values())
         watch.peaks[TOTAL] = watch.peaks[REST]
-        queries = subject.queries
-        for name, chosen in (
-            ("the first query", [0]),
-            ("one query", [1]),
-            (f"{QUERIES} queries", range(1, QUERIES + 1)),
-        ):
+        first, one, many, others = (
+            subject.queries.select(rows) for rows in ([0], [1], range(2, QUERIES + 2), range(QUERIES, 2 * QUERIES))
+        )
+        calls = {
+            "the first query": lambda: trainer.find_influential(first),
+            "one query": lambda: trainer.find_influential(one),
+            f"{QUERIES} queries": lambda: trainer.find_influential(many),
+            f"{QUERIES} queries, all scores": lambda: trainer.compute_influence(others),
+        }
+        for name, call in calls.items():
             with watch.stage(name):
-                trainer.find_influential(queries.select(chosen))
+                call()
         features = np.random.default_rng(0).standard_normal((QUERIES, index.faiss_index.d), dtype=np.float32)
-        with watch.stage(f"{QUERIES} queries against all rows, products alone"):
+        with watch.stage(f"{QUERIES} queries, products with all rows alone"):
             index.scores(features)
     stages = {name: {"seconds": watch.seconds[name], "peak_gb": watch.peaks[name]} for name in watch.seconds}
     return {"model": subject.name, "rows": rows, "wanted": len(subject.train), "stages": stages}
