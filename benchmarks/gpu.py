@@ -288,7 +288,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--minutes", type=float, default=8.0, help="For everything.")
-    parser.add_argument("--rows", type=int, default=400_000, help="Pairs of the classifier, and at most so many texts.")
+    parser.add_argument(
+        "--rows", type=int, default=400_000, help="Pairs of the classifier, and at most so many texts."
+    )
     parser.add_argument("--texts", type=int, default=2000, help="Texts of the language model.")
     parser.add_argument("--tiny", action="store_true", help="Use tiny models.")
     main(**vars(parser.parse_args()))

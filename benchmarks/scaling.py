@@ -1,4 +1,4 @@
-"""What more processes save: an index and its answers, s_test with T = 4 repeats and a full scan, on one process and two.
+"""What more processes save: an index, its answers, s_test with T = 4 repeats and a full scan, on one and on two.
 
     python benchmarks/scaling.py --model_name_or_path out/mnli --train_file mnli_train.jsonl.gz \
         --validation_file mnli_dev_matched.jsonl.gz --text_columns premise hypothesis --max_train_examples 2000 \

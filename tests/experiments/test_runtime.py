@@ -28,9 +28,7 @@ def found(trainer):
 
 
 def test_every_way_is_timed_for_every_number_of_candidates(found):
-    assert [(cost.method, cost.k) for cost in found.costs] == [
-        (method, k) for method in METHODS for k in (N, 6)
-    ]
+    assert [(cost.method, cost.k) for cost in found.costs] == [(method, k) for method in METHODS for k in (N, 6)]
     assert all(cost.seconds > 0 and cost.processes == 1 for cost in found.costs)
     assert [cost.extrapolated for cost in found.costs] == [True] * 2 + [False] * 6
     assert [row["what"] for row in found.once] == ["our Kronecker bases", "our index"]
