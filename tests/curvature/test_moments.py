@@ -88,8 +88,8 @@ def test_zeros_have_no_directions(num_rows):
 @pytest.mark.parametrize("num_rows", [280, 2000])
 @pytest.mark.parametrize("decay", [0.9, 0.98])
 def test_a_randomized_decomposition_is_close_to_the_exact_one(num_rows, decay, monkeypatch):
-    rows, calls, randomized = rows_of(num_rows, 300, decay), [], moments._randomized
-    monkeypatch.setattr(moments, "_randomized", lambda *args: calls.append(1) or randomized(*args))
+    rows, calls, randomized = rows_of(num_rows, 300, decay), [], moments._leading_subspace
+    monkeypatch.setattr(moments, "_leading_subspace", lambda *args: calls.append(1) or randomized(*args))
     monkeypatch.setattr(moments, "OVERSAMPLING", 20)
 
     values, vectors = moment_of(rows).leading(30, 0)
