@@ -11,7 +11,7 @@ from tiny import VOCABULARY, batches, tiny_data, tiny_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from hf_fastif.curvature.captures import captures
+from hf_fastif.curvature.captures import EmbeddingCapture, captures, loss_captures
 from hf_fastif.curvature.layers import Layer, captured_layers
 from hf_fastif.influence.predictions import loss_gradients
 from hf_fastif.model import Objective
@@ -295,3 +295,94 @@ def test_a_layer_as_one_matrix_and_back(module):
     back = layer.from_matrix(layer.to_matrix(stack))
     assert list(back) == list(own)
     assert all(torch.equal(back[name], stack[name]) for name in own)
+
+
+# ------------------------------------------------------------------------------------------ embeddings
+
+
+def embedding_captures(model, batch, directions=two_directions) -> list[EmbeddingCapture]:
+    objective = Objective(model)
+    layers = [layer for layer in captured_layers(objective, batch, embeddings=True) if layer.kind == "embedding"]
+    return list(captures(objective, batch, layers, directions))
+
+
+@pytest.mark.parametrize(("architecture", "count"), [("bert", 3), ("roberta", 3), ("distilbert", 2), ("gpt2", 2)])
+def test_the_rows_of_a_table_have_the_gradients_of_single_examples(architecture, count, examples):
+    model = tiny_model(architecture, frozen=None, double=True)
+    batch = examples.take(ROWS)
+    expected = expected_rows(model, batch)
+    found = embedding_captures(model, batch)
+
+    assert len(found) == count
+    for capture in found:
+        table = expected[capture.layer.names[0]]  # (r, B, rows, size)
+        for rows in (torch.arange(table.shape[2]), capture.ids.unique(), torch.tensor([1, 0])):
+            one_hot = capture.at_rows(rows)
+            torch.testing.assert_close(one_hot.matrices(), table[:, :, rows].mT, rtol=1e-9, atol=1e-10)
+            torch.testing.assert_close(one_hot.squares(), table[:, :, rows].square().sum(dim=(2, 3)))
+        seen = torch.zeros(table.shape[2], dtype=torch.bool)
+        seen[capture.ids.unique()] = True
+        assert not table[:, :, ~seen].any()
+
+
+def test_products_and_squares_of_a_table_are_those_of_its_gradients(examples):
+    model = tiny_model(frozen=None, double=True)
+    batch = examples.take(ROWS)
+    expected = expected_rows(model, batch)
+    for capture in embedding_captures(model, batch):
+        name = capture.layer.names[0]
+        vectors = {name: torch.randn(3, *expected[name].shape[2:], dtype=torch.float64)}
+        weights = {name: torch.rand_like(vectors[name][0])}
+        along = torch.einsum("qvh,rbvh->qrb", vectors[name], expected[name])
+        torch.testing.assert_close(capture.along(vectors), along, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(capture.squares(), expected[name].square().sum(dim=(2, 3)))
+        weighted = (expected[name].square() * weights[name]).sum(dim=(2, 3))
+        torch.testing.assert_close(capture.squares(weights), weighted, rtol=1e-9, atol=1e-9)
+
+
+def test_the_row_of_padding_learns_nothing(examples):
+    model = tiny_model(frozen=None, double=True)
+    assert model.bert.embeddings.word_embeddings.padding_idx == 0
+    batch = examples.take(ROWS)
+    assert (batch["input_ids"] == 0).any()
+    words = next(c for c in embedding_captures(model, batch) if "word" in c.layer.module)
+
+    assert not words.at_rows(torch.tensor([0])).matrices().any()
+    weights = {words.layer.names[0]: torch.zeros_like(model.bert.embeddings.word_embeddings.weight)}
+    weights[words.layer.names[0]][0] = 1.0
+    assert not words.squares(weights).any()
+
+
+@pytest.mark.parametrize("num_directions", [1, 2, 5])
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_any_number_of_directions_shares_a_forward_pass(architecture, num_directions, examples, monkeypatch):
+    model, batch = tiny_model(architecture, frozen=None, double=True), examples.take(ROWS)
+    objective = Objective(model)
+    layers = captured_layers(objective, batch, embeddings=True)
+    directions = torch.randn(num_directions, len(ROWS), 3, dtype=torch.float64)
+    forwards, logits = [], Objective.logits
+    monkeypatch.setattr(Objective, "logits", lambda self, *given: forwards.append(1) or logits(self, *given))
+
+    together = list(captures(objective, batch, layers, lambda *_outputs: directions))
+
+    assert len(forwards) == 1 and len(together) == len(layers)
+    for number, direction in enumerate(directions):
+        alone = captures(objective, batch, layers, lambda *_outputs, direction=direction: direction[None])
+        for one, all_of_them in zip(alone, together, strict=True):
+            torch.testing.assert_close(one.squares()[0], all_of_them.squares()[number], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "distilbert"])
+def test_loss_captures_are_gradients_of_losses(architecture, examples):
+    model, batch = tiny_model(architecture, frozen=None, double=True), examples.take(ROWS)
+    objective = Objective(model)
+    gradients = objective.space.split(oracles.loss_gradients(model, examples, ROWS))
+    layers = captured_layers(objective, batch, embeddings=True)
+
+    for capture in loss_captures(objective, batch, layers):
+        if isinstance(capture, EmbeddingCapture):
+            table = gradients[capture.layer.names[0]]
+            matrices = capture.at_rows(torch.arange(table.shape[1])).matrices()[0]
+        else:
+            matrices = capture.as_matrix().matrices()[0]
+        torch.testing.assert_close(matrices, capture.layer.to_matrix(gradients), rtol=1e-6, atol=1e-8)

@@ -159,7 +159,7 @@ def test_effective_dimension_is_the_trace_of_the_shrinkage():
 
 
 def test_damping_follows_the_spectrum():
-    assert spectrum_of(20.0, 3.0).damping("auto") == pytest.approx(0.2)
+    assert spectrum_of(20.0, 3.0).damping("auto") == pytest.approx(0.06)
     assert spectrum_of(20.0, -1.0).damping("auto") == pytest.approx(1.5)
     assert spectrum_of(20.0, -1.0).damping(1.2) == 1.2
     assert spectrum_of(20.0, 0.0).damping(1e-6) == 1e-6

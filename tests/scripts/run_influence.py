@@ -94,6 +94,10 @@ def finding(trainer: InfluenceTrainer) -> Found:
         yield f"rows of {name}", np.asarray(result.influences["train_index"])
         yield f"rows of {name}, ranked", np.asarray(result.influences["rank"])
         yield f"influence on {name}", np.asarray(result.influences["influence"])
+    trainer.args.solver = "sketch"
+    yield "sketch/scores", trainer.compute_influence(QUERIES, POOL)
+    yield "sketch/eigenvalues", index.sketches[0].eigenvalues.numpy()
+    trainer.args.solver = "lissa"
     yield "recall", np.array([row["recall"] for row in recall(trainer, QUERIES, (2, 5), s_test=s_test).table])
     trainer.load_index(index.folder)
     yield "rows of loaded", trainer.find_candidates(QUERIES, 6, s_test=s_test)

@@ -19,7 +19,7 @@ from hf_fastif import Margin, QuerySet
 
 TRAIN, QUERIES = tiny_data(40), tiny_data(5, seed=1)
 SOLVERS = ("exact", "cg", "sdca", "lissa", "ekfac", "identity")
-FEATURES = ("pooled", "mean_pooled", "last_layer_gradient", "gradient_sketch")
+FEATURES = ("pooled", "mean_pooled", "gradient_sketch")
 
 
 def computed(folder: Path, on_cpu: bool) -> Iterator[tuple[str, np.ndarray]]:

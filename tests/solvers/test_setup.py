@@ -41,6 +41,17 @@ def test_every_solver_gives_the_damped_inverse(tmp_path, solver):
     assert found.residual.max() < 0.03
 
 
+def test_a_whole_sketch_gives_its_scores_on_the_training_set(tmp_path):
+    trainer = trainer_of(tmp_path, solver="sketch", index_factory="Flat")
+    gradients = oracles.loss_gradients(tiny_model(frozen=2, double=True), batches(TRAIN)).float()
+    expected = (-truth() @ gradients.T).numpy()
+    tolerance = {"rtol": 0.01, "atol": 2e-3 * np.abs(expected).max()}
+    np.testing.assert_allclose(trainer.compute_influence(QUERIES), expected, **tolerance)
+    found = trainer.compute_s_test(QUERIES)
+    np.testing.assert_allclose(-found.vectors @ gradients.T, expected, **tolerance)
+    assert found.residual.isnan().all()  # outside the sketch nothing is solved
+
+
 @pytest.mark.parametrize("solver", ["lissa", "cg"])
 def test_preconditioned_solvers_give_it_too(tmp_path, solver):
     settings = CONVERGED[solver] | {"preconditioner": "ekfac"}
