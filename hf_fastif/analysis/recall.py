@@ -117,7 +117,8 @@ def recall(
     """Compare the nearest neighbors in the index with a full scan.
 
     Args:
-        trainer ([`InfluenceTrainer`]): A trainer with an index of the candidates.
+        trainer ([`InfluenceTrainer`]): The trainer. Give it an iterative solver, since the default one solves in the
+            index itself.
         queries (`datasets.Dataset`): The Q queries; a few tens are enough.
         top (`Sequence[int]`, *optional*): Numbers m of most influential examples to find.
         ks (`Sequence[int]`, *optional*): Numbers k of neighbors, by default from 0.1 % to 50 % of the candidates.
@@ -132,11 +133,11 @@ def recall(
         [`Recall`]: The recall for every direction, m and k. Printing it shows a suggested k.
 
     Raises:
-        InfluenceError: If some m exceeds the number of candidates, or the candidates have no index.
+        InfluenceError: If some m exceeds the number of candidates, or the attached index belongs to another model.
 
     Example:
         ```python
-        trainer.build_index()
+        trainer.args.solver = "sdca"
         print(recall(trainer, dev.select(range(50))))
         ```
     """
@@ -241,7 +242,8 @@ def recall_of_features(
     s_test, scan and neighbors are saved in `output_dir/recall` for later calls to reuse.
 
     Args:
-        trainer ([`InfluenceTrainer`]): The trainer, whose settings determine solver and damping of the full scan.
+        trainer ([`InfluenceTrainer`]): The trainer, whose settings determine solver and damping of the full scan. Give
+            it an iterative solver.
         queries (`datasets.Dataset`): The Q queries.
         groups (`Mapping[str, Sequence[bool]]`, *optional*): Which queries belong to each named group, bool (Q,). The
             group "all" of all queries is added.
