@@ -101,8 +101,6 @@ def explain_slices(
         print(f"{name}: {len(wrong):,} of {len(examples):,} are wrong")
         if not len(wrong):
             continue
-        if trainer.args.num_neighbors is not None and not trainer.train_dataset.list_indexes():
-            trainer.build_index()
         chosen = np.sort(np.random.default_rng(trainer.args.seed).permutation(wrong)[: recipe.num_queries])
         results[name] = trainer.find_influential(examples.select(chosen), num_examples=recipe.num_examples)
         results[name].summary.query_rows = chosen.tolist()

@@ -107,6 +107,7 @@ METHODS: dict[str, Method] = {
     "LiSSA": partial(_by_solver, "lissa"),
     "SDCA": partial(_by_solver, "sdca"),
     "exact": partial(_by_solver, "exact"),
+    "sketch": partial(_by_solver, "sketch"),
 }
 
 

@@ -56,7 +56,7 @@ class KroneckerFit:
         """
         layers = blocked_layers(self.curvature.objective, self.examples.take(self.batches[0]))
         sums = {layer: _Covariances.of(layer, self.curvature.objective) for layer in layers}
-        for _, capture in self._captures(layers, "Kronecker bases"):
+        for _, capture in self._captures(layers, "Index, step 1 of 2: bases"):
             sums[capture.layer].add(capture)
         sums = {layer: each.reduced(self.accelerator) for layer, each in sums.items()}
         matrices = [matrix for each in sums.values() for matrix in (each.outer, each.inner) if matrix.ndim == 2]

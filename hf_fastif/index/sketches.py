@@ -100,7 +100,7 @@ class SketchFit:
         args, accelerator, entries = self.setup.args, self.sweep.accelerator, self._entries
         moment = SecondMoment(entries.size, accelerator.device)
         local = shard_for_rank(range(len(self._blocks)), accelerator)
-        for number, values in enumerate(self._values("Gradients", nullcontext)):
+        for number, values in enumerate(self._values("Index, step 2 of 2: gradients", nullcontext)):
             if number in local:
                 moment.add(values.curvature_rows())
         moment = moment.reduced(accelerator)

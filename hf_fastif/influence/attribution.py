@@ -39,6 +39,7 @@ Solve = Callable[[Solver, range, Accelerator | SingleProcess], Tensors]
 # The cost of scoring a candidate for all queries from its gradient, relative to scoring it for one query in forward
 # mode.
 SHARED_COST = 1.5
+TOGETHER = 128  # queries whose scores by an index are computed together
 
 
 @dataclass
@@ -139,19 +140,17 @@ class Attribution:
         """
         damping = float(np.mean(sketched.dampings))
         self._scorings["products with the vectors of the index"] += len(queries)
-        for numbers in queries.groups():
+        for numbers in groups_of(len(queries), TOGETHER):
             scores, candidates = sketched.scores(numbers), None
             if k is not None:
                 candidates = sketched.search(numbers, k)
                 scores = np.take_along_axis(scores, candidates, axis=1)
             group = GroupScores(scores, Solution.in_sketch(len(numbers), damping), candidates)
-            if num_shown is not None:
-                vectors = sketched.vectors(numbers).split(1)
-                pairs = zip(vectors, group, strict=True)
-                group = replace(
-                    group, tokens=[self._tokens(pool, vector, query, num_shown) for vector, query in pairs]
-                )
-            yield from group
+            for number, query in zip(numbers, group, strict=True):
+                if num_shown is not None:
+                    vector = sketched.vectors(range(number, number + 1))
+                    query = replace(query, tokens=self._tokens(pool, vector, query, num_shown))
+                yield query
 
     def self_influence(self, pool: ExampleBatches) -> np.ndarray:
         """Compute grad L^T (C + lambda I)^-1 grad L (N,) of each example of a pool, summed over the checkpoints."""

@@ -151,16 +151,16 @@ class Queries:
         self._check_finite(gradients, numbers)
         return gradients
 
-    def coordinates(self, numbers: range, sketch: Sketch) -> torch.Tensor:
-        """Compute the coordinates (Q, r) of the gradients of the queries at these positions, or of anchors' mean."""
-        coordinates = self._coordinates(self.batches, numbers, sketch)
+    def coordinates(self, sketch: Sketch) -> torch.Tensor:
+        """Compute the coordinates (Q, r) of the gradients of all queries in a sketch; for anchors their mean (1, r)."""
+        coordinates = self._coordinates(self.batches, sketch)
         if self.alternatives is not None:
-            coordinates -= self._coordinates(self.alternatives, numbers, sketch)
-        self._check_finite(coordinates, numbers)
+            coordinates -= self._coordinates(self.alternatives, sketch)
+        self._check_finite(coordinates, range(len(self)))
         return coordinates
 
-    def _coordinates(self, examples: ExampleBatches, numbers: range, sketch: Sketch) -> torch.Tensor:
-        rows = np.arange(len(examples)) if self.as_one else np.asarray(numbers)
+    def _coordinates(self, examples: ExampleBatches, sketch: Sketch) -> torch.Tensor:
+        rows = np.arange(len(examples))
         values = self.sweep.over(
             examples, rows, sketch.size, lambda batch: sketch.of_losses(self.objective, batch), "Queries"
         )

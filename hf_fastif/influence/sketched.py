@@ -64,12 +64,14 @@ class SketchedQueries:
 
     def solved(self, numbers: range) -> list[torch.Tensor]:
         """Return the coordinates (n, r) of s_test at each checkpoint, times the weight of the checkpoint."""
-        solved = []
-        for sketch, coordinates, weight, damping in zip(
-            self._sketches, self._coordinates(numbers), self.checkpoints.weights, self.dampings, strict=True
-        ):
-            solved.append(weight * sketch.solve(coordinates, damping))
-        return solved
+        chosen = slice(numbers.start, numbers.stop)
+        by_checkpoint = zip(
+            self._sketches, self._coordinates, self.checkpoints.weights, self.dampings, strict=True
+        )
+        return [
+            weight * sketch.solve(coordinates[chosen], damping)
+            for sketch, coordinates, weight, damping in by_checkpoint
+        ]
 
     @cached_property
     def dampings(self) -> list[float]:
@@ -80,14 +82,15 @@ class SketchedQueries:
     def _sketches(self) -> list[Sketch]:
         return [sketch.to(self.queries.sweep.accelerator.device) for sketch in self.index.sketches]
 
-    def _coordinates(self, numbers: range) -> list[torch.Tensor]:
-        """Return the coordinates (n, r) of the queries' gradients at each checkpoint."""
-        key = (self.queries.identity, numbers, self.index.identity)
+    @property
+    def _coordinates(self) -> list[torch.Tensor]:
+        """The coordinates (Q, r) of the gradients of all queries at each checkpoint."""
+        key = (self.queries.identity, self.index.identity)
         if key not in self.cache:
             coordinates = []
             for number, sketch in enumerate(self._sketches):
                 with self.checkpoints.at(number):
-                    coordinates.append(self.queries.coordinates(numbers, sketch))
+                    coordinates.append(self.queries.coordinates(sketch))
             self.cache[key] = coordinates
             if len(self.cache) > CACHED:
                 del self.cache[next(iter(self.cache))]

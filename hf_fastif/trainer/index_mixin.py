@@ -28,7 +28,7 @@ class IndexMixin:
     ) -> InfluenceIndex:
         """Build a FAISS index of `args.index_features`, write it to disk, and attach it to the dataset, in place.
 
-        `load_index` reads it back from `output_dir/influence/indexes`. If the same index is already there, it is
+        `find_influential` builds the same index by itself, without attaching it. `load_index` reads it back from `output_dir/influence/indexes`. If the same index is already there, it is
         reused unless `args.overwrite` is set. Some operations of `datasets` drop an index (`map`, `cast`,
         `add_column`) and others refuse datasets with one (`select`, `shuffle`, `filter`, `push_to_hub`); for these,
         `hf_fastif.data.without_indexes(dataset)` returns the same rows without it.
@@ -72,15 +72,14 @@ class IndexMixin:
     ) -> np.ndarray:
         """Return the rows (queries, k) that the index ranks highest for each query, best first.
 
-        Indexes of gradients alternate between helpful and harmful rows. `find_influential`, which takes the same
+        An index is built if there is none. Indexes of gradients alternate between helpful and harmful rows. `find_influential`, which takes the same
         arguments, scores the rows that this method returns.
 
         Raises:
-            InfluenceError: If the candidates have no index, or it belongs to another model, loss or dataset.
+            InfluenceError: If the attached index belongs to another model, loss or dataset.
 
         Example:
             ```python
-            trainer.build_index()
             rows = trainer.find_candidates(dev.select([0]), num_neighbors=100)[0]
             ```
         """
@@ -151,7 +150,7 @@ class IndexMixin:
 
         Raises:
             NotAllowedError: If the token has no write access to the repository.
-            InfluenceError: If the dataset has no index, or model or rows changed after the index was built.
+            InfluenceError: If model or rows changed after the attached index was built.
 
         Example:
             ```python

@@ -141,7 +141,9 @@ class InfluenceMixin(IndexMixin, HubMixin, RunMixin):
         s_test: Solution | None = None,
         measure: Measure | None = None,
     ) -> np.ndarray:
-        """Compute the influence of every candidate on every query (equation 1 of the paper), in a full scan.
+        """Compute the influence of every candidate on every query (equation 1 of the paper).
+
+        The index answers with products, if `args.solver` is "sketch"; other solvers, and a given s_test, take a full scan.
 
         Args:
             examples (`datasets.Dataset` or [`QuerySet`]): The queries.
@@ -276,7 +278,7 @@ class InfluenceMixin(IndexMixin, HubMixin, RunMixin):
             [`InfluenceResult`]: The result, the same on every process.
 
         Raises:
-            InfluenceError: If examples, labels or the index are missing, k exceeds the candidates, a dataset changed
+            InfluenceError: If examples or labels are missing, k exceeds the candidates, a dataset changed
                 after its index was built, the measure does not fit the model, or a loss is NaN.
 
         Example:
