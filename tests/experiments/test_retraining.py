@@ -18,7 +18,7 @@ SIZES = (1, 3)
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("retraining")
-    settings = {"solver": "identity", "index_features": "last_layer_gradient"}
+    settings = {"solver": "identity", "index_features": "pooled"}
     train = tiny_data(N).add_column("row", list(range(N)))
     return tiny_trainer(folder, train=train, **settings)
 
