@@ -8,8 +8,9 @@ from accelerate import Accelerator
 
 BUFFER = 1024  # rows that are added to the matrix together
 STRIP = 2048  # columns of the matrix that are updated at once; the part below the diagonal is mirrored at the end
-OVERSAMPLING = 128  # further directions in a randomized decomposition
-ITERATIONS = 3  # of it
+OVERSAMPLING = 128  # further directions in the randomized method
+ITERATIONS = 4  # of it
+JITTER = 1e-14  # relative; keeps the Cholesky factor real where the matrix has a lower rank
 NOTHING = 1e-7  # of the largest eigenvalue: below it, rounding decides
 
 
@@ -47,17 +48,19 @@ class SecondMoment:
     def leading(self, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the largest eigenvalues (r,), in descending order, and their eigenvectors (d, r), r <= count.
 
-        If there are many more than `count`, a randomized decomposition finds them (Halko et al., 2011).
+        If there are many more than `count`, they are approximated by a randomized method.
 
         Args:
             count (`int`): The maximum number of eigenvalues.
-            seed (`int`): The seed of the randomized decomposition.
+            seed (`int`): The seed of the randomized method.
         """
         if self.matrix is None:
-            vectors, values = _leading_singular_vectors(torch.cat(self._rows), count, seed)
+            rows = torch.cat(self._rows)
+            values, vectors = _leading_eigenvectors(rows @ rows.T, count, seed)
+            vectors = rows.T @ (vectors / values.clamp_min(torch.finfo(values.dtype).tiny).sqrt())
         else:
             self._merge()
-            vectors, values = _leading_eigenvectors(self.matrix.triu() + self.matrix.triu(1).T, count, seed)
+            values, vectors = _leading_eigenvectors(self.matrix.triu() + self.matrix.triu(1).T, count, seed)
         positive = values > NOTHING * values[:1]
         return values[positive], vectors[:, positive].contiguous()
 
@@ -71,30 +74,29 @@ class SecondMoment:
         self._rows, self._count = [], 0
 
 
-def _leading_singular_vectors(rows: torch.Tensor, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return right singular vectors (d, r) and squared singular values (r,) of rows (n, d)."""
-    if min(rows.shape) > 2 * (count + OVERSAMPLING):
-        return _randomized(rows, count, seed)
-    if len(rows) <= rows.shape[1]:
-        values, vectors = torch.linalg.eigh(rows @ rows.T)
-        scaled = rows.T @ (vectors / values.clamp_min(torch.finfo(values.dtype).tiny).sqrt())
-        return scaled.flip(1)[:, :count], values.flip(0)[:count].clamp_min(0)
-    values, vectors = torch.linalg.eigh(rows.T @ rows)
-    return vectors.flip(1)[:, :count], values.flip(0)[:count].clamp_min(0)
-
-
 def _leading_eigenvectors(matrix: torch.Tensor, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return eigenvectors (d, r) and eigenvalues (r,) of a positive semi-definite matrix (d, d)."""
+    """Return the largest eigenvalues (r,) and eigenvectors (n, r) of a positive semi-definite matrix (n, n)."""
+    basis = None
     if len(matrix) > 2 * (count + OVERSAMPLING):
-        vectors, squares = _randomized(matrix, count, seed)
-        return vectors, squares.sqrt()
+        basis = _leading_subspace(matrix, count + OVERSAMPLING, seed)
+        matrix = basis.T @ (matrix @ basis)
     values, vectors = torch.linalg.eigh(matrix)
-    return vectors.flip(1)[:, :count], values.flip(0)[:count].clamp_min(0)
+    values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
+    return values, vectors if basis is None else basis @ vectors
 
 
-def _randomized(matrix: torch.Tensor, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return right singular vectors (d, r) and squared singular values (r,) of a large matrix (n, d)."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        _, values, vectors = torch.svd_lowrank(matrix, q=count + OVERSAMPLING, niter=ITERATIONS)
-    return vectors[:, :count], values[:count].square()
+def _leading_subspace(matrix: torch.Tensor, size: int, seed: int) -> torch.Tensor:
+    """Return an orthonormal basis (n, size) that nearly contains the leading eigenvectors of a matrix (n, n).
+
+    Random vectors are multiplied with the matrix a few times (Halko et al., 2011). The products are made orthogonal by
+    a Cholesky factor in double precision, which is much faster than a QR decomposition, but for the last ones.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    basis = torch.randn(len(matrix), size, generator=generator).to(matrix)
+    for _ in range(ITERATIONS):
+        products = (matrix @ basis).double()
+        gram = products.T @ products
+        gram.diagonal().add_(JITTER * gram.diagonal().mean())
+        basis = torch.linalg.solve_triangular(torch.linalg.cholesky(gram).mT, products, upper=True, left=False)
+        basis = basis.to(matrix)
+    return torch.linalg.qr(matrix @ basis)[0]

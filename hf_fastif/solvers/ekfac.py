@@ -14,6 +14,7 @@ from hf_fastif.solvers.registry import NoSettings, register
 from hf_fastif.solvers.setup import SolverSetup
 
 
+TINY = torch.finfo(torch.float32).tiny
 AT_ONCE = 16  # queries per residual computation, which takes several times the memory of their s_test
 
 
@@ -21,17 +22,23 @@ AT_ONCE = 16  # queries per residual computation, which takes several times the 
 class Ekfac:
     """Compute x = (C~ + lambda I)^-1 v with the Kronecker-factored C~, in a few matrix products per query.
 
+    With a separate, small lambda for each layer, x is far too long: it follows directions in which C~ understates the
+    curvature. It then keeps its direction, and its length minimizes the quadratic form that (C + lambda I)^-1 v
+    minimizes, so that scores are of the same size as those of other solvers.
+
     Attributes:
         factors (`KroneckerFactors`): C~.
         space (`ParameterSpace`): The trainable parameters.
         sample (`CurvatureSample`): Sample for the residual, which is measured with C itself.
         damping (`Mapping[str, float]`): lambda of each parameter, by name. The solution reports their mean.
+        rescaled (`bool`): Whether to fit the length of x to C itself.
     """
 
     factors: KroneckerFactors
     space: ParameterSpace
     sample: CurvatureSample
     damping: Mapping[str, float]
+    rescaled: bool = False
 
     def solve(self, vectors: torch.Tensor) -> Solution:
         """Solve for Q right-hand sides, shape (Q, P)."""
@@ -39,13 +46,17 @@ class Ekfac:
         spread = self.space.join(
             [self.space.zeros(*p.shape) + self.damping[name] for name, p in self.space.parameters.items()]
         )
+        if self.rescaled:
+            for v, part in zip(vectors.split(AT_ONCE), x.split(AT_ONCE), strict=True):
+                curved = self.sample.product(part) + spread * part
+                part *= ((v * part).sum(dim=1) / (curved * part).sum(dim=1).clamp_min(TINY))[:, None]
         parts = zip(vectors.split(AT_ONCE), x.split(AT_ONCE), strict=True)
         residual = torch.cat([self.sample.residual(*part, spread) for part in parts])
         return Solution.direct(x, residual, float(spread.double().mean()))
 
 
 def _build(setup: SolverSetup, settings: NoSettings) -> Ekfac:
-    return Ekfac(setup.factors(), setup.objective.space, setup.sample, setup.ekfac_damping)
+    return Ekfac(setup.factors(), setup.objective.space, setup.sample, setup.ekfac_damping, setup.damps_by_layer)
 
 
 def _describe(setup: SolverSetup, settings: NoSettings) -> str:
