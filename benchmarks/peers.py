@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
+from hf_fastif.data import without_indexes
 from hf_fastif.influence import InfluenceSession
 
 
@@ -39,7 +40,9 @@ def kronfluence_scores(
 
     task, size = _classification(linear), trainer.args.influence_batch_size
     order = np.argsort([-len(ids) for ids in pool["input_ids"]], kind="stable")
-    candidates, query_rows = (trainer.example_batches(rows).dataset for rows in (pool.select(order), queries))
+    candidates, query_rows = (
+        trainer.example_batches(rows).dataset for rows in (without_indexes(pool).select(order), queries)
+    )
     folder = f"{trainer.args.output_dir}/kronfluence"
     analyzer = Analyzer("peer", prepare_model(model, task), task, cpu=True, output_dir=folder)
     analyzer.set_dataloader_kwargs(DataLoaderKwargs(collate_fn=lambda rows: dict(trainer.data_collator(rows))))

@@ -1,4 +1,4 @@
-"""What more processes save: s_test with T = 4 repeats, a full scan and an index, on one process and on two.
+"""What more processes save: an index, its answers, s_test with T = 4 repeats and a full scan, on one and on two.
 
     python benchmarks/scaling.py --model_name_or_path out/mnli --train_file mnli_train.jsonl.gz \
         --validation_file mnli_dev_matched.jsonl.gz --text_columns premise hypothesis --max_train_examples 2000 \
@@ -26,6 +26,7 @@ import numpy as np
 from transformers import set_seed
 
 from hf_fastif import InfluenceConfig, InfluenceTrainer
+from hf_fastif.analysis import changed
 from hf_fastif.artifacts import atomic_write
 from hf_fastif.config import with_settings
 from hf_fastif.training import DataArguments, ModelArguments, make_trainer, parse_arguments
@@ -77,15 +78,19 @@ def measured(trainer: InfluenceTrainer, queries) -> dict[str, float]:
         trainer.accelerator.wait_for_everyone()
         seconds[name] = time.perf_counter() - start
 
-    with timed("eigenvalues and EK-FAC, once for a model"), trainer.session() as session:
+    with timed("Kronecker bases, once for a model"), trainer.session() as session:
         setup = session.setup()
-        setup.damping, setup.factors()
-    with timed(f"s_test of {len(queries)} queries, T = {trainer.args.num_repeats}"):
-        s_test = trainer.compute_s_test(queries)
-    with timed(f"full scan for {len(queries)} queries"):
-        trainer.compute_influence(queries, s_test=s_test)
+        setup.kronecker_bases()
+        iterative = setup.iterative
     with timed("index"):
         trainer.build_index()
+    with timed(f"{len(queries)} queries answered by the index"):
+        trainer.find_influential(queries)
+    with changed(trainer, solver=iterative):
+        with timed(f"s_test of {len(queries)} queries by {iterative}, T = {trainer.args.num_repeats}"):
+            s_test = trainer.compute_s_test(queries)
+        with timed(f"full scan for {len(queries)} queries"):
+            trainer.compute_influence(queries, s_test=s_test)
     return seconds
 
 

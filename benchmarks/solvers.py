@@ -27,6 +27,7 @@ from hf_fastif.config import with_settings
 from hf_fastif.influence import loss_gradients
 from hf_fastif.scoring import influence_scores
 from hf_fastif.solvers import Ekfac, Exact, Identity, decompose
+from hf_fastif.solvers.sketch import InSketch
 from hf_fastif.training import DataArguments, ModelArguments, make_trainer, parse_arguments
 
 
@@ -70,6 +71,7 @@ class Point:
 
 def main(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceConfig) -> None:
     set_seed(config.seed)
+    config.solver = "sdca"  # eigenvalues are those of a sample, as iterative solvers need them
     trainer, examples = make_trainer(benchmark, data, config)
     validation = examples["validation"].shuffle(config.seed)
     validation = validation.select(range(300))
@@ -124,6 +126,10 @@ def run_all(session, vectors, damping, methods) -> list[Point]:
         solver, fit = timed(lambda: session.setup().solver())
         solution, seconds = timed(lambda: solver.factors.solve(objective.space, vectors, damping))
         points.append(Point("EK-FAC", damping, "", seconds, fit, solution))
+        trainer.args = with_settings(base, solver="sketch", damping=damping)
+        solver, fit = timed(lambda: session.setup().solver())
+        solution, seconds = timed(lambda: solver.solve(vectors).vectors)
+        points.append(Point("index", damping, "", seconds, fit, solution))
     finally:
         trainer.args = base
     return points
@@ -178,6 +184,7 @@ def time_per_query(session, vectors: torch.Tensor) -> dict[str, list[float]]:
         "CG, 128 examples": {"solver": "cg", "cg_samples": 128, "cg_steps": 2, "solver_tolerance": 1e-9},
         "SDCA": {"solver": "sdca", "sdca_visits": 96},
         "EK-FAC": {"solver": "ekfac"},
+        "index": {"solver": "sketch"},
     }
     many = vectors.repeat(-(-32 // len(vectors)), 1)[:32]
     try:
@@ -198,6 +205,8 @@ def time_per_query(session, vectors: torch.Tensor) -> dict[str, list[float]]:
 
 def unchecked(solver) -> Callable[[torch.Tensor], Any]:
     """The solver without the residual at its end, which is a product with the curvature of a sample."""
+    if isinstance(solver, InSketch):  # has none
+        return solver.solve
 
     def no_residual(vectors, solutions, damping):
         return torch.zeros(len(vectors))

@@ -80,9 +80,10 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
     with timed(seconds, "build_index"):
         trainer.build_index()
     s_test, fact_column = None, recipe.fact_column
-    if (
-        recipe.diagnose or fact_column
-    ):  # solved once for all uses; otherwise solved group by group with the scores, and resumable
+    with trainer.session() as session:
+        is_iterative = session.setup().name != "sketch"
+    if is_iterative and (recipe.diagnose or fact_column):
+        # Solved once for all uses; otherwise solved group by group with the scores, and resumable.
         with timed(seconds, "compute_s_test"):
             s_test = trainer.compute_s_test(queries)
     with timed(seconds, "find_influential"):

@@ -35,8 +35,9 @@ class RecipeArguments(ModelArguments, ResultArguments):
     """Arguments of this recipe, in addition to those of data, training and influence."""
 
     num_queries: int = field(
-        default=10, metadata={"help": "Number of validation examples, half of which are predicted wrong."}
+        default=32, metadata={"help": "Number of validation examples in one call, half of which are predicted wrong."}
     )
+    num_alone: int = field(default=10, metadata={"help": "Number of these that are also answered one by one."})
     ks: list[int] = field(default_factory=lambda: [10_000, 1000], metadata={"help": "Numbers of neighbours to score."})
     processes: list[int] = field(
         default_factory=lambda: [1, 2], metadata={"help": "Numbers of processes to measure with."}
@@ -66,7 +67,8 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
 def measure(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) -> None:
     trainer, examples = make_trainer(recipe, data, config)
     rows, _ = balanced_queries(trainer, examples["validation"], recipe.num_queries, config.seed)
-    result = runtime(trainer, examples["validation"].select(rows), recipe.ks, recipe.authors_repeats, recipe.timed)
+    queries = examples["validation"].select(rows)
+    result = runtime(trainer, queries, recipe.ks, recipe.authors_repeats, recipe.timed, recipe.num_alone)
     if trainer.is_world_process_zero():
         result.save(path_of(config, config.world_size))
 

@@ -193,7 +193,7 @@ def test_flags_and_help(tmp_path):
         ["--output_dir", str(tmp_path), "--use_cpu", "--solver", "lissa", "--preconditioner", "ekfac"]
     )[0]
     assert (chosen.solver, chosen.preconditioner, parsed.preconditioner) == ("lissa", "ekfac", None)
-    assert "1 % of the largest eigenvalue" in " ".join(parser.format_help().split())
+    assert "0.3 % of the largest eigenvalue" in " ".join(parser.format_help().split())
 
 
 def test_every_setting_is_described_once_for_flags_and_help(tmp_path):

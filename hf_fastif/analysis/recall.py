@@ -116,6 +116,9 @@ def recall(
 ) -> Recall:
     """Compare the nearest neighbors in the index with a full scan.
 
+    If the index answers (`args.solver` is "auto" or "sketch"), its own ranking is compared with scores from exact
+    gradients and an iterative solver. Otherwise both rank by the s_test of `args.solver`.
+
     Args:
         trainer ([`InfluenceTrainer`]): A trainer with an index of the candidates.
         queries (`datasets.Dataset`): The Q queries; a few tens are enough.
@@ -142,10 +145,27 @@ def recall(
     """
     count = len(trainer.train_dataset if candidates is None else candidates)
     ks = _checked_ks(count, top, ks)
-    solution = trainer.compute_s_test(queries) if s_test is None else s_test
-    neighbors = trainer.find_candidates(queries, ks[-1], candidates, solution, query_features)
+    by_index = s_test is None and _index_answers(trainer)
+    solution = _exact_s_test(trainer, queries) if s_test is None and (scan is None or not by_index) else s_test
+    given = None if by_index else solution
+    neighbors = trainer.find_candidates(queries, ks[-1], candidates, given, query_features)
     scores = trainer.compute_influence(queries, candidates, solution) if scan is None else scan
     return Recall(_table(scores, neighbors, top, ks), count, len(scores))
+
+
+def _index_answers(trainer: InfluenceTrainer) -> bool:
+    """Tell whether queries are answered by the index alone."""
+    with trainer.session() as session, session.checkpoints.at(0):
+        return session.setup().name == "sketch"
+
+
+def _exact_s_test(trainer: InfluenceTrainer, queries: Dataset) -> Solution:
+    """Compute s_test over all parameters: by `args.solver`, or an iterative solver if that is the index."""
+    with trainer.session() as session, session.checkpoints.at(0):
+        setup = session.setup()
+        solver = setup.iterative if setup.name == "sketch" else setup.name
+    with changed(trainer, solver=solver):
+        return trainer.compute_s_test(queries)
 
 
 def _checked_ks(count: int, top: Sequence[int], ks: Sequence[int] | None) -> list[int]:
@@ -241,7 +261,8 @@ def recall_of_features(
     s_test, scan and neighbors are saved in `output_dir/recall` for later calls to reuse.
 
     Args:
-        trainer ([`InfluenceTrainer`]): The trainer, whose settings determine solver and damping of the full scan.
+        trainer ([`InfluenceTrainer`]): The trainer, whose settings determine solver and damping of the full scan, as
+            in [`recall`].
         queries (`datasets.Dataset`): The Q queries.
         groups (`Mapping[str, Sequence[bool]]`, *optional*): Which queries belong to each named group, bool (Q,). The
             group "all" of all queries is added.
@@ -266,7 +287,7 @@ def recall_of_features(
         with changed(trainer, index_features=kind):
             pass  # validate before the work starts
     parts = open_analysis_results(trainer, "recall", influence_manifest(trainer, queries=queries))
-    solution = Solution.from_tensors(parts.get("s_test", lambda: trainer.compute_s_test(queries).to_tensors()))
+    solution = Solution.from_tensors(parts.get("s_test", lambda: _exact_s_test(trainer, queries).to_tensors()))
 
     def scan() -> Tensors:
         return {"scores": torch.from_numpy(trainer.compute_influence(queries, s_test=solution))}
@@ -274,7 +295,8 @@ def recall_of_features(
     def find(kind: str) -> Tensors:
         with changed(trainer, index_features=kind):
             trainer.build_index()
-            return {"rows": torch.from_numpy(trainer.find_candidates(queries, ks[-1], s_test=solution))}
+            given = None if _index_answers(trainer) else solution
+            return {"rows": torch.from_numpy(trainer.find_candidates(queries, ks[-1], s_test=given))}
 
     scores, table = parts.get("scan", scan)["scores"].cpu().numpy(), []
     groups = {"all": np.ones(len(queries), dtype=bool)} | {

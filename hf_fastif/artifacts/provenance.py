@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,10 @@ def sources(model: nn.Module, dataset: Dataset | None) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages that results depend on."""
-    return {name: version(name) for name in PACKAGES}
+    return {name: _version(name) for name in PACKAGES}
+
+
+_version = cache(version)  # which parses the metadata of the package
 
 
 def _base_model(model: nn.Module) -> str | None:

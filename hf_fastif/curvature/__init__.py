@@ -1,6 +1,6 @@
 """Curvature of the mean training loss: products with vectors, spectrum, Kronecker factors."""
 
-from hf_fastif.curvature.captures import Capture, loss_captures
+from hf_fastif.curvature.captures import Capture, captures, loss_captures
 from hf_fastif.curvature.directions import LossAndCurvature
 from hf_fastif.curvature.factor_files import fetch_factors
 from hf_fastif.curvature.gram import jacobian_gram
@@ -18,7 +18,7 @@ from hf_fastif.curvature.moments import SecondMoment
 from hf_fastif.curvature.products import Curvature, GaussNewton, Hessian, mean_product
 from hf_fastif.curvature.publish import push_factors
 from hf_fastif.curvature.sample import CurvatureSample, squared_residual
-from hf_fastif.curvature.sketch import DirectionEntries, Entries, Part, Sketch, leading_entries
+from hf_fastif.curvature.sketch import PART_TENSORS, DirectionEntries, Entries, Part, Sketch, leading_entries
 from hf_fastif.curvature.spectrum import Spectrum
 
 
@@ -36,12 +36,14 @@ __all__ = [
     "KroneckerFit",
     "Layer",
     "LossAndCurvature",
+    "PART_TENSORS",
     "Part",
     "SecondMoment",
     "Sketch",
     "Spectrum",
     "blocked_layers",
     "captured_layers",
+    "captures",
     "covered_names",
     "fetch_factors",
     "jacobian_gram",

@@ -38,7 +38,15 @@ def curvature_directions(
             directions of an example do not depend on its batch.
         seed (`int`): The seed of all rows.
         most (`int`, *optional*): The maximum number of exact directions.
+
+    Raises:
+        InfluenceError: If there is a single class, so that the loss is always zero.
     """
+    if not curvature.objective.output_rank(batch):
+        raise InfluenceError(
+            "model: its loss chooses among a single class or text, so it is always zero and nothing influences it; "
+            "give a model with at least two, or config.problem_type='regression'."
+        )
     if curvature.objective.output_rank(batch) <= most:
         return curvature.output_roots
     return lambda logits, labels: random_directions(curvature, logits, labels, NUM_RANDOM, seed, rows)

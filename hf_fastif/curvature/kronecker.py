@@ -55,10 +55,10 @@ class KroneckerBlock:
 
 @dataclass(frozen=True)
 class KroneckerFactors:
-    """EK-FAC of all trainable parameters: a block for each linear layer and norm, a diagonal for everything else.
+    """EK-FAC of all trainable parameters: a block for each linear layer, embedding and norm, and a diagonal.
 
     Attributes:
-        blocks (`list[KroneckerBlock]`): The linear layers and norms.
+        blocks (`list[KroneckerBlock]`): The linear layers, embeddings and norms.
         diagonal (`dict[str, torch.Tensor]`): The diagonal of the curvature for the other parameters, by name.
     """
 

@@ -11,7 +11,7 @@ STRIP = 2048  # columns of the matrix that are updated at once; the part below t
 OVERSAMPLING = 128  # further directions in the randomized method
 ITERATIONS = 4  # of it
 JITTER = 1e-14  # relative; keeps the Cholesky factor real where the matrix has a lower rank
-NOTHING = 1e-7  # of the largest eigenvalue: below it, rounding decides
+NOTHING = 1e-6  # of the largest eigenvalue: below it, rounding decides what is an eigenvector
 
 
 class SecondMoment:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,9 +12,11 @@ from hf_fastif.curvature.directions import LossAndCurvature
 from hf_fastif.curvature.kronecker import KroneckerBlock
 from hf_fastif.curvature.layers import Layer
 from hf_fastif.curvature.products import GaussNewton
+from hf_fastif.errors import InfluenceError
 from hf_fastif.model import Batch, Objective, ParameterSpace
 
 
+PART_TENSORS = ("output_basis", "input_basis", "entries")
 NOTHING = 1e-12  # of the largest eigenvalue: below it, an entry has no curvature
 
 
@@ -37,7 +39,7 @@ class Part:
 
     def to(self, device: torch.device) -> Part:
         """Return a copy on a device."""
-        tensors = {name: getattr(self, name).to(device) for name in ("output_basis", "input_basis", "entries")}
+        tensors = {name: getattr(self, name).to(device) for name in PART_TENSORS}
         return replace(self, **tensors)
 
     def of_capture(self, capture: Capture) -> torch.Tensor:
@@ -90,8 +92,12 @@ class DirectionEntries:
     @classmethod
     def of(cls, entries: torch.Tensor, of_loss: torch.Tensor, of_curvature: torch.Tensor) -> DirectionEntries:
         """Round the entries, whatever their size."""
-        sizes = entries.square().mean(dim=2).sqrt().clamp_min(torch.finfo(entries.dtype).tiny)
-        rounded = (entries / sizes[..., None]).half()
+        # The largest entry is taken out first: squares of entries below 1e-19 would be zero.
+        largest = entries.abs().amax(dim=2, keepdim=True).clamp_min(torch.finfo(entries.dtype).tiny)
+        entries = entries / largest
+        sizes = entries.square().mean(dim=2, keepdim=True).sqrt()
+        rounded = torch.where(sizes > 0, entries / sizes, 0).half()
+        sizes = (sizes * largest)[..., 0]
         return cls(rounded, (of_loss * sizes).float(), (of_curvature * sizes[:, None]).float())
 
     @staticmethod
@@ -146,6 +152,18 @@ class Entries:
         """Return a copy on a device."""
         return Entries(tuple(part.to(device) for part in self.parts))
 
+    def to_tensors(self) -> dict[str, torch.Tensor]:
+        """Return the tensors of all parts, by layer and name."""
+        return {f"{part.layer.module}/{name}": getattr(part, name) for part in self.parts for name in PART_TENSORS}
+
+    @classmethod
+    def from_tensors(cls, layers: Sequence[Layer], tensors: Mapping[str, torch.Tensor]) -> Entries:
+        """Return the entries whose `to_tensors` was given, which are in some of the layers."""
+        chosen = [layer for layer in layers if f"{layer.module}/entries" in tensors]
+        return cls(
+            tuple(Part(layer, *(tensors[f"{layer.module}/{name}"] for name in PART_TENSORS)) for layer in chosen)
+        )
+
     def of_losses(self, objective: Objective, batch: Batch) -> torch.Tensor:
         """Compute the entries (B, d) of the gradients of the losses, with one forward and one backward pass."""
         return self._joined(loss_captures(objective, batch, self.layers))[0]
@@ -197,7 +215,17 @@ def leading_entries(blocks: Sequence[KroneckerBlock], size: int) -> Entries:
 
     In this basis, and to the accuracy of Kronecker factors, gradients of the training set have uncorrelated entries,
     and the curvature of an entry is its mean square.
+
+    Raises:
+        InfluenceError: If no layer has a block, or the curvature is zero in all of them.
     """
+    if not any((block.eigenvalues > 0).any() for block in blocks):
+        raise InfluenceError(
+            "index_features='gradient_sketch': the training loss has no curvature in linear layers, embeddings and "
+            "norms. Either it hides the model's outputs (a compute_loss method), or no gradients of single examples "
+            "can be captured, or the model is trained to a loss of zero; give index_features='pooled', and a solver "
+            "other than 'sketch'."
+        )
     eigenvalues = torch.cat([block.eigenvalues.flatten() for block in blocks])
     chosen = torch.zeros_like(eigenvalues, dtype=torch.bool)
     chosen[eigenvalues.topk(min(size, len(eigenvalues))).indices] = True
@@ -242,16 +270,19 @@ class Sketch:
 
     def of_losses(self, objective: Objective, batch: Batch) -> torch.Tensor:
         """Compute the coordinates (B, r) of the gradients of the losses of a batch."""
-        return self.entries.of_losses(objective, batch) @ self.basis
+        return self._projected(self.entries.of_losses(objective, batch))
 
     def of_vectors(self, space: ParameterSpace, vectors: torch.Tensor) -> torch.Tensor:
         """Return the coordinates (Q, r) of vectors (Q, P) over the parameters."""
-        return self.entries.of_vectors(space, vectors) @ self.basis
+        return self._projected(self.entries.of_vectors(space, vectors))
 
     def to_vectors(self, space: ParameterSpace, coordinates: torch.Tensor) -> torch.Tensor:
         """Return the vectors (Q, P) over the parameters with the given coordinates (Q, r)."""
-        return self.entries.to_vectors(space, coordinates @ self.basis.T)
+        return self.entries.to_vectors(space, coordinates @ self.basis.T.to(coordinates))
 
     def solve(self, coordinates: torch.Tensor, damping: float) -> torch.Tensor:
         """Return (C_s + lambda I)^-1 phi (Q, r) for coordinates phi (Q, r)."""
         return coordinates / (self.eigenvalues + damping)
+
+    def _projected(self, entries: torch.Tensor) -> torch.Tensor:
+        return entries @ self.basis.to(entries)  # a model in double precision keeps it

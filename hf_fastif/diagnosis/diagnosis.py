@@ -33,8 +33,8 @@ class Diagnosis:
 
     Attributes:
         curvature (`str`): "gauss_newton" or "hessian".
-        spectrum (`Spectrum`): Eigenvalues on a sample of the training set.
-        num_samples (`int`): The size of that sample.
+        spectrum (`Spectrum`): Eigenvalues on a sample of the training set, or the largest ones in the index.
+        num_samples (`int`): The size of that sample, or of the training set for the eigenvalues of an index.
         num_train (`int`): The size of the training set.
         num_parameters (`int`): P.
         damping (`float`): lambda.
@@ -50,8 +50,8 @@ class Diagnosis:
             converges.
         signals (`list[CheckpointSignal]`): The training signal at each checkpoint of the run; the current model comes
             last.
-        in_blocks (`float`): The share of the parameters in unshared linear layers and norms, which EK-FAC and sketches
-            cover fully.
+        in_blocks (`float`): The share of the parameters in unshared linear layers, embeddings and norms, which EK-FAC
+            and sketches cover.
         captured (`float`): The share of the parameters for which one pass of a batch yields the gradients of single
             examples.
 
@@ -142,8 +142,8 @@ class Diagnosis:
         lines = [
             f"{name} of the mean training loss over {self.num_parameters:,} parameters, estimated on "
             f"{self.num_samples:,} of {self.num_train:,} training examples.",
-            f"{self.in_blocks:.1%} of the parameters are in unshared linear layers and norms, which EK-FAC and "
-            "gradient sketches cover fully (for the others, EK-FAC uses a diagonal and sketches use nothing).",
+            f"{self.in_blocks:.1%} of the parameters are in unshared linear layers, embeddings and norms, which EK-FAC "
+            "and gradient sketches cover (for the others, EK-FAC uses a diagonal and sketches use nothing).",
             f"For {self.captured:.1%} of the parameters, one pass yields the gradients of single examples"
             + (", and all queries share it." if self.captured == 1 else "; queries use forward mode."),
         ]
@@ -183,6 +183,8 @@ class Diagnosis:
 
     def _solver_lines(self) -> list[str]:
         solution = self.solution
+        if solution.residual.isnan().all():
+            return [f"{self.solver}.", "There is no residual: this solver does not approach a solution step by step."]
         lines = [
             f"{self.solver}.",
             f"Residual ||v - (C + lambda I) x|| / ||v|| of {len(solution.residual)} queries, on the sample: "
@@ -246,7 +248,7 @@ def diagnose(
     return Diagnosis(
         curvature=args.curvature,
         spectrum=setup.spectrum,
-        num_samples=setup.sample.num_examples,
+        num_samples=len(setup.examples) if setup.name == "sketch" else setup.sample.num_examples,
         num_train=len(setup.examples),
         num_parameters=setup.objective.space.size,
         damping=damping,

@@ -60,5 +60,12 @@ def measure_checkpoint_signal(setup: SolverSetup, checkpoint: Checkpoint, sweep:
 
     rows = np.concatenate(setup.sample.batches)
     loss, residual = sweep.over(setup.examples, rows, 2, compute, "Signal").mean(axis=0)
-    trace = float(setup.spectrum.eigenvalues.sum()) if setup.spectrum.whole else None
-    return CheckpointSignal(checkpoint, float(loss), float(residual), trace)
+    return CheckpointSignal(checkpoint, float(loss), float(residual), _trace(setup))
+
+
+def _trace(setup: SolverSetup) -> float | None:
+    """Return the trace of the curvature on the sample; None if only its largest eigenvalue can be computed."""
+    if setup.iterative != "sdca":
+        return None
+    spectrum = setup.fit_once(("spectrum", setup.args.curvature_samples), setup.sample.spectrum)
+    return float(spectrum.eigenvalues.sum()) if spectrum.whole else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -29,23 +29,22 @@ from hf_fastif.artifacts import (
     read_manifest,
     reading,
 )
-from hf_fastif.curvature import Entries, Part, Sketch, layers_from_json, layers_to_json
+from hf_fastif.curvature import PART_TENSORS, Entries, Part, Sketch, layers_from_json, layers_to_json
 from hf_fastif.errors import InfluenceError, NotFoundError
 from hf_fastif.index.publish import MANIFEST, push_index
 from hf_fastif.index.store import (
+    inner_products,
     on_device,
     read_shard,
     read_shards,
     search_both_ends,
     shard_files,
-    shards_of,
+    vector_blocks,
     write_shards,
 )
 
 
 SKETCHES = "sketches.safetensors"
-PART_TENSORS = ("output_basis", "input_basis", "entries")
-SCORED = 1 << 26  # bytes of vectors that are multiplied with queries at once
 MANIFEST_TYPES = {
     "name": str,
     "model": str,
@@ -66,8 +65,8 @@ class InfluenceIndex:
     """A nearest-neighbour index over the rows of one dataset, built with one model.
 
     Attributes:
-        name (`str`): The kind of its features: `"gradient_sketch"`, `"pooled"`, `"mean_pooled"`, or `"own"` if the user
-            supplied them.
+        name (`str`): The kind of its features: `"gradient_sketch"`, `"pooled"`, `"mean_pooled"`, or `"own"` if the
+            user supplied them.
         faiss_index (`faiss.Index`): The vectors.
         manifest (`dict`): Digests of the model and dataset that it was built with, sizes, settings and files.
         folder (`Path`): The folder that it was loaded from.
@@ -132,23 +131,11 @@ class InfluenceIndex:
 
     def scores(self, queries: np.ndarray) -> np.ndarray:
         """Compute the negative inner products (Q, N) of the features of queries (Q, d) with those of all rows."""
-        queries = torch.from_numpy(np.ascontiguousarray(queries, dtype=np.float32))
-        scores, start = torch.empty(len(queries), len(self)), 0
-        for vectors in self._blocks():
-            torch.matmul(-queries, vectors.T, out=scores[:, start : start + len(vectors)])
-            start += len(vectors)
-        return scores.numpy()
+        return inner_products(self.faiss_index, -queries).numpy()
 
     def squares(self, weights: torch.Tensor) -> np.ndarray:
         """Compute sum_k w_k v_k^2 (N,) over the features v of each row, with weights w (d,)."""
-        return torch.cat([vectors.square() @ weights.cpu() for vectors in self._blocks()]).numpy()
-
-    def _blocks(self) -> Iterator[torch.Tensor]:
-        """Yield the vectors (n, d) of all rows as float32, a block at a time."""
-        size = max(1, SCORED // (4 * self.faiss_index.d))
-        for shard in shards_of(self.faiss_index):
-            for start in range(0, shard.ntotal, size):
-                yield torch.from_numpy(shard.reconstruct_n(start, min(size, shard.ntotal - start)))
+        return torch.cat([vectors.square() @ weights.cpu() for vectors in vector_blocks(self.faiss_index)]).numpy()
 
     def attach(self, dataset: Dataset) -> None:
         """Attach the index to its dataset, in place, for `get_nearest_examples` and the like of `datasets`.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from hf_fastif.curvature import (
     LossAndCurvature,
     SecondMoment,
     Sketch,
+    blocked_layers,
     leading_entries,
 )
 from hf_fastif.execution import Columns, DatasetSweep, PartialResults, Tensors, from_main, shard_for_rank
@@ -24,6 +26,9 @@ from hf_fastif.solvers import SolverSetup
 
 
 BLOCK = 1 << 26  # bytes of entries that are computed and written together
+LARGEST = torch.finfo(torch.float16).max
+
+Loaded = Callable[[], AbstractContextManager]
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,12 @@ class SketchFeatures:
 
     def of_batch(self, batch: Batch) -> torch.Tensor:
         """Compute the features (B, size) of a batch, with one forward and one backward pass."""
-        return self.sketch.of_losses(self.objective, batch) / self.scales
+        return self.of_coordinates(self.sketch.of_losses(self.objective, batch))
+
+    def of_coordinates(self, coordinates: torch.Tensor) -> torch.Tensor:
+        """Return the features (B, size) of examples, given their coordinates."""
+        # The gradient of a confident mistake far exceeds the curvature there, and may exceed half precision.
+        return (coordinates / self.scales).clamp(-LARGEST, LARGEST)
 
     def of_vectors(self, vectors: torch.Tensor) -> torch.Tensor:
         """Return the features (Q, size) of s_test (Q, P).
@@ -70,7 +80,8 @@ class SketchFit:
     """A fit of a sketch to the training set, at the checkpoint that is currently loaded.
 
     One sweep computes the entries of each example's gradient and Jacobian rows, and writes them block by block. The
-    curvature of the entries and the coordinates of the examples are computed from these blocks.
+    curvature of the entries and the coordinates of the examples are computed from these blocks. The choice of entries
+    is written too: fitted again, their basis might have other signs.
 
     Attributes:
         setup (`SolverSetup`): Curvature, training set, settings and Kronecker factors.
@@ -85,29 +96,38 @@ class SketchFit:
     name: str
 
     def fit(self) -> Sketch:
-        """Fit the sketch."""
+        """Fit the sketch, while the checkpoint is loaded."""
         args, accelerator, entries = self.setup.args, self.sweep.accelerator, self._entries
         moment = SecondMoment(entries.size, accelerator.device)
         local = shard_for_rank(range(len(self._blocks)), accelerator)
-        with self.sweep.bar(-(-len(self.setup.examples) // self.sweep.batch_size), "Gradients") as bar:
-            for number in range(len(self._blocks)):
-                values = self._block(number, bar)
-                if number in local:
-                    moment.add(values.curvature_rows())
+        for number, values in enumerate(self._values("Gradients", nullcontext)):
+            if number in local:
+                moment.add(values.curvature_rows())
         moment = moment.reduced(accelerator)
         values, basis = from_main(lambda: moment.leading(args.index_size, args.seed), accelerator)
         values = values.to(accelerator.device) / len(self.setup.examples)
         return Sketch(entries, basis.to(accelerator.device), values)
 
-    def features(self, sketch: Sketch) -> Iterator[np.ndarray]:
-        """Yield the features (n, r) of the training examples, block by block."""
-        scaled = sketch.basis / sketch.eigenvalues.sqrt()
-        for number in range(len(self._blocks)):
-            yield (self._block(number, None).losses() @ scaled).cpu().numpy()
+    def features(self, sketch: Sketch, loaded: Loaded) -> Iterator[np.ndarray]:
+        """Yield the features (n, r) of the training examples, block by block.
+
+        Args:
+            sketch ([`Sketch`]): The return value of `fit`.
+            loaded (`Callable`): Loads the checkpoint, for a block that was deleted and is computed again.
+        """
+        features = SketchFeatures(self.setup.objective, sketch)
+        for values in self._values("Features", loaded):
+            yield features.of_coordinates(values.losses() @ sketch.basis).cpu().numpy()
 
     @cached_property
     def _entries(self) -> Entries:
-        return leading_entries(self.setup.kronecker_bases(), self.setup.args.sketch_size)
+        setup = self.setup
+        layers = blocked_layers(setup.objective, setup.examples.take([0]))
+
+        def choose() -> Tensors:
+            return leading_entries(setup.kronecker_bases(), setup.args.sketch_size).to_tensors()
+
+        return Entries.from_tensors(layers, self.partials.get(f"{self.name}-entries", choose))
 
     @cached_property
     def _columns(self) -> Columns:
@@ -117,23 +137,30 @@ class SketchFit:
 
     @cached_property
     def _blocks(self) -> list[np.ndarray]:
-        """The rows of each block."""
-        directions, size = self._columns["entries"][0]
-        block = max(1, BLOCK // (2 * directions * size))
+        """The rows of each block, the same at all checkpoints."""
+        num_directions, _ = self._columns["entries"][0]
+        size = min(self.setup.args.sketch_size, self.setup.objective.space.size)
+        block = max(1, BLOCK // (2 * num_directions * size))
         rows = np.arange(len(self.setup.examples))
         return [rows[start : start + block] for start in range(0, len(rows), block)]
 
-    def _block(self, number: int, bar: tqdm | None) -> DirectionEntries:
-        """Return the entries of the rows of a block, in their order."""
-        rows = self._blocks[number]
-        batches = self.setup.examples.places_by_length(rows, self.sweep.batch_size)
+    def _values(self, title: str, loaded: Loaded) -> Iterator[DirectionEntries]:
+        """Yield the entries of the rows of each block, in their order."""
+        batches = [self.setup.examples.places_by_length(rows, self.sweep.batch_size) for rows in self._blocks]
+        finished = 0
+        with self.sweep.bar(sum(map(len, batches)), title) as bar:
+            for number, rows in enumerate(self._blocks):
+                compute = partial(self._compute, rows, batches[number], bar, loaded)
+                yield DirectionEntries(**self.partials.get(f"{self.name}-{number}", compute))
+                finished += len(batches[number])
+                bar.n = finished
+                bar.refresh()
 
-        def compute() -> Tensors:
+    def _compute(self, rows: np.ndarray, batches: list[np.ndarray], bar: tqdm, loaded: Loaded) -> Tensors:
+        with loaded():
             columns = self.sweep.columns_of(self.setup.examples, rows, batches, self._columns, self._of_batch, bar)
-            order = torch.from_numpy(np.argsort(np.concatenate(batches))).to(columns["entries"].device)
-            return {name: values[order] for name, values in columns.items()}
-
-        return DirectionEntries(**self.partials.get(f"{self.name}-{number}", compute))
+        order = torch.from_numpy(np.argsort(np.concatenate(batches))).to(columns["entries"].device)
+        return {name: values[order] for name, values in columns.items()}
 
     def _of_batch(self, batch: Batch, rows: np.ndarray) -> Tensors:
         curvature, seed = self.setup.curvature, self.setup.args.seed

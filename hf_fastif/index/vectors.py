@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Protocol
 
 import numpy as np
@@ -158,7 +158,10 @@ class FittedVectors:
 
     def blocks(self, first: int) -> Iterator[np.ndarray]:
         """Yield the features of all rows; `first` must be 0, since the fit covers the training set."""
-        by_checkpoint = [fit.features(sketch) for fit, sketch in zip(self.fits, self.sketches, strict=True)]
+        by_checkpoint = [
+            fit.features(sketch, partial(self.checkpoints.at, number))
+            for number, (fit, sketch) in enumerate(zip(self.fits, self.sketches, strict=True))
+        ]
         for parts in zip(*by_checkpoint, strict=True):
             yield np.concatenate(parts, axis=1)
 

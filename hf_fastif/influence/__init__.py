@@ -1,5 +1,6 @@
 """The engine: a session on a model and its data, in which s_test is solved for and candidates are scored."""
 
+from hf_fastif.influence.estimate import Estimate, estimate
 from hf_fastif.influence.predictions import Predictions, loss_gradients
 from hf_fastif.influence.queries import QuerySet
 from hf_fastif.influence.ranking import Ranking, self_influence_by_index
@@ -8,11 +9,13 @@ from hf_fastif.influence.session_cache import SessionCache
 
 
 __all__ = [
+    "Estimate",
     "InfluenceSession",
     "Predictions",
     "QuerySet",
     "Ranking",
     "SessionCache",
+    "estimate",
     "folder_of",
     "loss_gradients",
     "open_session",

@@ -13,6 +13,7 @@ import numpy as np
 from accelerate import Accelerator
 from transformers.utils import logging
 
+from hf_fastif.artifacts import differences
 from hf_fastif.checkpoints import CheckpointSet
 from hf_fastif.config import InfluenceConfig
 from hf_fastif.curvature import Sketch
@@ -26,6 +27,7 @@ from hf_fastif.index import (
     SketchFeatures,
     SketchFit,
     Vectors,
+    check_index,
     custom_features,
     features_of,
     index_manifest,
@@ -52,10 +54,12 @@ class Indexes:
         setup (`Callable`): Returns the solver setup of the checkpoint that is currently loaded.
         sweep (`DatasetSweep`): Divides a pass over examples into batches and processes.
         train (`Callable`): Returns the training set.
-        belongs (`Callable`): Returns the digests and provenance that an index of a pool records.
+        belongs (`Callable`): Returns the digests that an index of a pool must match.
+        provenance (`Callable`): Returns the names of the model and of a pool's source, which an index records too.
         partial_results (`Callable`): Opens a store of finished parts.
         folder (`Path`): The folder of all indexes.
-        cache (`dict`): Indexes that were built or read before, by what they depend on.
+        attached (`Mapping`): Indexes that are attached to a dataset, by its fingerprint.
+        cache (`dict`): Indexes that were built or read before, and what they depend on, by the name of their folder.
     """
 
     args: InfluenceConfig
@@ -63,10 +67,12 @@ class Indexes:
     setup: Callable[[], SolverSetup]
     sweep: DatasetSweep
     train: Callable[[], CandidatePool]
-    belongs: Callable[[CandidatePool], Mapping[str, Any]]
+    belongs: Callable[[CandidatePool], Mapping[str, str]]
+    provenance: Callable[[CandidatePool], Mapping[str, Any]]
     partial_results: Callable[..., AbstractContextManager[PartialResults]]
     folder: Path
-    cache: dict[str, InfluenceIndex]
+    attached: Mapping[str, InfluenceIndex]
+    cache: dict[str, tuple[str, InfluenceIndex]]
 
     @property
     def accelerator(self) -> Accelerator:
@@ -74,18 +80,25 @@ class Indexes:
         return self.sweep.accelerator
 
     def of(self, pool: CandidatePool, kind: str | None = None) -> InfluenceIndex:
-        """Return the index of a pool from memory or disk, or build it.
+        """Return the index of a pool: the attached one, one from memory or disk, or a new one.
 
         Args:
             pool (`CandidatePool`): The candidates.
-            kind (`str`, *optional*): The kind of features; `args.index_features` by default.
+            kind (`str`, *optional*): The kind of features. By default that of the attached index, or else
+                `args.index_features`.
+
+        Raises:
+            InfluenceError: If the attached index was built with another model, loss or other rows.
         """
+        attached = self._attached(pool)
+        if attached is not None and kind in (None, attached.name):
+            return check_index(pool.name, attached, self.belongs(pool))
         return self.build(pool, kind or self.args.index_features)
 
     def sketch(self) -> Sketch:
         """Return the sketch of the training set at the checkpoint that is currently loaded."""
-        index, checkpoints = self.of(self.train(), SKETCH), self.checkpoints
-        return index.sketches[checkpoints.members.index(checkpoints.present)].to(self.accelerator.device)
+        sketches, checkpoints = self._train_sketches(), self.checkpoints
+        return sketches[checkpoints.members.index(checkpoints.present)].to(self.accelerator.device)
 
     def build(
         self,
@@ -111,20 +124,23 @@ class Indexes:
         elif add_to is not None:
             kind = add_to.name
         train_digest = self.train().digest if kind == SKETCH else ""
-        manifest = index_manifest(self.args, kind, len(pool.batches), train_digest, matrix, self.belongs(pool))
-        key, folder = json.dumps([kind, manifest]), self.folder / f"{kind}-{pool.digest}"
-        if key in self.cache and add_to is None and not self.args.overwrite:
-            return self.cache[key]
-        if add_to is not None or self.args.overwrite or not self._is_written(folder, kind, manifest):
+        needed = index_manifest(self.args, kind, len(pool.batches), train_digest, matrix, self.belongs(pool))
+        key, folder = json.dumps(needed), self.folder / f"{kind}-{pool.digest}"
+        known, index = self.cache.get(folder.name, (None, None))
+        if key == known and add_to is None:
+            return index
+        if add_to is not None or self.args.overwrite or not self._is_written(folder, kind, needed):
             width = matrix.shape[1] if matrix is not None else self.args.index_size
             made_index(
                 width, self.args.index_factory, kind == SKETCH, self.args.index_search
             )  # raises before the work
             with self.partial_results("build_index", pool.digest, kind, add_to and add_to.identity) as partials:
                 vectors = self._vectors(pool, kind, matrix, add_to, partials)
+                manifest = {**needed, **self.provenance(pool)}
                 write_index(folder, kind, vectors, manifest, self.accelerator, self.args.seed, add_to)
-        self.cache[key] = InfluenceIndex.load(folder, **self.place)
-        return self.cache[key]
+        index = InfluenceIndex.load(folder, **self.place)
+        self.cache[folder.name] = (key, index)
+        return index
 
     @property
     def place(self) -> dict[str, bool | int | None]:
@@ -153,9 +169,24 @@ class Indexes:
         elif pool.digest == self.train().digest:
             return self._fitted(partials)
         else:
-            sketches = self.of(self.train(), SKETCH).sketches
-            features = [SketchFeatures(objective, sketch.to(self.accelerator.device)) for sketch in sketches]
+            device = self.accelerator.device
+            features = [SketchFeatures(objective, sketch.to(device)) for sketch in self._train_sketches()]
         return ComputedVectors(features, pool.batches, self.checkpoints, self.sweep, partials)
+
+    def _attached(self, pool: CandidatePool) -> InfluenceIndex | None:
+        return self.attached.get(pool.dataset._fingerprint)
+
+    def _train_sketches(self) -> list[Sketch]:
+        """Return the sketch of each checkpoint: those of the index attached to the training set if it still fits."""
+        train = self.train()
+        attached = self._attached(train)
+        if (
+            attached is not None
+            and attached.name == SKETCH
+            and not differences(attached.manifest, self.belongs(train))
+        ):
+            return attached.sketches
+        return self.build(train, SKETCH).sketches
 
     def _fitted(self, partials: PartialResults) -> FittedVectors:
         fits = []

@@ -64,15 +64,24 @@ class Ranking:
                 sketched = session.sketched(self.queries, self.pool)
                 scores = attribution.score_by_index(self.queries, self.pool.batches, sketched, self.k, self.num_shown)
                 return list(scores), attribution.scoring
-        search, solver = self._search(session), None
-        if self.rescore is not None and session.setup().name == "sketch":
-            solver = session.setup().iterative
+        search, solver = self._search(session), self.solver(session)
         given = None if self.s_test is None else self.s_test.vectors
         index = getattr(search, "index", None)
         identity = (self.queries.identity, self.pool.digest, given, self.k, self.num_shown, self.rescore)
         with session.attribution(work, *identity, index and index.identity, solver=solver) as attribution:
             scores = attribution.score(self.queries, self.pool.batches, search, self.s_test, self.num_shown)
-            return list(scores), attribution.scoring
+            return list(scores), self._origin + attribution.scoring
+
+    def solver(self, session: InfluenceSession) -> str | None:
+        """Return the solver to use instead of `args.solver`: an iterative one to score again what the index ranks."""
+        if self.rescore is None:
+            return None
+        setup = session.setup()
+        return setup.iterative if setup.name == "sketch" else None
+
+    @property
+    def _origin(self) -> str:
+        return "" if self.rescore is None else f"the index's {self.rescore} strongest in each direction, by "
 
     def _index_answers(self, session: InfluenceSession) -> bool:
         if self.s_test is not None or self.rescore is not None or session.setup().name != "sketch":

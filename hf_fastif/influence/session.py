@@ -39,13 +39,12 @@ from hf_fastif.execution import (
 from hf_fastif.index import (
     IndexSearch,
     InfluenceIndex,
-    check_index,
     check_num_neighbors,
     query_features_of,
 )
 from hf_fastif.influence.attribution import Attribution
 from hf_fastif.influence.checks import check_inputs
-from hf_fastif.influence.indexes import Indexes
+from hf_fastif.influence.indexes import SKETCH, Indexes
 from hf_fastif.influence.predictions import Predictions, predict
 from hf_fastif.influence.queries import CandidatePool, Queries, QuerySet
 from hf_fastif.influence.session_cache import SessionCache, evict
@@ -175,7 +174,7 @@ class InfluenceSession:
                 built from features that the user supplied.
 
         Raises:
-            InfluenceError: If the candidates have no index, or it was built with another model, loss or other rows.
+            InfluenceError: If the attached index was built with another model, loss or other rows.
         """
         index = self.index(pool, any_kind=True)
         sweep, checkpoints = self.sweep, self.checkpoints
@@ -234,10 +233,7 @@ class InfluenceSession:
         Raises:
             InfluenceError: If the attached index was built with another model, loss or other rows.
         """
-        attached = self.cache.indexes.get(pool.dataset._fingerprint)
-        if attached is not None and (any_kind or attached.sketches is not None):
-            return check_index(pool.name, attached, self.belongs(pool.batches))
-        return self.indexes.of(pool, None if any_kind else "gradient_sketch")
+        return self.indexes.of(pool, None if any_kind else SKETCH)
 
     @cached_property
     def indexes(self) -> Indexes:
@@ -248,9 +244,11 @@ class InfluenceSession:
             self.setup,
             self.sweep,
             self.candidates,
-            lambda pool: self.belongs(pool.batches) | self.provenance(pool.dataset),
+            lambda pool: self.belongs(pool.batches),
+            lambda pool: self.provenance(pool.dataset),
             self.partial_results,
             folder_of(self.args) / "indexes",
+            self.cache.indexes,
             self.cache.built,
         )
 
@@ -409,22 +407,30 @@ class InfluenceSession:
         folder = folder_of(self.args) / UNFINISHED / f"{work}-{hexdigest(identity)}"
         return open_partial_results(folder, manifest, self.trainer.accelerator)
 
-    def settings(self, num_neighbors: int | None, num_examples: int | None) -> dict[str, Any]:
-        """Return the settings that a result records, given k and the number of examples per direction."""
-        with self.checkpoints.at(0):
-            setup = self.setup()
-            solver = setup.describe()
-        largest = []
-        for number in range(len(self.checkpoints) if setup.has_one_damping else 0):
+    def settings(
+        self, num_neighbors: int | None, num_examples: int | None, solver: str | None = None
+    ) -> dict[str, Any]:
+        """Return the settings that a result records.
+
+        Args:
+            num_neighbors (`int`, *optional*): k.
+            num_examples (`int`, *optional*): The number of examples per direction.
+            solver (`str`, *optional*): The solver that was used instead of `args.solver`.
+        """
+        descriptions, largest = [], []
+        for number in range(len(self.checkpoints)):
             with self.checkpoints.at(number):
-                largest.append(self.setup().spectrum.largest)
+                setup = self.setup(solver)
+                descriptions.append(setup.describe())
+                if setup.has_one_damping:
+                    largest.append(setup.spectrum.largest)
         return {
             "model": model_name(self.trainer.model),
             **sources(self.trainer.model, self.trainer.train_dataset),
             "num_parameters": self.objective.space.size,
             "num_neighbors": num_neighbors,
             "num_examples": num_examples,
-            "solver": solver,
+            "solver": descriptions[0],
             "curvature": self.args.curvature,
             "largest_eigenvalue": sum(largest) / len(largest) if largest else None,
             "damping_by_layer": setup.damps_by_layer,

@@ -19,7 +19,7 @@ class SessionCache:
 
     Attributes:
         indexes (`dict`): Indexes that are attached to a dataset, by its fingerprint.
-        built (`dict`): Indexes that were built or read, by what they depend on.
+        built (`dict`): The last index that was built or read in each folder, and what it depends on, by folder name.
         coordinates (`dict`): Queries in the coordinates of an index, by query and index.
         states (`dict`): Cached outputs of frozen layers, by dataset; None if a dataset has none to cache.
         fitted (`dict`): Fitted spectra, factors and the like, by the model and settings that they belong to.
@@ -35,7 +35,7 @@ class SessionCache:
     """
 
     indexes: dict[str, InfluenceIndex] = field(default_factory=dict)
-    built: dict[str, InfluenceIndex] = field(default_factory=dict)
+    built: dict[str, tuple[str, InfluenceIndex]] = field(default_factory=dict)
     coordinates: dict[Hashable, list[torch.Tensor]] = field(default_factory=dict)
     states: dict[tuple[Hashable, ...], FrozenStates | None] = field(default_factory=dict)
     fitted: dict[tuple[Hashable, ...], Any] = field(default_factory=dict)

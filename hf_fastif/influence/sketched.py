@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from hf_fastif.execution import from_main
 from hf_fastif.index import InfluenceIndex
 from hf_fastif.influence.queries import Queries
 from hf_fastif.solvers import SolverSetup
+
+
+CACHED = 4096  # groups of queries whose coordinates stay in memory
 
 
 @dataclass(frozen=True)
@@ -67,12 +71,12 @@ class SketchedQueries:
             solved.append(weight * sketch.solve(coordinates, damping))
         return solved
 
-    @property
+    @cached_property
     def dampings(self) -> list[float]:
         """The damping lambda at each checkpoint."""
         return [self.setup().damping_for(float(sketch.eigenvalues[0])) for sketch in self._sketches]
 
-    @property
+    @cached_property
     def _sketches(self) -> list[Sketch]:
         return [sketch.to(self.queries.sweep.accelerator.device) for sketch in self.index.sketches]
 
@@ -85,4 +89,6 @@ class SketchedQueries:
                 with self.checkpoints.at(number):
                     coordinates.append(self.queries.coordinates(numbers, sketch))
             self.cache[key] = coordinates
+            if len(self.cache) > CACHED:
+                del self.cache[next(iter(self.cache))]
         return self.cache[key]

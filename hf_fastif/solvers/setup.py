@@ -260,14 +260,14 @@ class SolverSetup:
         return self.factors()
 
     def _load_or_fit_factors(self) -> KroneckerFactors:
-        args, path, manifest = self.args, self.factors_file, self.factors_manifest
+        path, manifest = self.factors_file, self.factors_manifest
         if from_main(self._factors_fit, self.accelerator):
             return KroneckerFactors.load(path, manifest, self.accelerator.device)
         factors = self._kronecker_fit.factors(self.kronecker_bases())
         share = share_of([block.layer for block in factors.blocks], self.objective)
         (logger.info if share > FEW_THRESHOLD else logger.warning)(
-            f"EK-FAC has Kronecker blocks for {share:.1%} of the trained parameters (linear layers, embeddings and norms), "
-            "and a diagonal for the others."
+            f"EK-FAC has Kronecker blocks for {share:.1%} of the trained parameters (linear layers, embeddings and "
+            "norms), and a diagonal for the others."
         )
         if self.accelerator.is_main_process:
             factors.save(path, manifest)

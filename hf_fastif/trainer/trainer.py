@@ -18,10 +18,12 @@ from hf_fastif.data import ExampleBatches, check_dataset, check_rows, check_trai
 from hf_fastif.diagnosis import Diagnosis, diagnose
 from hf_fastif.errors import InfluenceError
 from hf_fastif.influence import (
+    Estimate,
     InfluenceSession,
     QuerySet,
     Ranking,
     SessionCache,
+    estimate,
     open_session,
     self_influence_by_index,
 )
@@ -256,8 +258,8 @@ class InfluenceMixin(IndexMixin, HubMixin, RunMixin):
                 `QuerySet(anchors, reduce="mean")` combines them into a single query.
             num_examples (`int`, *optional*, defaults to 10): The number to return per direction; None returns every
                 scored candidate.
-            num_neighbors (`int`, *optional*): k: score only the k rows that the index of `build_index()` ranks highest
-                for a query. None scores every candidate. By default `args.num_neighbors`.
+            num_neighbors (`int`, *optional*): k: score only the k rows that the index ranks highest for a query. None
+                scores every candidate. By default `args.num_neighbors`.
             candidates (`datasets.Dataset`, *optional*): By default `trainer.train_dataset`. For a dataset that was
                 never trained on, scores predict the effect of training on it.
             s_test ([`Solution`], *optional*): The return value of `compute_s_test(examples, measure)`, to reuse it.
@@ -297,7 +299,7 @@ class InfluenceMixin(IndexMixin, HubMixin, RunMixin):
             attributed = session.attributed(queries)
             scores, scoring = ranking.scores(session, "find_influential")
             texts = texts_of_tokens(session.objective, pool.batches, scores, self.processing_class)
-            settings = session.settings(k, num_examples) | session.unit(pool)
+            settings = session.settings(k, num_examples, ranking.solver(session)) | session.unit(pool)
             settings |= {"scoring": scoring, "measure": queries.measured}
         return build_result(
             without_indexes(queries.query_set.dataset),
@@ -310,6 +312,25 @@ class InfluenceMixin(IndexMixin, HubMixin, RunMixin):
             settings,
             texts,
         )
+
+    def estimate(self, num_queries: int = 1) -> Estimate:
+        """Estimate the time and memory of the index, of queries and of other solvers, from one timed batch.
+
+        Args:
+            num_queries (`int`, *optional*, defaults to 1): The number of queries that are asked about together.
+
+        Returns:
+            [`Estimate`]: A table; `estimate["index"].seconds` is one of its numbers.
+
+        Example:
+            ```python
+            print(trainer.estimate(num_queries=8))
+            ```
+        """
+        if num_queries < 1:
+            raise InfluenceError(f"num_queries={num_queries}: give at least 1.")
+        with self.session() as session:
+            return estimate(session, num_queries)
 
     def diagnose(self, examples: Dataset | None = None, s_test: Solution | None = None) -> Diagnosis:
         """Diagnose curvature, damping and solver at the first checkpoint, and explain whether to trust the scores.

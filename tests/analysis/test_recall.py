@@ -9,7 +9,7 @@ import pytest
 from figures import curves
 from tiny import tiny_data, tiny_trainer
 
-from hf_fastif.analysis import Recall, recall
+from hf_fastif.analysis import Recall, changed, recall
 from hf_fastif.errors import InfluenceError
 
 
@@ -73,3 +73,16 @@ def test_without_matplotlib_the_numbers_are_written(found, tmp_path, without_mat
 def test_more_than_there_are(trainer):
     with pytest.raises(ValueError, match=r"top=\(41,\): there are 40 candidates"):
         recall(trainer, QUERIES, top=(41,))
+
+
+def test_the_index_s_own_ranking_is_compared_with_exact_scores(tmp_path):
+    trainer = tiny_trainer(tmp_path, damping=0.5)
+    trainer.build_index()
+    result = recall(trainer, QUERIES, top=(2,), ks=[4])
+    rows = trainer.find_candidates(QUERIES, 4)  # not by the s_test below
+    with changed(trainer, solver="sdca"):
+        scores = trainer.compute_influence(QUERIES)
+    best = np.argsort(-np.abs(scores), axis=1)[:, :2]
+    shares = [len(np.intersect1d(*pair)) / 2 for pair in zip(best, rows, strict=True)]
+    (row,) = (row for row in result.table if row["direction"] == "absolute")
+    assert row["recall"] == np.mean(shares)

@@ -248,7 +248,7 @@ def test_the_cards_of_an_index_factors_and_a_model(hub, tmp_path, capsys):
     data, body = split(hub, "me/index")
     assert data["tags"] == [*TAGS, "faiss"] and data["configs"] == configs("rows")
     assert "base_model" not in data and "license" not in data
-    assert "| Vectors | 40 of 64 numbers |" in body and "| FAISS factory | `Flat` |" in body
+    assert "| Vectors | 40 of 64 numbers |" in body and "| FAISS factory | `SQfp16` |" in body
     assert f"rows `{built.manifest['dataset']}` |" in body and "**No texts.**" in body
     assert "Recall was not measured" in body
     names, count = run_snippets(body, trainer=trainer, queries=queries)

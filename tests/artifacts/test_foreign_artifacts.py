@@ -118,8 +118,8 @@ def test_manifests_that_lie_are_refused(folder, tmp_path):
         {"size": -1, "sha256": "0" * 64},
         {"size": 1, "sha256": ""},
     ):
-        rewrite(folder / "manifest.json", files=described | {"features.safetensors": entry})
-        with pytest.raises(ValueError, match="does not give size and sha256 of the file 'features.safetensors'"):
+        rewrite(folder / "manifest.json", files=described | {"sketches.safetensors": entry})
+        with pytest.raises(ValueError, match="does not give size and sha256 of the file 'sketches.safetensors'"):
             InfluenceIndex.load(folder)
     rewrite(folder / "manifest.json", files=described, rows=7)
     with pytest.raises(ValueError, match="holds 6 vectors; its manifest says 7"):
@@ -138,13 +138,13 @@ def test_a_shard_that_nobody_listed_is_refused(folder):
         InfluenceIndex.load(folder)
 
 
-def test_features_that_are_none_are_refused(folder):
-    (folder / "features.safetensors").write_bytes(struct.pack("<Q", 1 << 40) + b"{}")
+def test_sketches_that_are_none_are_refused(folder):
+    (folder / "sketches.safetensors").write_bytes(struct.pack("<Q", 1 << 40) + b"{}")
     rewrite(
         folder / "manifest.json",
         files=describe_files(folder, [p.name for p in folder.iterdir() if p.suffix != ".json"]),
     )
-    with pytest.raises(ValueError, match=r"features.safetensors cannot be read \(.*\); it is damaged"):
+    with pytest.raises(ValueError, match=r"sketches.safetensors cannot be read \(.*\); it is damaged"):
         InfluenceIndex.load(folder)
 
 

@@ -6,9 +6,11 @@ import numpy as np
 import oracles
 import pytest
 import torch
+from problem import kronecker_factors
 from tiny import accelerator, batches, tiny_data, tiny_model
 
-from hf_fastif.curvature import GaussNewton, KroneckerFactors, captures, fit_kronecker_factors, kronecker
+from hf_fastif.curvature import GaussNewton, KroneckerBlock, KroneckerFactors, KroneckerFit, captures, kronecker_fit
+from hf_fastif.curvature.directions import NUM_RANDOM
 from hf_fastif.model import Objective
 from hf_fastif.model.parameters import ParameterSpace
 
@@ -32,7 +34,11 @@ def only(model, *parts):
 
 
 def fit(model, examples, cuts=CUTS, seed=0) -> KroneckerFactors:
-    return fit_kronecker_factors(GaussNewton(Objective(model)), examples, cuts, seed, accelerator())
+    return kronecker_factors(GaussNewton(Objective(model)), examples, cuts, seed)
+
+
+def bases(model, examples, cuts=CUTS, seed=0) -> list[KroneckerBlock]:
+    return KroneckerFit(GaussNewton(Objective(model)), examples, cuts, seed, accelerator()).bases()
 
 
 def example_gradients(model, examples) -> torch.Tensor:
@@ -44,49 +50,98 @@ def example_gradients(model, examples) -> torch.Tensor:
     return torch.stack(found).detach()
 
 
-@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
-def test_eigenvalues_are_mean_squares_in_the_eigenbasis(architecture, examples, monkeypatch):
-    model = tiny_model(architecture, double=True)
+@pytest.mark.parametrize(
+    ("architecture", "frozen", "count"), [("bert", 1, 8 + 2), ("gpt2", 1, 5 + 3), ("bert", None, 14 + 5 + 3)]
+)
+def test_eigenvalues_are_mean_squares_in_the_eigenbasis(architecture, frozen, count, examples, monkeypatch):
+    model = tiny_model(architecture, frozen, double=True)
     partials = ParameterSpace(model).split(example_gradients(model, examples))
 
     for memory in (captures.STRIP_MEMORY, 1):
         monkeypatch.setattr(captures, "STRIP_MEMORY", memory)
         blocks = fit(model, examples).blocks
-        assert len(blocks) == {"bert": 8 + 2, "gpt2": 5 + 3}[architecture]  # linear layers and norms
+        assert len(blocks) == count  # linear layers, norms, embeddings
         for block in blocks:
-            rotated = block.output_basis.T @ block.layer.to_matrix(partials) @ block.input_basis
+            rotated = block.output_basis.T @ block.layer.to_matrix(partials)
+            if block.layer.kind != "embedding":
+                rotated = rotated @ block.input_basis
             torch.testing.assert_close(block.eigenvalues, rotated.square().sum(dim=1).mean(dim=0))
 
 
+@pytest.mark.parametrize("frozen", [1, None])
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "gpt2"])
-def test_trace_of_a_block_is_exact(architecture, examples):
-    model = tiny_model(architecture, double=True)
+def test_trace_of_a_block_is_exact_after_either_pass(architecture, frozen, examples):
+    model = tiny_model(architecture, frozen, double=True)
     diagonal = ParameterSpace(model).split(oracles.gauss_newton(model, examples).diagonal())
 
-    for block in fit(model, examples).blocks:
+    for block in [*bases(model, examples), *fit(model, examples).blocks]:
         expected = sum(diagonal[name].sum() for name in block.layer.names)
         torch.testing.assert_close(block.eigenvalues.sum(), expected)
 
 
-def test_bases_are_those_of_what_layers_receive_and_get_back_for_each_token(examples):
-    model, name = tiny_model(double=True, num_labels=2), "bert.encoder.layer.1.attention.self.key"
-    block = next(block for block in fit(model, examples).blocks if block.layer.module == name)
-    bases = block.input_basis, block.output_basis
-    grams = [torch.zeros(len(basis), len(basis), dtype=basis.dtype) for basis in bases]
-    for row in range(SIZE):  # alone, so without padding
+def token_covariances(model, examples, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sums of x x^T and g g^T over the tokens of all examples, each alone and so without padding."""
+    module, inner, outer = model.get_submodule(name), 0, 0
+    for row in range(len(examples)):
         seen = {}
-        hook = model.get_submodule(name).register_forward_hook(lambda _m, x, y, seen=seen: seen.update(x=x[0][0], y=y))
+        hook = module.register_forward_hook(lambda _m, x, y, seen=seen: seen.update(x=x[0][0], y=y))
         logits, _ = oracles.logits_of(model, examples, row)
         hook.remove()
         values, vectors = torch.linalg.eigh(oracles.softmax_hessian(logits[0].detach()))
-        (g,) = torch.autograd.grad(logits[0] @ (vectors[:, -1] * values[-1].sqrt()), seen["y"])
-        x = torch.cat([seen["x"], torch.ones_like(seen["x"][:, :1])], dim=1).detach()
-        grams[0] += x.T @ x
-        grams[1] += g[0].T @ g[0]
-    for basis, gram in zip(bases, grams, strict=True):
-        rotated = basis.T @ gram @ basis
-        torch.testing.assert_close(rotated, rotated.diagonal().diag(), rtol=1e-9, atol=1e-9)
+        roots = (vectors * values.clamp_min(0).sqrt()).T
+        gradients = [torch.autograd.grad(logits[0] @ root, seen["y"], retain_graph=True)[0] for root in roots]
+        g = torch.stack(gradients).reshape(len(roots), -1, gradients[0].shape[-1])
+        if isinstance(module, torch.nn.Embedding):
+            x = torch.nn.functional.one_hot(seen["x"], module.num_embeddings).to(g)
+        else:
+            x = seen["x"].detach().reshape(g.shape[1], -1)
+            x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+        x = x[(g != 0).any(dim=2).any(dim=0)]  # nothing is learned from a token that the outputs do not see
+        inner, outer = inner + x.T @ x, outer + torch.einsum("rto,rtp->op", g, g)
+    return inner, outer
+
+
+LAYERS = [
+    "encoder.layer.1.attention.self.key",
+    "encoder.layer.0.output.dense",
+    "pooler.dense",
+    "embeddings.word_embeddings",
+    "embeddings.position_embeddings",
+]
+
+
+@pytest.mark.parametrize("num_labels", [2, 3])
+@pytest.mark.parametrize("name", LAYERS)
+def test_bases_are_eigenvectors_of_what_layers_receive_and_get_back_for_each_token(name, num_labels, examples):
+    model = tiny_model(double=True, frozen=None, num_labels=num_labels)
+    block = next(block for block in bases(model, examples) if block.layer.module == f"bert.{name}")
+    inner, outer = token_covariances(model, examples, f"bert.{name}")
+
+    sizes = []
+    for basis, covariance in ((block.output_basis, outer), (block.input_basis, inner)):
+        basis = torch.eye(len(covariance), dtype=torch.float64) if basis is None else basis
+        rotated = basis.T @ covariance @ basis
+        torch.testing.assert_close(rotated, rotated.diagonal().diag(), rtol=1e-9, atol=1e-9 * float(rotated.max()))
         torch.testing.assert_close(basis.T @ basis, torch.eye(len(basis), dtype=basis.dtype))
+        sizes.append(rotated.diagonal())
+
+    product = torch.outer(*sizes)
+    torch.testing.assert_close(
+        block.eigenvalues, product * (block.eigenvalues.sum() / product.sum()), rtol=1e-6, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("num_labels", [3, 8])
+def test_blocks_do_not_depend_on_the_batches(num_labels, examples):
+    model = tiny_model(double=True, frozen=None, num_labels=num_labels)
+
+    one, other = (bases(model, examples, cuts) for cuts in ([np.arange(SIZE)], SINGLE))
+    corrected = [fit(model, examples, cuts).blocks for cuts in ([np.arange(SIZE)], SINGLE)]
+
+    assert len(one) == len(other) == 14 + 5 + 3
+    for pair in (*zip(one, other, strict=True), *zip(*corrected, strict=True)):
+        matrices = [block.output_basis @ block.eigenvalues.sum(dim=1).diag() @ block.output_basis.T for block in pair]
+        torch.testing.assert_close(*matrices, rtol=1e-7, atol=1e-9)
 
 
 def test_every_parameter_is_in_a_block_or_on_the_diagonal(examples):
@@ -96,12 +151,13 @@ def test_every_parameter_is_in_a_block_or_on_the_diagonal(examples):
 
     in_blocks = [name for block in factors.blocks for name in block.layer.names]
     assert sorted([*in_blocks, *factors.diagonal]) == sorted(ParameterSpace(model).parameters)
-    assert all("LayerNorm" in name or "embeddings" in name for name in factors.diagonal)
+    assert not factors.diagonal
+    assert {"bert.embeddings.word_embeddings.weight", "bert.embeddings.LayerNorm.bias"} <= set(in_blocks)
 
 
 @pytest.mark.parametrize("num_labels", [2, 3])
 def test_diagonal_is_right_in_the_mean_over_seeds(num_labels, examples, monkeypatch):
-    monkeypatch.setattr(kronecker, "MAX_VECTOR", 0)
+    monkeypatch.setattr(kronecker_fit, "MAX_VECTOR", 0)
     model = only(
         tiny_model(double=True, num_labels=num_labels), "layer.1.output.LayerNorm", "layer.1.attention.output"
     )
@@ -119,13 +175,13 @@ def test_diagonal_is_right_in_the_mean_over_seeds(num_labels, examples, monkeypa
 
 
 def test_diagonal_is_exact_where_nothing_is_mixed(examples, monkeypatch):
-    monkeypatch.setattr(kronecker, "MAX_VECTOR", 0)
+    monkeypatch.setattr(kronecker_fit, "MAX_VECTOR", 0)
     model = tiny_model(frozen=None, double=True, num_labels=2)
     expected = ParameterSpace(model).split(oracles.gauss_newton(model, examples).diagonal())
 
     found = fit(model, examples, SINGLE).diagonal
 
-    assert len(found) == 3 + 10  # embeddings, and the weights and biases of five norms
+    assert len(found) == 10  # the weights and biases of five norms
     for name, values in found.items():
         torch.testing.assert_close(values, expected[name], rtol=1e-9, atol=1e-12)
 
@@ -174,7 +230,7 @@ def test_the_block_of_a_norm_is_exact(num_labels, examples):
 
 
 def test_no_linear_layer_leaves_the_diagonal(examples, monkeypatch):
-    monkeypatch.setattr(kronecker, "MAX_VECTOR", 0)
+    monkeypatch.setattr(kronecker_fit, "MAX_VECTOR", 0)
     model = only(tiny_model(double=True, num_labels=2), "layer.1.output.LayerNorm", "classifier.bias")
     vectors = torch.randn(2, ParameterSpace(model).size, dtype=torch.float64)
     diagonal = oracles.gauss_newton(model, examples).diagonal()
@@ -212,7 +268,7 @@ def test_factors_of_something_else_are_not_loaded(tmp_path, examples):
 
 def test_many_outputs_are_mixed_without_changing_the_expected_trace(examples):
     model = only(tiny_model(double=True, num_labels=8), "pooler", "classifier")
-    assert Objective(model).output_rank(examples.take([0])) > kronecker.MAX_DIRECTIONS
+    assert Objective(model).output_rank(examples.take([0])) > NUM_RANDOM
     diagonal = ParameterSpace(model).split(oracles.gauss_newton(model, examples).diagonal())
     layers = ("bert.pooler.dense", "classifier")
     expected = torch.stack([diagonal[f"{name}.weight"].sum() + diagonal[f"{name}.bias"].sum() for name in layers])

@@ -22,7 +22,7 @@ TRAIN, QUERIES = tiny_data(40), tiny_data(3, seed=1)
 
 
 def diagnosis_of(tmp_path, **settings):
-    settings = {"sdca_visits": 80, "influence_batch_size": 8} | settings
+    settings = {"solver": "sdca", "sdca_visits": 80, "influence_batch_size": 8} | settings
     return tiny_trainer(tmp_path, tiny_model(frozen=2), TRAIN, **settings).diagnose(QUERIES)
 
 
@@ -31,11 +31,11 @@ def test_numbers_on_the_page_are_those_of_the_curvature(tmp_path):
     eigenvalues = torch.linalg.eigvalsh(oracles.gauss_newton(tiny_model(frozen=2, double=True), batches(TRAIN)))
     largest = float(eigenvalues[-1])
     assert found.spectrum.largest == pytest.approx(largest, rel=1e-3)
-    assert found.damping == pytest.approx(0.01 * largest, rel=1e-3)
+    assert found.damping == pytest.approx(0.003 * largest, rel=1e-3)
     assert found.lissa_scale >= 0.9 * largest
     assert found.lissa_depth == pytest.approx(np.log(20) * found.lissa_scale / found.damping, abs=1)
     page = str(found)
-    assert "lambda = " in page and "1.00% of the largest eigenvalue" in page
+    assert "lambda = " in page and "0.30% of the largest eigenvalue" in page
     assert "SDCA, at most 80 examples visited, mean of T = 2 runs" in page
     assert f"5 % takes T = {found.repeats}" in page
     assert f"J = {found.lissa_depth:,} steps" in page
@@ -82,7 +82,7 @@ def drawn(monkeypatch) -> list[Figure]:
 @pytest.mark.parametrize(
     ("settings", "described"),
     [
-        ({}, "SDCA, at most 80 examples visited"),
+        ({"solver": "sdca"}, "SDCA, at most 80 examples visited"),
         (
             {"solver": "lissa", "lissa_depth": 5, "curvature": "hessian", "damping": 5.0},
             "LiSSA, J = 5 steps, B = 32 examples a step, T = 1 repeats",
@@ -102,7 +102,7 @@ def test_page_and_figure_of_every_solver_say_what_the_matrix_says(tmp_path, draw
     matrix = (oracles.hessian if hessian else oracles.gauss_newton)(model, batches(TRAIN))
     eigenvalues = torch.linalg.eigvalsh(matrix).flip(0)
     largest = float(eigenvalues[0])
-    damping = settings.get("damping", 0.01 * largest)
+    damping = settings.get("damping", 0.003 * largest)
     assert numbers(page, r"lambda = (\S+), (\S+)% of the largest") == pytest.approx(
         [damping, 100 * damping / largest], rel=1e-2
     )
@@ -138,13 +138,26 @@ def test_page_and_figure_of_every_solver_say_what_the_matrix_says(tmp_path, draw
     assert curves(spectrum)[f"$\\lambda$ = {diagnosis.damping:.3g}"][:, 1] == pytest.approx([damping] * 2, rel=1e-3)
 
 
+def test_the_default_is_diagnosed_in_its_index(tmp_path, drawn):
+    diagnosis = diagnosis_of(tmp_path, solver="auto")
+    page = str(diagnosis)
+    eigenvalues = torch.linalg.eigvalsh(oracles.gauss_newton(tiny_model(frozen=2, double=True), batches(TRAIN)))
+    largest = float(eigenvalues[-1])
+    assert numbers(page, r"lambda = (\S+), (\S+)% of the largest") == pytest.approx([0.003 * largest, 0.3], rel=1e-2)
+    assert "estimated on 40 of 40 training examples" in page
+    assert "exact inverse along" in page and "There is no residual" in page
+    diagnosis.plot(tmp_path / "diagnosis.png")
+    drawn_spectrum = drawn[0].axes[0].lines[0].get_ydata()
+    np.testing.assert_allclose(drawn_spectrum[:10], eigenvalues.flip(0)[:10], rtol=1e-2)
+
+
 def test_queries_are_drawn_where_none_are_given(tmp_path):
     trainer = tiny_trainer(tmp_path, tiny_model(frozen=2), TRAIN, sdca_visits=16)
     assert len(trainer.diagnose().solution.residual) == 4
 
 
 def test_a_solution_at_hand_is_not_solved_again(tmp_path, monkeypatch):
-    trainer = tiny_trainer(tmp_path, tiny_model(frozen=2), TRAIN, sdca_visits=16)
+    trainer = tiny_trainer(tmp_path, tiny_model(frozen=2), TRAIN, solver="sdca", sdca_visits=16)
     s_test = trainer.compute_s_test(QUERIES)
     monkeypatch.setattr(SolverSetup, "solver", lambda _: pytest.fail("solved again"))
     found = trainer.diagnose(QUERIES, s_test)
@@ -153,9 +166,10 @@ def test_a_solution_at_hand_is_not_solved_again(tmp_path, monkeypatch):
         trainer.diagnose(QUERIES.select([0]), s_test)
 
 
-def test_signal_of_each_checkpoint(tmp_path):
+@pytest.mark.parametrize("solver", ["auto", "identity"])
+def test_signal_of_each_checkpoint(tmp_path, solver):
     settings = {"num_train_epochs": 3, "learning_rate": 3e-2, "per_device_train_batch_size": 8}
-    settings |= {"save_strategy": "no", "logging_strategy": "no", "solver": "identity", "damping": 0.1}
+    settings |= {"save_strategy": "no", "logging_strategy": "no", "solver": solver, "damping": 0.1}
     trainer = tiny_trainer(tmp_path, tiny_model(frozen=0), tiny_data(40), **settings)
     only_final = trainer.diagnose(QUERIES)
     assert [signal.checkpoint.path for signal in only_final.signals] == [None]
@@ -169,6 +183,10 @@ def test_signal_of_each_checkpoint(tmp_path):
     assert found.signals[-1].residual == pytest.approx(float(distance.norm(dim=1).mean()), rel=1e-4)
     loss = torch.nn.functional.cross_entropy(logits, batch["labels"])
     assert found.signals[-1].loss == pytest.approx(float(loss), rel=1e-4)
+    for name, p in trainer.model.named_parameters():
+        p.data = p.data.double()
+    trace = torch.trace(oracles.gauss_newton(trainer.model, batches(TRAIN)))
+    assert found.signals[-1].trace == pytest.approx(float(trace), rel=1e-2)
 
 
 def test_residuals_that_have_vanished_name_the_checkpoint_to_use(tmp_path):

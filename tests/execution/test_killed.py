@@ -14,7 +14,7 @@ import pytest
 
 pytestmark = pytest.mark.slow  # eight processes that are killed
 HERE = Path(__file__).parents[1]
-KILLED = ["index", "solving", "scan", "candidates", "self-influence", "checkpoints"]
+KILLED = ["index", "sketch", "solving", "scan", "candidates", "self-influence", "checkpoints"]
 
 
 @pytest.fixture(scope="module")

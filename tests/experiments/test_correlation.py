@@ -13,7 +13,7 @@ from hf_fastif.experiments import Correlation, correlation
 
 QUERIES, N = tiny_data(4, seed=1), 30
 EXACT = {"solver": "exact"}
-FAST = {"solver": "sdca", "sdca_visits": 8, "influence_batch_size": 4, "index_features": "last_layer_gradient"}
+FAST = {"solver": "sdca", "sdca_visits": 8, "influence_batch_size": 4, "index_features": "pooled"}
 
 
 @pytest.fixture(scope="module")

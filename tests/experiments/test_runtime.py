@@ -13,12 +13,13 @@ from hf_fastif.experiments.runtime import AUTHORS, _backward_passes, _lissa
 
 
 N, QUERIES = 24, tiny_data(2, seed=1)
+METHODS = (AUTHORS, "ours, one query", "ours, 2 queries at once", "ours, index for 10 queries")
 
 
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runtime")
-    return tiny_trainer(folder, train=tiny_data(N), solver="ekfac", damping=0.5, index_features="last_layer_gradient")
+    return tiny_trainer(folder, train=tiny_data(N), damping=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +28,27 @@ def found(trainer):
 
 
 def test_every_way_is_timed_for_every_number_of_candidates(found):
-    assert [(cost.method, cost.k) for cost in found.costs] == [
-        (method, k) for method in (AUTHORS, "ours, one query", "ours, 2 queries at once") for k in (N, 6)
-    ]
+    assert [(cost.method, cost.k) for cost in found.costs] == [(method, k) for method in METHODS for k in (N, 6)]
     assert all(cost.seconds > 0 and cost.processes == 1 for cost in found.costs)
-    assert [cost.extrapolated for cost in found.costs] == [True] * 2 + [False] * 4
-    assert [row["what"] for row in found.once] == ["our index and factors", "our solver"]
+    assert [cost.extrapolated for cost in found.costs] == [True] * 2 + [False] * 6
+    assert [row["what"] for row in found.once] == ["our Kronecker bases", "our index"]
+    assert all(row["seconds"] > 0 and row["forward_passes"] > 0 for row in found.once)
+
+
+def test_the_index_is_counted_in_for_ten_queries(found):
+    once = sum(row["seconds"] for row in found.once)
+    alone, with_index = found.costs[2:4], found.costs[6:]
+    for without, cost in zip(alone, with_index, strict=True):
+        assert cost.seconds == pytest.approx(without.seconds + once / 10)
+    assert found.times_faster(found.costs[3], 6) == found.costs[1].seconds / found.costs[3].seconds
+
+
+def test_an_index_that_is_there_is_built_again(trainer, found, monkeypatch):
+    built = []
+    build = trainer.build_index
+    monkeypatch.setattr(trainer, "build_index", lambda: built.append(trainer.args.overwrite) or build())
+    runtime(trainer, QUERIES.select([1]), [6], timed=2)
+    assert built == [False, True] and not trainer.args.overwrite  # the authors' and ours
 
 
 def test_the_authors_s_test_is_that_of_the_preset(trainer):
@@ -66,7 +82,7 @@ def test_what_was_timed_is_kept_and_runs_are_joined(trainer, found, tmp_path):
     for line in (container[0] for container in found.figure().axes[0].containers):
         hollow = line.get_markerfacecolor() == "none"
         drawn |= {int(row): (seconds, hollow) for seconds, row in line.get_xydata()}
-    assert [drawn[row] for row in range(6)] == [(cost.seconds, cost.extrapolated) for cost in found.costs]
+    assert [drawn[row] for row in range(8)] == [(cost.seconds, cost.extrapolated) for cost in found.costs]
     assert "full scan" in str(both) and "k = 6 " in str(both) and "~" in str(both)
 
 

@@ -11,7 +11,7 @@ import oracles
 import torch
 from tiny import accelerator, batches, tiny_data, tiny_model
 
-from hf_fastif.curvature import CurvatureSample, GaussNewton, Hessian
+from hf_fastif.curvature import CurvatureSample, GaussNewton, Hessian, KroneckerFactors, KroneckerFit
 from hf_fastif.data.batches import ExampleBatches
 from hf_fastif.model import Objective
 from hf_fastif.solvers import DampedSystem
@@ -27,6 +27,14 @@ def changed(solver: Any, **changes: Any) -> Any:
         chosen = {f.name: changes.pop(f.name) for f in fields(inner) if f.name in changes}
         solver = replace(solver, **{part: replace(inner, **chosen)})
     return replace(solver, **changes)
+
+
+def kronecker_factors(
+    curvature: GaussNewton, examples: ExampleBatches, cuts: list[np.ndarray], seed: int = 0
+) -> KroneckerFactors:
+    """EK-FAC of some batches of rows, by both passes."""
+    fit = KroneckerFit(curvature, examples, cuts, seed, accelerator())
+    return fit.factors(fit.bases())
 
 
 @dataclass

@@ -8,7 +8,16 @@ import sys
 import numpy as np
 import pytest
 
-from hf_fastif.index.store import made_index, on_device, read_shards, search_both_ends, train_index, write_shards
+from hf_fastif.index.store import (
+    inner_products,
+    made_index,
+    on_device,
+    read_shards,
+    search_both_ends,
+    shards_of,
+    train_index,
+    write_shards,
+)
 
 
 RANDOM = np.random.default_rng(0)
@@ -51,6 +60,17 @@ def test_shards_answer_as_the_whole(tmp_path, on_disk):
     folder = made(tmp_path / "shards", shard_size=300)
     assert len(list(folder.iterdir())) == 7
     np.testing.assert_array_equal(search_both_ends(read_shards(folder, on_disk), QUERIES, 12), whole)
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize("factory", ["Flat", "SQfp16", "SQ8"])
+def test_products_are_those_of_the_stored_vectors(tmp_path, factory, on_disk):
+    index = read_shards(made(tmp_path, factory, shard_size=700), on_disk)
+    stored = np.concatenate([shard.reconstruct_n(0, shard.ntotal) for shard in shards_of(index)])
+    np.testing.assert_allclose(inner_products(index, QUERIES), QUERIES @ stored.T, rtol=1e-5, atol=1e-5)
+    found = search_both_ends(index, QUERIES, 9)
+    np.testing.assert_array_equal(found[:, ::2], index.search(QUERIES, 5)[1])
+    np.testing.assert_array_equal(found[:, 1::2], index.search(-QUERIES, 4)[1])
 
 
 def test_vectors_are_added_without_building_anew(tmp_path):

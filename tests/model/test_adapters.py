@@ -114,7 +114,7 @@ def test_a_head_that_is_saved_with_the_adapters_is_attributed(tmp_path):
     names = [name for name, p in adapted.named_parameters() if p.requires_grad]
     assert any("modules_to_save" in name for name in names) and len(names) == 5
     assert s_test.vectors.shape[1] == sum(adapted.get_parameter(name).numel() for name in names)
-    trainer.args.index_features = "last_layer_gradient"
+    trainer.args.index_features = "pooled"
     trainer.build_index()
 
 

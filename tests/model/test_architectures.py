@@ -105,10 +105,10 @@ def test_states_are_left_out_of_batches_that_the_model_pads_on_its_own(tmp_path)
 def test_layers_that_all_examples_share_the_input_of_have_rows(share, tmp_path):
     model = relative_deberta(share_att_key=share)
     freeze(model, 1)
-    trainer = tiny_trainer(tmp_path, model, DATA, damping=0.3, sdca_visits=400)
+    trainer = tiny_trainer(tmp_path, model, DATA, solver="sdca", damping=0.3, sdca_visits=400)
     s_test = trainer.compute_s_test(QUERIES)
     with trainer.session() as session:
-        assert session.setup().name == "sdca"
+        assert session.setup().iterative == "sdca"
     model.double().eval()
     with differentiable(model):
         matrix = oracles.gauss_newton(model, batches(DATA))
@@ -183,7 +183,7 @@ def test_weight_norm_is_scored_by_backward_passes(scoring, tmp_path):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"solver": "auto", "lissa_batch_size": 6, "lissa_depth": 200},
+        {"solver": "lissa", "lissa_batch_size": 6, "lissa_depth": 200},
         {"solver": "cg", "cg_steps": 50, "cg_samples": 6, "solver_tolerance": 1e-5},
     ],
     ids=lambda settings: settings["solver"],

@@ -7,10 +7,12 @@ import copy
 import numpy as np
 import pytest
 import torch
+from problem import kronecker_factors
 from tiny_heads import CASES, gradients_and_curvature
 from transformers import DataCollatorForLanguageModeling, DataCollatorWithFlattening
 
-from hf_fastif.curvature import GaussNewton, captured_layers, fit_kronecker_factors, share_of
+from hf_fastif.curvature import GaussNewton, captured_layers, share_of
+from hf_fastif.curvature.directions import random_directions
 from hf_fastif.model import Objective
 from hf_fastif.scoring import covering_layers
 
@@ -107,7 +109,7 @@ def test_ekfac_directions_of_many_places_have_the_curvature_of_the_loss(name, tm
     with trainer.session() as session:
         objective, batch = session.objective, session.examples("examples", data).take(range(3))
         curvature, logits, labels = GaussNewton(objective), *_outputs(objective, batch)
-        draws = [curvature.mixed_roots(logits, labels, 500, [0, seed]).flatten(1) for seed in range(40)]
+        draws = [random_directions(curvature, logits, labels, 500, seed, range(3)).flatten(1) for seed in range(40)]
         found = sum(draw.T @ draw for draw in draws) / len(draws)
         units = torch.eye(logits.numel()).to(logits).view(-1, *logits.shape)
         exact = curvature.output_product(logits, labels, units).flatten(1)
@@ -126,24 +128,21 @@ def test_ekfac_has_the_trace_of_the_curvature(tmp_path):
     _, matrix = gradients_and_curvature(case, trainer, data)
     with trainer.session() as session:
         examples, curvature = session.examples("examples", data), GaussNewton(session.objective)
-        fits = [
-            fit_kronecker_factors(curvature, examples, [np.arange(3), np.arange(3, 6)], seed, trainer.accelerator)
-            for seed in range(12)
-        ]
+        fits = [kronecker_factors(curvature, examples, [np.arange(3), np.arange(3, 6)], seed) for seed in range(12)]
     traces = [sum(float(block.eigenvalues.sum()) for block in fit.blocks) for fit in fits]
     assert not fits[0].diagonal
     assert np.mean(traces) == pytest.approx(float(matrix.trace()), rel=0.1)
 
 
-def test_lissa_is_chosen_and_damped_by_the_largest_eigenvalue(gpt2):
+def test_lissa_is_the_iterative_solver_and_damped_by_the_largest_eigenvalue(gpt2):
     case = CASES["causal-gpt2"]
     _, matrix = gradients_and_curvature(case, gpt2, DATA)
-    gpt2.args.damping = "auto"
+    gpt2.args.damping, gpt2.args.solver = "auto", "lissa"
     with gpt2.session() as session:
         session.examples("examples", QUERIES)
         setup = session.setup()
-        assert setup.name == "lissa"
-        assert setup.damping == pytest.approx(0.01 * float(torch.linalg.eigvalsh(matrix)[-1]), rel=0.03)
+        assert setup.iterative == "lissa"
+        assert setup.damping == pytest.approx(0.003 * float(torch.linalg.eigvalsh(matrix)[-1]), rel=0.03)
         assert not setup.spectrum.whole
 
 
@@ -171,7 +170,9 @@ def test_features_of_the_last_token_and_of_the_mean(tmp_path):
         states.append(output.hidden_states[-1][0].detach())
     expected = {"pooled": [s[-1] for s in states], "mean_pooled": [s.mean(dim=0) for s in states]}
     for kind, vectors in expected.items():
-        trainer = case.trainer(tmp_path / kind, CASES["causal-gpt2"].data(6), index_features=kind, solver="identity")
+        trainer = case.trainer(
+            tmp_path / kind, CASES["causal-gpt2"].data(6), index_features=kind, index_factory="Flat", solver="identity"
+        )
         index = trainer.build_index()
         np.testing.assert_allclose(
             index.faiss_index.reconstruct_n(0, len(DATA)), torch.stack(vectors), rtol=1e-4, atol=1e-5

@@ -60,7 +60,7 @@ SETTINGS = {
     },
     "simulatability": TRAINED | {"num_queries": 2, "num_examples": 2, "num_learning_rates": 4},
     "inverse_hessian": LOADED | {"depths": [2, 4], "batch_sizes": 2, "repeats": 2, "sdca_visits": 8},
-    "runtime": LOADED | {"ks": 10, "processes": 2, "timed": 4, "sdca_visits": 8},
+    "runtime": LOADED | {"ks": 10, "processes": 2, "timed": 4, "num_alone": 2},
 }
 
 
@@ -131,7 +131,7 @@ def pooled_states(model, rows: Dataset) -> np.ndarray:
 
 def test_recall(run, arguments, files):
     result = run("recall", RecallOfFeatures)
-    kinds = ["pooled", "mean_pooled", "last_layer_gradient", "gradient_sketch"]
+    kinds = ["gradient_sketch", "pooled", "mean_pooled"]
     assert list(dict.fromkeys(row["features"] for row in result.table)) == kinds
     for group, count in (("all", 4), ("predicted wrong", 2), ("predicted right", 2)):
         rows = [row for row in result.table if (row["group"], row["k"]) == (group, 5)]
@@ -242,8 +242,8 @@ def test_runtime(run, files, tmp_path):
     result = run("runtime", Runtime)
     assert result == Runtime.load(tmp_path / "runtime-2.json")  # what the two processes wrote
     assert {cost.processes for cost in result.costs} == {2}
-    assert [cost.k for cost in result.costs] == [40, 10] * 3
-    assert [cost.extrapolated for cost in result.costs] == [True] * 2 + [False] * 4  # four of the authors' steps
-    assert all(cost.seconds > cost.s_test > 0 for cost in result.costs)
+    assert [cost.k for cost in result.costs] == [40, 10] * 4
+    assert [cost.extrapolated for cost in result.costs] == [True] * 2 + [False] * 6  # four of the authors' steps
+    assert all(cost.seconds > cost.s_test >= 0 for cost in result.costs)
     authors, ours = result.costs[0], result.costs[2]
     assert authors.seconds > ours.seconds  # a thousand steps and a pass for each example

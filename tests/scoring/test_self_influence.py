@@ -6,9 +6,10 @@ import numpy as np
 import oracles
 import pytest
 import torch
-from tiny import accelerator, batches, tiny_data, tiny_model, tiny_trainer
+from problem import kronecker_factors
+from tiny import batches, tiny_data, tiny_model, tiny_trainer
 
-from hf_fastif.curvature import GaussNewton, captures, fit_kronecker_factors
+from hf_fastif.curvature import GaussNewton, captures
 from hf_fastif.model import Objective
 from hf_fastif.scoring import covering_layers, self_influence
 
@@ -36,7 +37,7 @@ def test_with_kronecker_factors_it_is_their_quadratic_form(architecture, frozen)
     model = tiny_model(architecture, frozen, double=True)
     objective, examples = Objective(model), batches(DATA)
     cuts = np.array_split(np.arange(13), 3)
-    factors = fit_kronecker_factors(GaussNewton(objective), examples, cuts, 0, accelerator())
+    factors = kronecker_factors(GaussNewton(objective), examples, cuts)
     gradients = oracles.loss_gradients(model, examples)
     expected = (factors.solve(objective.space, gradients, DAMPING) * gradients).sum(dim=1)
     torch.testing.assert_close(found(model, factors, DAMPING), expected, rtol=1e-8, atol=1e-12)

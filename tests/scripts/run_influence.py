@@ -105,6 +105,18 @@ def finding(trainer: InfluenceTrainer) -> Found:
     vars(trainer.args).update(before)
 
 
+def answering(trainer: InfluenceTrainer) -> Found:
+    before, trainer.args.solver = trainer.args.solver, "auto"
+    yield "answers", trainer.compute_influence(QUERIES)
+    yield "answers for another pool", trainer.compute_influence(QUERIES, POOL)
+    yield "answer for anchors", trainer.compute_influence(QuerySet(POOL, reduce="mean"))
+    yield "self-influence in the index", trainer.self_influence()
+    result = trainer.find_influential(QUERIES, None, rescore=2)
+    yield "rows scored again", np.asarray(result.influences["train_index"])
+    yield "influence scored again", np.asarray(result.influences["influence"])
+    trainer.args.solver = before
+
+
 def correcting(trainer: InfluenceTrainer) -> Found:
     before, trainer.args.solver = trainer.args.solver, "cg"
     correction = correct(trainer, QUERIES, POOL, steps=2, num_examples=3, guard=FIRST, num_anchors=2)
@@ -133,6 +145,7 @@ def language(folder: Path) -> Found:
     case = CASES["causal-gpt2"]
     trainer = case.trainer(folder, case.data(11), solver="identity", influence_batch_size=4)
     queries = case.data(2, seed=1)
+    yield "answers for language", case.trainer(folder / "default", case.data(11)).compute_influence(queries)
     found = trainer.token_influence(queries, range(11))
     yield "influence of tokens", np.concatenate([tokens for query in found for tokens in query])
     listed = trainer.find_influential(queries, num_examples=3).influences["token_influence"]
@@ -208,7 +221,7 @@ def main(folder: Path) -> None:
     exact.MAX_PRIMAL = 10
     rank, processes = trainer.accelerator.process_index, trainer.accelerator.num_processes
     found = dict(solving(trainer)) | dict(finding(trainer)) | dict(correcting(trainer))
-    found |= dict(publishing(trainer)) | dict(language(folder / "language"))
+    found |= dict(answering(trainer)) | dict(publishing(trainer)) | dict(language(folder / "language"))
     found |= dict(training(folder, processes)) | (dict(only_of_two(folder)) if processes == 2 else {})
     np.savez(folder / f"{processes}-{rank}.npz", **{name.replace("/", "|"): values for name, values in found.items()})
 

@@ -14,19 +14,33 @@ from tiny import tiny_data, tiny_model, tiny_trainer
 
 from hf_fastif import InfluenceTrainer
 from hf_fastif.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from hf_fastif.curvature import Entries
 from hf_fastif.execution import sweeps as passes
-from hf_fastif.index import PooledFeatures
+from hf_fastif.index import PooledFeatures, sketches
 from hf_fastif.influence import attribution
 from hf_fastif.scoring import Scoring
 from hf_fastif.solvers import DualAscent
 
 
 passes.PIECE = 2
+sketches.BLOCK = 2 * 2 * 100 * 8  # eight rows: two directions of 100 entries, in half precision
 TRAIN, QUERIES = tiny_data(40), tiny_data(4, seed=1)
-SETTINGS = {"influence_batch_size": 4, "query_batch_size": 1, "sdca_visits": 40, "index_features": "pooled"}
+SETTINGS = {
+    "influence_batch_size": 4,
+    "query_batch_size": 1,
+    "solver": "sdca",
+    "sdca_visits": 40,
+    "index_features": "pooled",
+    "sketch_size": 100,
+}
 
 
 def build_index(trainer: InfluenceTrainer) -> np.ndarray:
+    return trainer.build_index().faiss_index.reconstruct_n()
+
+
+def build_sketch(trainer: InfluenceTrainer) -> np.ndarray:
+    trainer.args.index_features = "gradient_sketch"
     return trainer.build_index().faiss_index.reconstruct_n()
 
 
@@ -38,6 +52,11 @@ def find_influential(trainer: InfluenceTrainer) -> np.ndarray:
 
 def compute_influence(trainer: InfluenceTrainer) -> np.ndarray:
     return trainer.compute_influence(QUERIES)
+
+
+def self_influence(trainer: InfluenceTrainer) -> np.ndarray:
+    trainer.args.solver = "ekfac"
+    return trainer.self_influence()
 
 
 def between_checkpoints(trainer: InfluenceTrainer) -> np.ndarray:
@@ -54,10 +73,11 @@ def between_checkpoints(trainer: InfluenceTrainer) -> np.ndarray:
 # The call, what is counted in it, after how many of these it is killed, and how many of them its finished pieces hold.
 STAGES: dict[str, tuple[Callable, object, str, int, int]] = {
     "index": (build_index, PooledFeatures, "of_batch", 5, 4),
+    "sketch": (build_sketch, Entries, "of_losses_and_curvature", 5, 4),
     "solving": (lambda trainer: trainer.compute_s_test(QUERIES).vectors.numpy(), DualAscent, "solve", 2, 2),
     "scan": (compute_influence, Scoring, "batch_scores", 15, 14),
     "candidates": (find_influential, Scoring, "batch_scores", 8, 7),
-    "self-influence": (lambda trainer: trainer.self_influence(), attribution, "self_influence", 7, 6),
+    "self-influence": (self_influence, attribution, "self_influence", 7, 6),
     "checkpoints": (between_checkpoints, Scoring, "batch_scores", 13, 12),
 }
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from problem import Problem, changed
+from problem import Problem, changed, kronecker_factors
 from tiny import accelerator
 
-from hf_fastif.curvature import fit_kronecker_factors
 from hf_fastif.solvers import (
     CgSettings,
     ConjugateGradient,
@@ -27,7 +26,7 @@ def cg(problem: Problem, **changes) -> ConjugateGradient:
 
 
 def preconditioner(problem: Problem):
-    factors = fit_kronecker_factors(problem.curvature, problem.examples, problem.row_batches, 0, accelerator())
+    factors = kronecker_factors(problem.curvature, problem.examples, problem.row_batches)
     return lambda vectors: factors.solve(problem.space, vectors, problem.damping)
 
 
@@ -97,7 +96,7 @@ def test_ekfac_changes_the_way_of_lissa_and_not_its_answer(problem):
 
 
 def test_ekfac_alone_is_better_than_no_curvature(problem):
-    factors = fit_kronecker_factors(problem.curvature, problem.examples, problem.row_batches, 0, accelerator())
+    factors = kronecker_factors(problem.curvature, problem.examples, problem.row_batches)
     damping = dict.fromkeys(problem.space.parameters, problem.damping)
     solution = Ekfac(factors, problem.space, problem.sample(), damping).solve(problem.vectors)
     plain = problem.vectors / problem.damping

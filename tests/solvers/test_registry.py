@@ -86,7 +86,7 @@ def test_its_settings_are_flags_of_a_configuration_that_has_them(tmp_path, toy):
 
 
 def test_an_unknown_name_lists_those_that_are_registered(tmp_path, toy):
-    names = "auto, cg, ekfac, exact, identity, lissa, sdca, toy"
+    names = "auto, cg, ekfac, exact, identity, lissa, sdca, sketch, toy"
     with pytest.raises(InfluenceError, match=f"solver='tyo': give one of {names}; did you mean 'toy'\\?"):
         InfluenceConfig(str(tmp_path), use_cpu=True, solver="tyo")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import batches, tiny_data, tiny_model, tiny_trainer
 
-from hf_fastif.curvature import CurvatureSample
+from hf_fastif.curvature import CurvatureSample, KroneckerFit
 from hf_fastif.solvers import ekfac, exact
 from hf_fastif.solvers import setup as solving
 
@@ -69,15 +69,24 @@ def test_identity_is_the_product_of_gradients(tmp_path):
     np.testing.assert_allclose(scores, -(gradients[0] @ gradients[1].T), rtol=1e-3, atol=1e-4)
 
 
-def test_auto_is_sdca_where_rows_fit_and_lissa_elsewhere(tmp_path):
+def few_in_layers():
+    """A model most of whose parameters are in no layer, so that a capture does not see them."""
+    model = tiny_model(frozen=1)
+    model.adapter = torch.nn.Parameter(torch.ones(100_000))
+    return model
+
+
+def test_auto_is_the_sketch_where_gradients_are_captured_and_iterative_elsewhere(tmp_path):
     def chosen(model, **settings):
         trainer = trainer_of(tmp_path, model, **settings)
         with trainer.session() as session:
-            return session.setup().name
+            setup = session.setup()
+            return setup.name, setup.iterative
 
-    assert chosen(tiny_model(frozen=1)) == "sdca"
-    assert chosen(tiny_model(frozen=None)) == "lissa"
-    assert chosen(tiny_model(frozen=1), curvature="hessian") == "lissa"
+    assert chosen(tiny_model(frozen=1)) == ("sketch", "sdca")
+    assert chosen(tiny_model(frozen=None)) == ("sketch", "lissa")
+    assert chosen(few_in_layers()) == ("lissa", "lissa")
+    assert chosen(tiny_model(frozen=1), curvature="hessian") == ("lissa", "lissa")
     with pytest.raises(ValueError, match="solver='sdca'.*freeze.*solver='lissa' or 'cg'"):
         trainer_of(tmp_path, tiny_model(frozen=None), solver="sdca").compute_s_test(QUERIES)
 
@@ -86,7 +95,7 @@ def test_factors_are_fitted_once_and_kept_on_disk(tmp_path, monkeypatch):
     first = trainer_of(tmp_path, solver="ekfac").compute_s_test(QUERIES)
     assert (tmp_path / "influence" / "ekfac.safetensors").is_file()
 
-    monkeypatch.setattr(solving, "fit_kronecker_factors", lambda *_: pytest.fail("fitted again"))
+    monkeypatch.setattr(KroneckerFit, "bases", lambda _: pytest.fail("fitted again"))
     again = trainer_of(tmp_path, solver="ekfac").compute_s_test(QUERIES)
     assert torch.equal(first.vectors, again.vectors)
 
@@ -140,7 +149,7 @@ def test_ekfac_damps_each_layer_by_a_tenth_of_its_mean_eigenvalue(tmp_path, deca
 
 
 def test_spectrum_is_computed_once_for_a_model(tmp_path, monkeypatch):
-    trainer = tiny_trainer(tmp_path, tiny_model(frozen=2), TRAIN, sdca_visits=8)
+    trainer = tiny_trainer(tmp_path, tiny_model(frozen=2), TRAIN, solver="sdca", sdca_visits=8)
     trainer.compute_s_test(QUERIES)
     monkeypatch.setattr(solving.CurvatureSample, "spectrum", lambda _: pytest.fail("computed again"))
     trainer.compute_s_test(QUERIES)

@@ -24,7 +24,7 @@ FRESH = """
 import sys
 from hf_fastif import InfluenceIndex
 index = InfluenceIndex.from_pretrained("me/index", on_disk=True)
-print(index.name, len(index), index.parts is not None, index.folder.name)
+print(index.name, len(index), index.sketches is not None, index.folder.name)
 for name in index.manifest["files"]:
     print((index.folder / name).read_bytes().hex() == bytes.hex(open(sys.argv[1] + "/" + name, "rb").read()))
 """
@@ -48,7 +48,7 @@ def test_an_index_is_found_again_in_a_fresh_process_and_by_another_trainer(hub, 
     trainer.push_index_to_hub("me/index")
     assert {name for name in hub.files("me/index") if name.startswith("indexes/")} == {
         "indexes/manifest.json",
-        "indexes/features.safetensors",
+        "indexes/sketches.safetensors",
         *(f"indexes/shard-0000{i}.faiss" for i in range(3)),
     }
     done = subprocess.run(
@@ -93,7 +93,7 @@ def test_factors_are_taken_over_and_not_fitted_anew(hub, trainer, tmp_path, monk
     trainer.push_factors_to_hub("me/factors")
     other = trainer_of(tmp_path / "other")
     other.load_factors("me/factors")
-    monkeypatch.setattr("hf_fastif.solvers.setup.fit_kronecker_factors", lambda *_args: 1 / 0)
+    monkeypatch.setattr("hf_fastif.solvers.setup.KroneckerFit", lambda *_args: 1 / 0)
     np.testing.assert_array_equal(other.compute_influence(QUERIES), expected)
     mine, theirs = (tmp_path / name / "influence" / "ekfac.safetensors" for name in ("mine", "other"))
     assert mine.read_bytes() == theirs.read_bytes() == hub.files("me/factors")["factors/ekfac.safetensors"]
@@ -122,7 +122,7 @@ def test_factors_are_those_of_the_checkpoint_that_influence_is_taken_at(hub, tra
         other.load_factors("me/factors")
     other.args.checkpoints = trainer.args.checkpoints
     other.load_factors("me/factors")
-    monkeypatch.setattr("hf_fastif.solvers.setup.fit_kronecker_factors", lambda *_args: 1 / 0)
+    monkeypatch.setattr("hf_fastif.solvers.setup.KroneckerFit", lambda *_args: 1 / 0)
     np.testing.assert_array_equal(other.compute_influence(QUERIES), expected)
 
 

@@ -267,11 +267,6 @@ def test_misclassified_rows_are_in_the_order_of_the_dataset(tmp_path):
 # ---------------------------------------------------------------------------------------------------- bad input
 
 
-def test_no_index(trainer):
-    with pytest.raises(ValueError, match=r"train_dataset has no index.*trainer.build_index\(\)"):
-        trainer.find_influential(QUERIES, num_neighbors=3)
-
-
 @pytest.mark.parametrize("k", [0, 41])
 def test_k_out_of_range(trainer, k):
     with pytest.raises(ValueError, match=rf"num_neighbors={k}: there are 40 candidates"):
@@ -281,13 +276,6 @@ def test_k_out_of_range(trainer, k):
 def test_no_examples_wanted(trainer):
     with pytest.raises(ValueError, match="num_examples=0"):
         trainer.find_influential(QUERIES, num_examples=0)
-
-
-def test_dataset_changed_after_its_index_was_built(trainer):
-    trainer.build_index()
-    trainer.train_dataset = trainer.train_dataset.map(lambda row: {"text": row["text"].upper()})
-    with pytest.raises(ValueError, match="train_dataset is not the dataset that the index was built for"):
-        trainer.find_influential(QUERIES, num_neighbors=3)
 
 
 def test_model_changed_after_the_index_was_built(trainer):
