@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,10 +33,8 @@ from hf_fastif.artifacts.plots import (
     new_figure,
 )
 from hf_fastif.data import hexdigest, without_indexes
-from hf_fastif.execution import Tensors
 from hf_fastif.experiments.sampling import GROUPS, mean_and_interval, random_rows, strongest_rows
 from hf_fastif.scoring import DIRECTIONS
-from hf_fastif.solvers import Solution
 from hf_fastif.trainer import InfluenceTrainer
 
 
@@ -275,8 +273,7 @@ def retraining(
     train, seeds = without_indexes(trainer.train_dataset), range(num_repeats)
     sizes, all_queries = sorted(num_removed), range(len(queries))
     random = [random_rows(train, sizes[-1], trainer.args.seed + seed, "num_removed") for seed in seeds]
-    s_test = cache(partial(trainer.compute_s_test, queries))
-    tops = _influential(trainer, queries, systems or {"full": None}, sizes[-1], s_test)
+    tops = _influential(trainer, queries, systems or {"full": None}, sizes[-1])
     influential = [
         Removal(system, direction, m, [query], rows[query, :m])
         for (system, direction), rows in tops.items()
@@ -293,7 +290,7 @@ def retraining(
         + [Removal(RANDOM, label, m, all_queries, rows[:m]) for label, rows in random[seed].items() for m in sizes]
         for seed in seeds
     ]
-    predicted = _predicted(trainer, queries, [removal.rows for part in removals for removal in part], s_test)
+    predicted = _predicted(trainer, queries)
     nothing = np.array([], dtype=np.int64)
     retrained.train(
         _model_without(train, removed, repeat)
@@ -316,46 +313,27 @@ def retraining(
 
 
 def _influential(
-    trainer: InfluenceTrainer,
-    queries: Dataset,
-    systems: Mapping[str, int | None],
-    count: int,
-    s_test: Callable[[], Solution],
+    trainer: InfluenceTrainer, queries: Dataset, systems: Mapping[str, int | None], count: int
 ) -> dict[tuple[str, str], np.ndarray]:
     """Find the rows (Q, count) of the most influential examples by system and direction, strongest first."""
     manifest = influence_manifest(trainer, queries=queries) | {"systems": str(systems), "count": str(count)}
     parts, strongest = open_analysis_results(trainer, "retraining", manifest), {}
     for number, (system, k) in enumerate(systems.items()):
-
-        def find(k: int | None = k) -> Tensors:
-            return strongest_rows(trainer, queries, count, k, "num_removed", s_test())
-
-        rows = parts.get(f"strongest-{number}", find)
+        work = partial(strongest_rows, trainer, queries, count, k, "num_removed")
+        rows = parts.get(f"strongest-{number}", work)
         strongest |= {(system, direction): rows[direction].cpu().numpy() for direction in DIRECTIONS}
     return strongest
 
 
-def _predicted(
-    trainer: InfluenceTrainer, queries: Dataset, removed: Sequence[np.ndarray], s_test: Callable[[], Solution]
-) -> np.ndarray | None:
-    """Return the predicted changes (Q, N) of the losses without each example, 0 for those that are never removed.
-
-    None if the solver predicts no changes.
-    """
-    rows = np.unique(np.concatenate(removed))
-    train = without_indexes(trainer.train_dataset)
-    manifest = influence_manifest(trainer, queries=queries) | {"rows": hexdigest([rows])}
-    parts = open_analysis_results(trainer, "predicted", manifest)
-
-    def predict() -> Tensors:
-        settings = {"num_examples": None, "num_neighbors": None, "candidates": train.select(rows)}
-        table = trainer.find_influential(queries, s_test=s_test(), **settings).influences.to_pandas()
-        changes = np.zeros((len(queries), len(train)))
-        changes[table["query_index"], rows[table["train_index"]]] = table["predicted_loss_change"]
-        return {"changes": torch.from_numpy(changes)}
-
-    changes = parts.get("changes", predict)["changes"].cpu().numpy()
-    return None if np.isnan(changes).any() else changes
+def _predicted(trainer: InfluenceTrainer, queries: Dataset) -> np.ndarray | None:
+    """Return the predicted changes (Q, N) of the losses without each example; None if the solver predicts none."""
+    with trainer.session() as session:
+        unit = session.unit(session.candidates())
+    if unit["change"] is None:
+        return None
+    parts = open_analysis_results(trainer, "predicted", influence_manifest(trainer, queries=queries))
+    scores = parts.get("scores", lambda: {"scores": torch.from_numpy(trainer.compute_influence(queries))})
+    return -scores["scores"].cpu().numpy() / unit["num_train"]
 
 
 def _model_without(train: Dataset, removed: np.ndarray, repeat: int) -> tuple[str, int, Callable[[], Dataset]]:

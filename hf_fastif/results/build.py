@@ -99,8 +99,8 @@ def _influence_table(
             columns["train_index"].append(outcome.rows[order])
             columns["influence"].append(outcome.scores[order])
             columns["predicted_loss_change"].append(unknown if factor is None else factor * outcome.scores[order])
-            is_full_scan = summary.num_neighbors is None  # else the candidates that were not scored are unknown
-            columns["percentile"].append(percentiles(outcome.scores, order) if is_full_scan else unknown)
+            scored_all = len(outcome.scores) == len(candidates)
+            columns["percentile"].append(percentiles(outcome.scores, order) if scored_all else unknown)
             columns["direction"].append(np.full(len(order), direction, dtype=object))
             columns["rank"].append(np.arange(1, len(order) + 1))
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}

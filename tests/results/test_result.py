@@ -150,7 +150,7 @@ def test_percentiles_are_those_of_all_candidates():
     result = make()
     assert result.harmful(0)["percentile"] == pytest.approx([100 * 5 / 6, 100 / 6])  # of 3 and 0.5; a 0 is weaker too
     assert result.helpful(0)["percentile"] == pytest.approx([50, 50, 100 / 3])  # of two that are equal, and 1
-    assert make(num_neighbors=6).influences["percentile"] == [None] * 11
+    assert make(train=TRAIN.select([*range(6), 0])).influences["percentile"] == [None] * 11  # one was not scored
 
 
 def test_representation_says_what_a_removal_would_do():
