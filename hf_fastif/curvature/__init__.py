@@ -5,7 +5,7 @@ from hf_fastif.curvature.directions import LossAndCurvature
 from hf_fastif.curvature.factor_files import fetch_factors
 from hf_fastif.curvature.gram import jacobian_gram
 from hf_fastif.curvature.kronecker import Damping, KroneckerBlock, KroneckerFactors
-from hf_fastif.curvature.kronecker_fit import KroneckerFit, blocked_layers
+from hf_fastif.curvature.kronecker_fit import KroneckerFit, blocked_layers, share_of_curvature
 from hf_fastif.curvature.layers import (
     Layer,
     captured_layers,
@@ -54,5 +54,6 @@ __all__ = [
     "mean_product",
     "push_factors",
     "share_of",
+    "share_of_curvature",
     "squared_residual",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -77,7 +78,7 @@ class KroneckerFit:
         corrected = [replace(block, eigenvalues=eigenvalues[block.layer]) for block in blocks]
         return KroneckerFactors(corrected, self._diagonal(covered_names(list(by_layer))))
 
-    def _captures(self, layers: list[Layer], title: str):
+    def _captures(self, layers: list[Layer], title: str) -> Iterator[tuple[int, Capture]]:
         """Yield the batch number and capture of each layer, for the batches of this process."""
         local = shard_for_rank(list(enumerate(self.batches)), self.accelerator)
         for number, rows in tqdm(local, desc=title, disable=not self.show_progress, leave=False):
@@ -97,18 +98,48 @@ class KroneckerFit:
         return {name: self.accelerator.reduce(values, "sum") for name, values in diagonal.items()}
 
     def _add_diagonal(self, diagonal: dict[str, torch.Tensor], batch: Batch, rows: np.ndarray, number: int) -> None:
-        objective = self.curvature.objective
-        directions = curvature_directions(self.curvature, batch, rows, self.seed, NUM_RANDOM)
-        signs = np.random.default_rng([self.seed, number, 1]).choice([-1.0, 1.0], len(rows))
-        with torch.enable_grad():
-            logits = objective.logits(objective.theta, batch)
-        signs = torch.from_numpy(signs).to(logits).view(-1, *[1] * (logits.ndim - 1))
-        parameters = [objective.theta[name] for name in diagonal]
-        for direction in directions(logits.detach(), objective.labels(batch)):
-            partials = torch.autograd.grad(logits, parameters, direction * signs, retain_graph=True, allow_unused=True)
+        seeds = self.seed, [self.seed, number, 1]
+        for partials in _mixed_gradients(self.curvature, batch, rows, list(diagonal), *seeds):
             for values, piece in zip(diagonal.values(), partials, strict=True):
-                if piece is not None:
-                    values += piece.to(values).square() / self.count
+                values += piece.to(values).square() / self.count
+
+
+def share_of_curvature(
+    curvature: GaussNewton, batch: Batch, rows: Sequence[int], seed: int, names: Sequence[str]
+) -> float:
+    """Estimate the share of some parameters in the trace of the curvature, from one batch.
+
+    Args:
+        curvature (`GaussNewton`): Products for the model.
+        batch (`dict`): Some training examples.
+        rows (`Sequence[int]`): Their positions in the dataset.
+        seed (`int`): The seed of random directions and signs.
+        names (`Sequence[str]`): The parameters.
+    """
+    theta = list(curvature.objective.theta)
+    traces = dict.fromkeys(theta, 0.0)
+    for partials in _mixed_gradients(curvature, batch, rows, theta, seed, [seed, 0, 2]):
+        for name, piece in zip(theta, partials, strict=True):
+            traces[name] += float(piece.double().square().sum())
+    total = sum(traces.values())
+    return sum(traces[name] for name in names) / total if total else 0.0
+
+
+def _mixed_gradients(
+    curvature: GaussNewton, batch: Batch, rows: Sequence[int], names: list[str], seed: int, signs_seed: list[int]
+) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Yield the gradients of some parameters along each direction, the examples being added with random signs."""
+    objective = curvature.objective
+    signs = np.random.default_rng(signs_seed).choice([-1.0, 1.0], len(rows))
+    with torch.enable_grad():
+        logits = objective.logits(objective.theta, batch)
+    signs = torch.from_numpy(signs).to(logits).view(-1, *[1] * (logits.ndim - 1))
+    parameters = [objective.theta[name] for name in names]
+    directions = curvature_directions(curvature, batch, rows, seed, NUM_RANDOM)
+    for direction in directions(logits.detach(), objective.labels(batch)):
+        yield torch.autograd.grad(
+            logits, parameters, direction * signs, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
 
 
 @dataclass

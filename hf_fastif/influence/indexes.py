@@ -35,6 +35,15 @@ from hf_fastif.index import (
     write_index,
 )
 from hf_fastif.influence.queries import CandidatePool
+from hf_fastif.influence.timing import (
+    TIMED,
+    in_words,
+    index_cost,
+    parameters_left_out,
+    time_passes,
+    time_product,
+    typical_rows,
+)
 from hf_fastif.solvers import SolverSetup
 
 
@@ -42,6 +51,7 @@ logger = logging.get_logger(__name__)
 
 SKETCH = "gradient_sketch"
 CUSTOM = "own"
+BRIEF = 5.0  # seconds: shorter work is not announced
 
 
 @dataclass(frozen=True)
@@ -131,9 +141,8 @@ class Indexes:
             return index
         if add_to is not None or self.args.overwrite or not self._is_written(folder, kind, needed):
             width = matrix.shape[1] if matrix is not None else self.args.index_size
-            made_index(
-                width, self.args.index_factory, kind == SKETCH, self.args.index_search
-            )  # raises before the work
+            # Raises before the work:
+            made_index(width, self.args.index_factory, kind == SKETCH, self.args.index_search)
             with self.partial_results("build_index", pool.digest, kind, add_to and add_to.identity) as partials:
                 vectors = self._vectors(pool, kind, matrix, add_to, partials)
                 manifest = {**needed, **self.provenance(pool)}
@@ -167,6 +176,7 @@ class Indexes:
         elif kind != SKETCH:
             features = [PooledFeatures(objective, kind == "mean_pooled")] * len(self.checkpoints)
         elif pool.digest == self.train().digest:
+            self._announce(len(pool.batches))
             return self._fitted(partials)
         else:
             device = self.accelerator.device
@@ -187,6 +197,21 @@ class Indexes:
         ):
             return attached.sketches
         return self.build(train, SKETCH).sketches
+
+    def _announce(self, count: int) -> None:
+        """Say how long an index of the training set will take, and what it leaves out."""
+        with self.checkpoints.at(0):
+            setup = self.setup()
+            passes = time_passes(setup, typical_rows(setup.examples, TIMED), warm=False)
+            cost = index_cost(setup, passes, time_product(self.accelerator.device), len(self.checkpoints))
+            left_out = parameters_left_out(setup)
+        if cost.seconds > BRIEF and self.accelerator.is_main_process:
+            logger.warning(
+                f"Building the index of {count:,} training examples, once: about {in_words(cost.seconds)}. Later calls "
+                f"read it from {self.folder}."
+            )
+        if left_out:
+            logger.warning(left_out)
 
     def _fitted(self, partials: PartialResults) -> FittedVectors:
         fits = []

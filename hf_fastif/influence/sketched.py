@@ -65,9 +65,7 @@ class SketchedQueries:
     def solved(self, numbers: range) -> list[torch.Tensor]:
         """Return the coordinates (n, r) of s_test at each checkpoint, times the weight of the checkpoint."""
         chosen = slice(numbers.start, numbers.stop)
-        by_checkpoint = zip(
-            self._sketches, self._coordinates, self.checkpoints.weights, self.dampings, strict=True
-        )
+        by_checkpoint = zip(self._sketches, self._coordinates, self.checkpoints.weights, self.dampings, strict=True)
         return [
             weight * sketch.solve(coordinates[chosen], damping)
             for sketch, coordinates, weight, damping in by_checkpoint

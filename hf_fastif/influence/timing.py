@@ -1,0 +1,157 @@
+"""Time a few passes and products, to foresee what an index takes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from hf_fastif.curvature import LossAndCurvature, blocked_layers, captures, covered_names, share_of_curvature
+from hf_fastif.data import ExampleBatches
+from hf_fastif.solvers import SolverSetup
+
+
+TIMED = 8  # examples
+LISTED = 3  # names in a message
+PRODUCT = 1024  # size of the matrices whose product is timed
+SUBSPACE_PASSES = 6  # products of the curvature of the entries with all directions, to find the leading ones
+PROJECTION = 0.6  # time of projecting gradients onto the entries, relative to the passes that yield them
+COVARIANCES = 0.7  # time of the covariances of the bases, relative to those passes
+DECOMPOSITION = 25  # operations of decomposing a matrix of n rows, relative to n^3
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of one kind of work.
+
+    Attributes:
+        work (`str`): What is computed.
+        seconds (`float`): Time; NaN if the work is not possible.
+        gigabytes (`float`): Memory beside model and data.
+        note (`str`): What the cost depends on, or why the work is not possible.
+    """
+
+    work: str
+    seconds: float
+    gigabytes: float
+    note: str = ""
+
+
+def in_words(seconds: float) -> str:
+    """Return a duration in the unit that suits it."""
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Seconds an example: of a forward pass, and of one that captures all layers along the directions of an index."""
+
+    forward: float
+    captured: float
+    can_capture: bool
+
+
+def typical_rows(examples: ExampleBatches, size: int) -> np.ndarray:
+    """Return the rows of a batch of median length."""
+    batches = examples.grouped_by_length(np.arange(len(examples)), size)
+    return batches[(len(batches) - 1) // 2]
+
+
+def time_passes(setup: SolverSetup, rows: np.ndarray, warm: bool = True) -> Passes:
+    """Time passes over some training examples.
+
+    Args:
+        setup (`SolverSetup`): The setup of the checkpoint that is loaded.
+        rows (`np.ndarray`): The examples.
+        warm (`bool`, *optional*): Whether to run once without the clock, since the first run needs memory.
+    """
+    objective, batch = setup.objective, setup.examples.take(rows)
+
+    def forward() -> None:
+        with torch.no_grad():
+            objective.logits(objective.theta, batch)
+
+    forward_seconds = _timed(forward, objective.space.device, warm) / len(rows)
+    if not setup.can_sketch:
+        return Passes(forward_seconds, math.nan, can_capture=False)
+    layers = blocked_layers(objective, batch)
+
+    def capture() -> None:
+        def directions(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            seed = setup.args.seed
+            return LossAndCurvature.of(setup.curvature, batch, rows, seed, logits, labels).directions
+
+        for _ in captures(objective, batch, layers, directions):
+            pass
+
+    return Passes(forward_seconds, _timed(capture, objective.space.device, warm) / len(rows), can_capture=True)
+
+
+def _timed(work: Callable[[], None], device: torch.device, warm: bool) -> float:
+    if warm:
+        work()
+    _synchronize(device)
+    start = time.perf_counter()
+    work()
+    _synchronize(device)
+    return time.perf_counter() - start
+
+
+def time_product(device: torch.device) -> float:
+    """Return floating point operations per second."""
+    matrix = torch.randn(PRODUCT, PRODUCT, device=device)
+    matrix @ matrix
+    _synchronize(device)
+    start = time.perf_counter()
+    for _ in range(3):
+        matrix @ matrix
+    _synchronize(device)
+    return 3 * 2 * PRODUCT**3 / (time.perf_counter() - start)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def index_cost(setup: SolverSetup, passes: Passes, flops: float, count: int, rows: float, checkpoints: int) -> Cost:
+    args = setup.args
+    entries, directions = min(args.sketch_size, setup.objective.space.size), min(args.index_size, rows)
+    size = min(entries, rows)
+    bases = setup.at_most(args.ekfac_samples) * passes.captured * (1 + COVARIANCES)
+    sweep = count * passes.captured * (1 + PROJECTION)
+    curvature = (size * rows * entries + 2 * SUBSPACE_PASSES * size**2 * directions) / flops
+    memory = 4 * (size**2 + 2 * entries * directions) + 2 * count * directions
+    note = f"once; {2 * count * directions / 2**20:,.1f} MB on disk" + _times(checkpoints)
+    return Cost("index", checkpoints * (bases + decompositions + sweep + curvature), memory / 2**30, note)
+
+
+def _times(checkpoints: int) -> str:
+    return "" if checkpoints == 1 else f"; {checkpoints} checkpoints"
+
+
+def parameters_left_out(setup: SolverSetup) -> str:
+    """Return a line on the trained parameters that an index leaves out, and their share of the curvature.
+
+    It is empty if the index covers all parameters.
+    """
+    rows = typical_rows(setup.examples, TIMED)
+    batch = setup.examples.take(rows)
+    covered = covered_names(blocked_layers(setup.objective, batch))
+    names = [name for name in setup.objective.theta if name not in covered]
+    if not names:
+        return ""
+    share = share_of_curvature(setup.curvature, batch, rows, setup.args.seed, names)
+    listed = ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
+    return (
+        f"The index leaves out {len(names)} trained parameters, whose gradients of single examples cannot be captured: "
+        f"{listed}. They hold about {share:.0%} of the curvature."
+    )
