@@ -1,6 +1,6 @@
 """Curvature of the mean training loss: products with vectors, spectrum, Kronecker factors."""
 
-from hf_fastif.curvature.captures import Capture, captures, loss_captures
+from hf_fastif.curvature.captures import Capture, capture_layers, loss_captures
 from hf_fastif.curvature.directions import LossAndCurvature
 from hf_fastif.curvature.factor_files import fetch_factors
 from hf_fastif.curvature.gram import jacobian_gram
@@ -42,8 +42,8 @@ __all__ = [
     "Sketch",
     "Spectrum",
     "blocked_layers",
+    "capture_layers",
     "captured_layers",
-    "captures",
     "covered_names",
     "fetch_factors",
     "jacobian_gram",

@@ -191,7 +191,9 @@ class LeafCapture:
 Capture = LinearCapture | EmbeddingCapture | LeafCapture
 
 
-def captures(objective: Objective, batch: Batch, layers: list[Layer], directions: Directions) -> Iterator[Capture]:
+def capture_layers(
+    objective: Objective, batch: Batch, layers: list[Layer], directions: Directions
+) -> Iterator[Capture]:
     """Run a batch forward, and backward from r directions of its outputs; yield the capture of each layer.
 
     If the examples share the input of some layer, they run one by one.
@@ -207,7 +209,7 @@ def captures(objective: Objective, batch: Batch, layers: list[Layer], directions
         singles = (
             {name: values[i : i + 1] for name, values in batch.items()} for i in range(len(objective.labels(batch)))
         )
-        parts = [list(captures(objective, single, layers, directions)) for single in singles]
+        parts = [list(capture_layers(objective, single, layers, directions)) for single in singles]
         yield from (_side_by_side(same) for same in zip(*parts, strict=True))
         return
     model = objective.model
@@ -259,7 +261,9 @@ def _side_by_side(singles: Sequence[LinearCapture | LeafCapture]) -> LinearCaptu
 
 def loss_captures(objective: Objective, batch: Batch, layers: list[Layer]) -> Iterator[Capture]:
     """Yield the captures for the gradients of the losses of single examples: r = 1."""
-    return captures(objective, batch, layers, lambda *outputs: loss_gradients_of_outputs(objective, *outputs)[None])
+    return capture_layers(
+        objective, batch, layers, lambda *outputs: loss_gradients_of_outputs(objective, *outputs)[None]
+    )
 
 
 def loss_gradients_of_outputs(objective: Objective, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

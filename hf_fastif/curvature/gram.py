@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import tqdm
 
-from hf_fastif.curvature.captures import Capture, captures
+from hf_fastif.curvature.captures import Capture, capture_layers
 from hf_fastif.curvature.layers import Layer, captured_layers, covered_names
 from hf_fastif.curvature.products import GaussNewton
 from hf_fastif.data import ExampleBatches
@@ -73,7 +73,7 @@ def _fitting(
     """Yield groups of layers whose captures fit into memory together, judging by the first (the longest) batch."""
     group: list[Layer] = []
     used = 0
-    for capture in captures(curvature.objective, examples.take(batches[0]), layers, curvature.output_roots):
+    for capture in capture_layers(curvature.objective, examples.take(batches[0]), layers, curvature.output_roots):
         needed = len(batches) * capture.nbytes
         if group and used + needed > MEMORY:
             yield group
@@ -89,7 +89,7 @@ def _captured(
 ) -> dict[Layer, list[Capture]]:
     layer_captures: dict[Layer, list[Capture]] = {layer: [] for layer in layers}
     for rows in batches:
-        for capture in captures(curvature.objective, examples.take(rows), layers, curvature.output_roots):
+        for capture in capture_layers(curvature.objective, examples.take(rows), layers, curvature.output_roots):
             layer_captures[capture.layer].append(capture)
     return layer_captures
 

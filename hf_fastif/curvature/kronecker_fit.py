@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import tqdm
 
-from hf_fastif.curvature.captures import Capture, EmbeddingCapture, captures
+from hf_fastif.curvature.captures import Capture, EmbeddingCapture, capture_layers
 from hf_fastif.curvature.directions import NUM_RANDOM, curvature_directions
 from hf_fastif.curvature.kronecker import KroneckerBlock, KroneckerFactors
 from hf_fastif.curvature.layers import Layer, captured_layers, covered_names
@@ -84,7 +84,7 @@ class KroneckerFit:
         for number, rows in tqdm(local, desc=title, disable=not self.show_progress, leave=False):
             batch = self.examples.take(rows)
             directions = curvature_directions(self.curvature, batch, rows, self.seed, NUM_RANDOM)
-            for capture in captures(self.curvature.objective, batch, layers, directions):
+            for capture in capture_layers(self.curvature.objective, batch, layers, directions):
                 yield number, capture
 
     def _diagonal(self, covered: set[str]) -> dict[str, torch.Tensor]:

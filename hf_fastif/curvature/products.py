@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from hf_fastif.curvature.captures import captures
+from hf_fastif.curvature.captures import capture_layers
 from hf_fastif.curvature.layers import Layer, captured_layers, covered_names
 from hf_fastif.data import ExampleBatches
 from hf_fastif.errors import InfluenceError
@@ -116,7 +116,7 @@ class GaussNewton:
 
     def jacobian_rows(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Return G, (r, B, size) for each parameter; every trained parameter must be in a captured layer."""
-        layer_captures = captures(self.objective, batch, self._captured_layers(batch), self.output_roots)
+        layer_captures = capture_layers(self.objective, batch, self._captured_layers(batch), self.output_roots)
         partials = [(name, gradients) for capture in layer_captures for name, gradients in capture.rows().items()]
         return {name: gradients.reshape(*gradients.shape[:2], -1) for name, gradients in partials}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from hf_fastif.curvature.captures import Capture, EmbeddingCapture, LinearCapture, captures, loss_captures
+from hf_fastif.curvature.captures import Capture, EmbeddingCapture, LinearCapture, capture_layers, loss_captures
 from hf_fastif.curvature.directions import LossAndCurvature
 from hf_fastif.curvature.kronecker import KroneckerBlock
 from hf_fastif.curvature.layers import Layer
@@ -186,7 +186,7 @@ class Entries:
             return chosen[0].directions
 
         # If examples run one by one, `captures` chooses directions for each; such layers have no entries.
-        entries = self._joined(captures(curvature.objective, batch, self.layers, directions)).transpose(0, 1)
+        entries = self._joined(capture_layers(curvature.objective, batch, self.layers, directions)).transpose(0, 1)
         return DirectionEntries.of(entries, chosen[0].of_loss, chosen[0].of_curvature)
 
     def of_vectors(self, space: ParameterSpace, vectors: torch.Tensor) -> torch.Tensor:

@@ -37,8 +37,8 @@ class Estimate:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.num_train:,} training examples, {self.num_parameters:,} trained parameters, {self.device}; estimated "
-            "from one batch:"
+            f"{self.num_train:,} training examples, {self.num_parameters:,} trained parameters, {self.device}; "
+            "estimated from one batch:"
         ]
         for cost in self.costs:
             amount = (

@@ -207,8 +207,8 @@ class Indexes:
             left_out = parameters_left_out(setup)
         if cost.seconds > BRIEF and self.accelerator.is_main_process:
             logger.warning(
-                f"Building the index of {count:,} training examples, once: about {in_words(cost.seconds)}. Later calls "
-                f"read it from {self.folder}."
+                f"Building the index of {count:,} training examples, once: about {in_words(cost.seconds)}. Later "
+                f"calls read it from {self.folder}."
             )
         if left_out:
             logger.warning(left_out)

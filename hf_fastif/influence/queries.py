@@ -152,7 +152,7 @@ class Queries:
         return gradients
 
     def coordinates(self, sketch: Sketch) -> torch.Tensor:
-        """Compute the coordinates (Q, r) of the gradients of all queries in a sketch; for anchors their mean (1, r)."""
+        """Compute the coordinates (Q, r) of the queries' gradients in a sketch; for anchors their mean (1, r)."""
         coordinates = self._coordinates(self.batches, sketch)
         if self.alternatives is not None:
             coordinates -= self._coordinates(self.alternatives, sketch)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from hf_fastif.curvature import LossAndCurvature, blocked_layers, captures, covered_names, share_of_curvature
+from hf_fastif.curvature import LossAndCurvature, blocked_layers, capture_layers, covered_names, share_of_curvature
 from hf_fastif.data import ExampleBatches
 from hf_fastif.solvers import SolverSetup
 
@@ -21,6 +21,7 @@ PRODUCT = 1024  # size of the matrices whose product is timed
 SUBSPACE_PASSES = 6  # products of the curvature of the entries with all directions, to find the leading ones
 PROJECTION = 0.6  # time of projecting gradients onto the entries, relative to the passes that yield them
 COVARIANCES = 0.7  # time of the covariances of the bases, relative to those passes
+LARGEST_SIDE = 8192  # of a matrix that is decomposed; longer ones are embeddings, whose inputs have no basis
 DECOMPOSITION = 25  # operations of decomposing a matrix of n rows, relative to n^3
 
 
@@ -89,7 +90,7 @@ def time_passes(setup: SolverSetup, rows: np.ndarray, warm: bool = True) -> Pass
             seed = setup.args.seed
             return LossAndCurvature.of(setup.curvature, batch, rows, seed, logits, labels).directions
 
-        for _ in captures(objective, batch, layers, directions):
+        for _ in capture_layers(objective, batch, layers, directions):
             pass
 
     return Passes(forward_seconds, _timed(capture, objective.space.device, warm) / len(rows), can_capture=True)
@@ -122,8 +123,20 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def index_cost(setup: SolverSetup, passes: Passes, flops: float, count: int, rows: float, checkpoints: int) -> Cost:
-    args = setup.args
+def index_cost(setup: SolverSetup, passes: Passes, flops: float, checkpoints: int) -> Cost:
+    """Return the cost of an index of the training set.
+
+    Args:
+        setup (`SolverSetup`): The setup of the checkpoint that is loaded.
+        passes (`Passes`): Measured passes.
+        flops (`float`): Floating point operations per second.
+        checkpoints (`int`): The number of checkpoints.
+    """
+    args, count, first = setup.args, len(setup.examples), setup.examples.take([0])
+    rows = count * LossAndCurvature.counts(setup.objective, first)[1]
+    matrices = [layer.to_matrix(setup.objective.theta).shape for layer in blocked_layers(setup.objective, first)]
+    sides = [side for matrix in matrices for side in matrix if side <= LARGEST_SIDE]
+    decompositions = DECOMPOSITION * sum(side**3 for side in sides) / flops
     entries, directions = min(args.sketch_size, setup.objective.space.size), min(args.index_size, rows)
     size = min(entries, rows)
     bases = setup.at_most(args.ekfac_samples) * passes.captured * (1 + COVARIANCES)
@@ -152,6 +165,6 @@ def parameters_left_out(setup: SolverSetup) -> str:
     share = share_of_curvature(setup.curvature, batch, rows, setup.args.seed, names)
     listed = ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
     return (
-        f"The index leaves out {len(names)} trained parameters, whose gradients of single examples cannot be captured: "
-        f"{listed}. They hold about {share:.0%} of the curvature."
+        f"The index leaves out {len(names)} trained parameters, whose gradients of single examples cannot be "
+        f"captured: {listed}. They hold about {share:.0%} of the curvature."
     )

@@ -32,7 +32,7 @@ class IndexSettings(TrainingArguments):
         "gradient_sketch",
         "Features that `build_index()` stores for each example. 'gradient_sketch': the gradient along the "
         "`index_size` directions of most curvature, over all linear layers, embeddings and norms; compared with "
-        "s_test by inner product. Both the largest and the smallest are candidates. 'pooled' (used in the paper): the pooled "
+        "s_test by inner product. Both ends are candidates. 'pooled' (used in the paper): the pooled "
         "hidden state, or the last state of the last token of a language model, compared by L2 distance. "
         "'mean_pooled': the mean of the last states of all tokens.",
     )

@@ -11,7 +11,7 @@ from tiny import VOCABULARY, batches, tiny_data, tiny_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from hf_fastif.curvature.captures import EmbeddingCapture, captures, loss_captures
+from hf_fastif.curvature.captures import EmbeddingCapture, capture_layers, loss_captures
 from hf_fastif.curvature.layers import Layer, captured_layers
 from hf_fastif.influence.predictions import loss_gradients
 from hf_fastif.model import Objective
@@ -79,7 +79,7 @@ def names(layers: list[Layer]) -> set[str]:
 def captured_rows(model, batch) -> dict[str, torch.Tensor]:
     """The gradients of single examples along two directions, by captures."""
     objective, rows = Objective(model), {}
-    for capture in captures(objective, batch, captured_layers(objective, batch), two_directions):
+    for capture in capture_layers(objective, batch, captured_layers(objective, batch), two_directions):
         rows |= capture.rows()
     return rows
 
@@ -185,7 +185,7 @@ def test_rows_of_some_outputs_are_a_part_of_all(examples):
     for architecture in ("bert", "gpt2"):
         objective, batch = Objective(tiny_model(architecture, double=True)), examples.take(ROWS)
         layers = [layer for layer in captured_layers(objective, batch) if layer.kind == "linear"]
-        for capture in captures(objective, batch, layers, two_directions):
+        for capture in capture_layers(objective, batch, layers, two_directions):
             part, whole = (capture.layer.to_matrix(capture.rows(outputs)) for outputs in (slice(1, 3), slice(None)))
             torch.testing.assert_close(part, whole[..., 1:3, :])
 
@@ -194,7 +194,7 @@ def test_the_bias_is_the_weight_of_an_input_of_one(examples):
     for architecture in ("bert", "gpt2"):
         objective, batch = Objective(tiny_model(architecture, double=True)), examples.take(ROWS)
         layers = [layer for layer in captured_layers(objective, batch) if layer.kind == "linear"]
-        for capture in captures(objective, batch, layers, two_directions):
+        for capture in capture_layers(objective, batch, layers, two_directions):
             whole = capture.as_matrix()
             matrix = torch.einsum("rbto,bti->rboi", whole.gradients, whole.inputs)
             torch.testing.assert_close(matrix, capture.layer.to_matrix(capture.rows()))
@@ -205,7 +205,7 @@ def test_tokens_without_a_gradient_are_dropped(examples):
     layers = captured_layers(objective, batch)
     tokens = {
         capture.layer.module.removeprefix("bert.encoder.layer.1."): capture.inputs.shape[1]
-        for capture in captures(objective, batch, layers, two_directions)
+        for capture in capture_layers(objective, batch, layers, two_directions)
         if capture.layer.kind == "linear"
     }
 
@@ -216,8 +216,8 @@ def test_tokens_without_a_gradient_are_dropped(examples):
 def test_small_gradients_are_kept(examples):
     objective, batch = Objective(tiny_model(double=True)), examples.take(ROWS)
     layers = captured_layers(objective, batch)
-    large = captures(objective, batch, layers, two_directions)
-    small = captures(objective, batch, layers, lambda *outputs: 1e-12 * two_directions(*outputs))
+    large = capture_layers(objective, batch, layers, two_directions)
+    small = capture_layers(objective, batch, layers, lambda *outputs: 1e-12 * two_directions(*outputs))
 
     for one, other in zip(large, small, strict=True):
         for name, values in one.rows().items():
@@ -278,7 +278,7 @@ def test_no_layer_is_taken_because_sizes_happen_to_agree(size, function, example
 def test_no_layers_give_no_captures(examples):
     objective = Objective(tiny_model())
 
-    assert list(captures(objective, examples.take(ROWS), [], two_directions)) == []
+    assert list(capture_layers(objective, examples.take(ROWS), [], two_directions)) == []
 
 
 @pytest.mark.parametrize("module", [nn.Linear(5, 3), nn.Linear(5, 3, bias=False), Conv1D(3, 5)])
@@ -303,7 +303,7 @@ def test_a_layer_as_one_matrix_and_back(module):
 def embedding_captures(model, batch, directions=two_directions) -> list[EmbeddingCapture]:
     objective = Objective(model)
     layers = [layer for layer in captured_layers(objective, batch, embeddings=True) if layer.kind == "embedding"]
-    return list(captures(objective, batch, layers, directions))
+    return list(capture_layers(objective, batch, layers, directions))
 
 
 @pytest.mark.parametrize(("architecture", "count"), [("bert", 3), ("roberta", 3), ("distilbert", 2), ("gpt2", 2)])
@@ -363,11 +363,11 @@ def test_any_number_of_directions_shares_a_forward_pass(architecture, num_direct
     forwards, logits = [], Objective.logits
     monkeypatch.setattr(Objective, "logits", lambda self, *given: forwards.append(1) or logits(self, *given))
 
-    together = list(captures(objective, batch, layers, lambda *_outputs: directions))
+    together = list(capture_layers(objective, batch, layers, lambda *_outputs: directions))
 
     assert len(forwards) == 1 and len(together) == len(layers)
     for number, direction in enumerate(directions):
-        alone = captures(objective, batch, layers, lambda *_outputs, direction=direction: direction[None])
+        alone = capture_layers(objective, batch, layers, lambda *_outputs, direction=direction: direction[None])
         for one, all_of_them in zip(alone, together, strict=True):
             torch.testing.assert_close(one.squares()[0], all_of_them.squares()[number], rtol=1e-9, atol=1e-12)
 
