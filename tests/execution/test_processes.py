@@ -63,7 +63,8 @@ def test_processes_agree_with_one(found, processes):
                 np.testing.assert_array_equal(answer[name], expected, err_msg=name)
             else:
                 size = np.abs(expected).max(initial=0)  # a solver without steps has an empty trace
-                tolerance = {"rtol": 2e-3, "atol": 1e-4 * size + 2e-5}
+                share = 2e-3 if name.startswith("answer") else 1e-4  # the index rounds to half precision
+                tolerance = {"rtol": 2e-3, "atol": share * size + 2e-5}
                 np.testing.assert_allclose(answer[name], expected, err_msg=name, **tolerance)
 
 
