@@ -4,8 +4,8 @@
     accelerate launch recipes/correlation.py --config recipes/configs/correlation-mnli.yaml
 
 Fast scores use the configured solver and k candidates from the index. Full scores use a converged solver and a full
-scan. By default lambda is 50, which the authors' settings amount to, and the default, 0.3 % of the largest eigenvalue. The recipe
-writes `correlation.json`, `.png` and `.svg` into OUTPUT_DIR. It skips finished work.
+scan. By default lambda is 50, which the authors' settings amount to, and 0.3 % of the largest eigenvalue, the default.
+The recipe writes `correlation.json`, `.png` and `.svg` into OUTPUT_DIR. It skips finished work.
 """
 
 from __future__ import annotations

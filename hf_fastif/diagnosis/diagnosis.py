@@ -142,8 +142,8 @@ class Diagnosis:
         lines = [
             f"{name} of the mean training loss over {self.num_parameters:,} parameters, estimated on "
             f"{self.num_samples:,} of {self.num_train:,} training examples.",
-            f"{self.in_blocks:.1%} of the parameters are in unshared linear layers, embeddings and norms, which EK-FAC "
-            "and gradient sketches cover (for the others, EK-FAC uses a diagonal and sketches use nothing).",
+            f"{self.in_blocks:.1%} of the parameters are in unshared linear layers, embeddings and norms, which "
+            "EK-FAC and gradient sketches cover (for the others, EK-FAC uses a diagonal and sketches use nothing).",
             f"For {self.captured:.1%} of the parameters, one pass yields the gradients of single examples"
             + (", and all queries share it." if self.captured == 1 else "; queries use forward mode."),
         ]

@@ -28,9 +28,9 @@ class IndexMixin:
     ) -> InfluenceIndex:
         """Build a FAISS index of `args.index_features`, write it to disk, and attach it to the dataset, in place.
 
-        `find_influential` builds the same index by itself, without attaching it. `load_index` reads it back from `output_dir/influence/indexes`. If the same index is already there, it is
-        reused unless `args.overwrite` is set. Some operations of `datasets` drop an index (`map`, `cast`,
-        `add_column`) and others refuse datasets with one (`select`, `shuffle`, `filter`, `push_to_hub`); for these,
+        `find_influential` builds the same index by itself, without attaching it. `load_index` reads it back from
+        `output_dir/influence/indexes`. If the same index is already there, it is reused unless `args.overwrite` is set
+        (once per trainer). Some operations of `datasets` drop an index (`map`, `cast`, `add_column`) and others refuse datasets with one (`select`, `shuffle`, `filter`, `push_to_hub`); for these,
         `hf_fastif.data.without_indexes(dataset)` returns the same rows without it.
 
         Args:
@@ -72,8 +72,8 @@ class IndexMixin:
     ) -> np.ndarray:
         """Return the rows (queries, k) that the index ranks highest for each query, best first.
 
-        An index is built if there is none. Indexes of gradients alternate between helpful and harmful rows. `find_influential`, which takes the same
-        arguments, scores the rows that this method returns.
+        An index is built if there is none. Indexes of gradients alternate between helpful and harmful rows.
+        `find_influential`, which takes the same arguments, scores the rows that this method returns.
 
         Raises:
             InfluenceError: If the attached index belongs to another model, loss or dataset.

@@ -141,7 +141,7 @@ class InfluenceMixin(IndexMixin, HubMixin, RunMixin):
     ) -> np.ndarray:
         """Compute the influence of every candidate on every query (equation 1 of the paper).
 
-        The index answers with products, if `args.solver` is "sketch"; other solvers, and a given s_test, take a full scan.
+        With `solver="sketch"`, the default, the index answers; other solvers, and a given s_test, take a full scan.
 
         Args:
             examples (`datasets.Dataset` or [`QuerySet`]): The queries.
