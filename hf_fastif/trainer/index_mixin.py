@@ -30,7 +30,8 @@ class IndexMixin:
 
         `find_influential` builds the same index by itself, without attaching it. `load_index` reads it back from
         `output_dir/influence/indexes`. If the same index is already there, it is reused unless `args.overwrite` is set
-        (once per trainer). Some operations of `datasets` drop an index (`map`, `cast`, `add_column`) and others refuse datasets with one (`select`, `shuffle`, `filter`, `push_to_hub`); for these,
+        (once per trainer). Some operations of `datasets` drop an index (`map`, `cast`, `add_column`) and others refuse
+        datasets with one (`select`, `shuffle`, `filter`, `push_to_hub`); for these,
         `hf_fastif.data.without_indexes(dataset)` returns the same rows without it.
 
         Args:
