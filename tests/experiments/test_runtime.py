@@ -9,7 +9,7 @@ from tiny import tiny_data, tiny_trainer
 from hf_fastif.analysis.session_tools import changed
 from hf_fastif.config import FASTIF
 from hf_fastif.experiments import Runtime, runtime
-from hf_fastif.experiments.runtime import AUTHORS, _backward_passes, _lissa, _solved
+from hf_fastif.experiments.runtime import AUTHORS, _backward_passes, _lissa
 
 
 N, QUERIES = 24, tiny_data(2, seed=1)
@@ -89,13 +89,3 @@ def test_what_was_timed_is_kept_and_runs_are_joined(trainer, found, tmp_path):
 def test_more_neighbours_than_there_are(trainer):
     with pytest.raises(ValueError, match="num_neighbors=25: there are 24 candidates"):
         runtime(trainer, QUERIES, [25])
-
-
-def test_the_default_is_timed_in_two_parts(tmp_path, monkeypatch):
-    trainer = tiny_trainer(tmp_path, train=tiny_data(N), checkpoints="final")
-    assert _solved(trainer, QUERIES) is None
-    monkeypatch.setattr("hf_fastif.curvature.Sketch.of_losses", lambda *_args: 1 / 0)
-    result = trainer.find_influential(QUERIES, num_neighbors=6)  # products with what the first part has kept
-    assert len(result.influences) == 12
-    with pytest.raises(ZeroDivisionError):
-        trainer.find_influential(QUERIES.select([0]))

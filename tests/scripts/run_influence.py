@@ -149,7 +149,6 @@ def language(folder: Path) -> Found:
     case = CASES["causal-gpt2"]
     trainer = case.trainer(folder, case.data(11), solver="identity", influence_batch_size=4)
     queries = case.data(2, seed=1)
-    yield "answers for language", case.trainer(folder / "default", case.data(11)).compute_influence(queries)
     found = trainer.token_influence(queries, range(11))
     yield "influence of tokens", np.concatenate([tokens for query in found for tokens in query])
     listed = trainer.find_influential(queries, num_examples=3).influences["token_influence"]
