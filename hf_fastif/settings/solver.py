@@ -33,7 +33,7 @@ class SolverSettings(PassSettings):
     damping: AutoFloat = setting(
         "auto",
         "Damping lambda, in units of the curvature of the mean training loss. 'auto' is 0.3 % of the largest "
-        "eigenvalue (and enough to outweigh a negative one), with solver='ekfac' 10 % of each layer's mean eigenvalue.",
+        "eigenvalue (enough to outweigh a negative one), with solver='ekfac' 10 % of each layer's mean eigenvalue.",
     )
     weight_decay_in_damping: bool = setting(False, "Add the `weight_decay` of training to lambda.")
     preconditioner: PreconditionerName | None = setting(
