@@ -99,8 +99,10 @@ class SolverSetup:
             return False
         if objective.custom_loss is not None and objective.head.has_token_outputs:
             return False
-        layers = blocked_layers(objective, self.examples.take(range(min(2, len(self.examples)))))
-        return share_of(layers, objective) > LEAST_SKETCHED
+        return self.fit_once(("share", trained_part(objective.model)), self._share_in_blocks) > LEAST_SKETCHED
+
+    def _share_in_blocks(self) -> float:
+        return share_of(blocked_layers(self.objective, self.examples.take(range(self.at_most(2)))), self.objective)
 
     @property
     def iterative(self) -> str:
