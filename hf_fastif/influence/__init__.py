@@ -1,6 +1,6 @@
 """The engine: a session on a model and its data, in which s_test is solved for and candidates are scored."""
 
-from hf_fastif.influence.estimate import Estimate, estimate
+from hf_fastif.influence.estimate import Estimate, estimate_costs
 from hf_fastif.influence.predictions import Predictions, loss_gradients
 from hf_fastif.influence.queries import QuerySet
 from hf_fastif.influence.ranking import Ranking, self_influence_by_index
@@ -15,7 +15,7 @@ __all__ = [
     "QuerySet",
     "Ranking",
     "SessionCache",
-    "estimate",
+    "estimate_costs",
     "folder_of",
     "loss_gradients",
     "open_session",

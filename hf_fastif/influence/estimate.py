@@ -51,7 +51,7 @@ class Estimate:
         return next(cost for cost in self.costs if cost.work == work)
 
 
-def estimate(session: InfluenceSession, num_queries: int) -> Estimate:
+def estimate_costs(session: InfluenceSession, num_queries: int) -> Estimate:
     """Estimate costs from one batch of training examples of typical length, and from sizes.
 
     Args:

@@ -164,7 +164,8 @@ def parameters_left_out(setup: SolverSetup) -> str:
         return ""
     share = share_of_curvature(setup.curvature, batch, rows, setup.args.seed, names)
     listed = ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
+    count = "1 trained parameter" if len(names) == 1 else f"{len(names)} trained parameters"
     return (
-        f"The index leaves out {len(names)} trained parameters, whose gradients of single examples cannot be "
-        f"captured: {listed}. They hold about {share:.0%} of the curvature."
+        f"The index leaves out {count}, whose gradients of single examples cannot be "
+        f"captured: {listed}. Their share of the curvature is about {share:.0%}."
     )

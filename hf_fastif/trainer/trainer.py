@@ -23,7 +23,7 @@ from hf_fastif.influence import (
     QuerySet,
     Ranking,
     SessionCache,
-    estimate,
+    estimate_costs,
     open_session,
     self_influence_by_index,
 )
@@ -332,7 +332,7 @@ class InfluenceMixin(IndexMixin, HubMixin, RunMixin):
         if num_queries < 1:
             raise InfluenceError(f"num_queries={num_queries}: give at least 1.")
         with self.session() as session:
-            return estimate(session, num_queries)
+            return estimate_costs(session, num_queries)
 
     def diagnose(self, examples: Dataset | None = None, s_test: Solution | None = None) -> Diagnosis:
         """Diagnose curvature, damping and solver at the first checkpoint, and explain whether to trust the scores.

@@ -72,7 +72,7 @@ def solving(trainer: InfluenceTrainer) -> Found:
         yield from solved(f"{name} apart", trainer.compute_s_test(QUERIES))
         yield f"{name} apart/scores", trainer.compute_influence(QUERIES, POOL)
     trainer.args.query_batch_size = 4
-    for name in ("cg", "sdca"):
+    for name in ("auto", "cg", "sdca"):
         trainer.args.solver = name
         yield f"{name}/self_influence", trainer.self_influence(POOL)
     trainer.args.solver = "cg"
@@ -112,7 +112,8 @@ def finding(trainer: InfluenceTrainer) -> Found:
 def answering(trainer: InfluenceTrainer) -> Found:
     before, trainer.args.solver = trainer.args.solver, "auto"
     yield "answers", trainer.compute_influence(QUERIES)
-    yield "answer for anchors", trainer.compute_influence(QuerySet(QUERIES, reduce="mean"))
+    yield "answers for another pool", trainer.compute_influence(QUERIES, POOL)
+    yield "answer for anchors", trainer.compute_influence(QuerySet(POOL, reduce="mean"))
     yield "answers with neighbors", np.asarray(trainer.find_influential(QUERIES, 2, 6).influences["influence"])
     yield "self-influence in the index", trainer.self_influence()
     result = trainer.find_influential(QUERIES, None, rescore=2)
@@ -149,6 +150,7 @@ def language(folder: Path) -> Found:
     case = CASES["causal-gpt2"]
     trainer = case.trainer(folder, case.data(11), solver="identity", influence_batch_size=4)
     queries = case.data(2, seed=1)
+    yield "answers for language", case.trainer(folder / "default", case.data(11)).compute_influence(queries)
     found = trainer.token_influence(queries, range(11))
     yield "influence of tokens", np.concatenate([tokens for query in found for tokens in query])
     listed = trainer.find_influential(queries, num_examples=3).influences["token_influence"]
