@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from hf_fastif.curvature import LossAndCurvature, blocked_layers, capture_layers, covered_names, share_of_curvature
+from hf_fastif.curvature import LossAndCurvature, capture_layers, covered_names, share_of_curvature
 from hf_fastif.data import ExampleBatches
 from hf_fastif.solvers import SolverSetup
 
@@ -83,7 +83,7 @@ def time_passes(setup: SolverSetup, rows: np.ndarray, warm: bool = True) -> Pass
     forward_seconds = _timed(forward, objective.space.device, warm) / len(rows)
     if not setup.can_sketch:
         return Passes(forward_seconds, math.nan, can_capture=False)
-    layers = blocked_layers(objective, batch)
+    layers = setup.layers
 
     def capture() -> None:
         def directions(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -134,7 +134,7 @@ def index_cost(setup: SolverSetup, passes: Passes, flops: float, checkpoints: in
     """
     args, count, first = setup.args, len(setup.examples), setup.examples.take([0])
     rows = count * LossAndCurvature.counts(setup.objective, first)[1]
-    matrices = [layer.to_matrix(setup.objective.theta).shape for layer in blocked_layers(setup.objective, first)]
+    matrices = [layer.to_matrix(setup.objective.theta).shape for layer in setup.layers]
     sides = [side for matrix in matrices for side in matrix if side <= LARGEST_SIDE]
     decompositions = DECOMPOSITION * sum(side**3 for side in sides) / flops
     entries, directions = min(args.sketch_size, setup.objective.space.size), min(args.index_size, rows)
@@ -158,7 +158,7 @@ def parameters_left_out(setup: SolverSetup) -> str:
     """
     rows = typical_rows(setup.examples, TIMED)
     batch = setup.examples.take(rows)
-    covered = covered_names(blocked_layers(setup.objective, batch))
+    covered = covered_names(setup.layers)
     names = [name for name in setup.objective.theta if name not in covered]
     if not names:
         return ""
