@@ -17,7 +17,6 @@ from hf_fastif.curvature import (
     LossAndCurvature,
     SecondMoment,
     Sketch,
-    blocked_layers,
     leading_entries,
 )
 from hf_fastif.execution import Columns, DatasetSweep, PartialResults, Tensors, from_main, shard_for_rank
@@ -122,12 +121,11 @@ class SketchFit:
     @cached_property
     def _entries(self) -> Entries:
         setup = self.setup
-        layers = blocked_layers(setup.objective, setup.examples.take([0]))
 
         def choose() -> Tensors:
             return leading_entries(setup.kronecker_bases(), setup.args.sketch_size).to_tensors()
 
-        return Entries.from_tensors(layers, self.partials.get(f"{self.name}-entries", choose))
+        return Entries.from_tensors(setup.layers, self.partials.get(f"{self.name}-entries", choose))
 
     @cached_property
     def _columns(self) -> Columns:

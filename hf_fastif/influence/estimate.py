@@ -14,7 +14,6 @@ from hf_fastif.influence.timing import (
     index_cost,
     time_passes,
     time_product,
-    typical_rows,
 )
 from hf_fastif.solvers import SolverSetup
 
@@ -58,10 +57,10 @@ def estimate_costs(session: InfluenceSession, num_queries: int) -> Estimate:
         session (`InfluenceSession`): An open session.
         num_queries (`int`): The number of queries that are asked about together.
     """
-    args, objective, train = session.args, session.objective, session.train
+    objective, train = session.objective, session.train
     with session.checkpoints.at(0):
         setup = session.setup()
-        passes = time_passes(setup, typical_rows(train, args.influence_batch_size))
+        passes = time_passes(setup)
     flops = time_product(objective.space.device)
     count, rank = len(train), objective.output_rank(train.take([0]))
     checkpoints = len(session.checkpoints)

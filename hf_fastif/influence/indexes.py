@@ -36,13 +36,11 @@ from hf_fastif.index import (
 )
 from hf_fastif.influence.queries import CandidatePool
 from hf_fastif.influence.timing import (
-    TIMED,
     in_words,
     index_cost,
     parameters_left_out,
     time_passes,
     time_product,
-    typical_rows,
 )
 from hf_fastif.solvers import SolverSetup
 
@@ -202,7 +200,7 @@ class Indexes:
         """Say how long an index of the training set will take, and what it leaves out."""
         with self.checkpoints.at(0):
             setup = self.setup()
-            passes = time_passes(setup, typical_rows(setup.examples, TIMED), warm=False)
+            passes = time_passes(setup)
             cost = index_cost(setup, passes, time_product(self.accelerator.device), len(self.checkpoints))
             left_out = parameters_left_out(setup)
         if not self.accelerator.is_main_process:

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from hf_fastif.curvature import LossAndCurvature, blocked_layers, capture_layers, covered_names, share_of_curvature
+from hf_fastif.curvature import LossAndCurvature, capture_layers, covered_names, share_of_curvature
 from hf_fastif.data import ExampleBatches
 from hf_fastif.solvers import SolverSetup
 
 
 TIMED = 8  # examples
+SHORT = 1.0  # seconds
 LISTED = 3  # names in a message
 PRODUCT = 1024  # size of the matrices whose product is timed
 SUBSPACE_PASSES = 6  # products of the curvature of the entries with all directions, to find the leading ones
@@ -66,24 +67,19 @@ def typical_rows(examples: ExampleBatches, size: int) -> np.ndarray:
     return batches[(len(batches) - 1) // 2]
 
 
-def time_passes(setup: SolverSetup, rows: np.ndarray, warm: bool = True) -> Passes:
-    """Time passes over some training examples.
-
-    Args:
-        setup (`SolverSetup`): The setup of the checkpoint that is loaded.
-        rows (`np.ndarray`): The examples.
-        warm (`bool`, *optional*): Whether to run once without the clock, since the first run needs memory.
-    """
+def time_passes(setup: SolverSetup) -> Passes:
+    """Time passes over a few training examples of typical length, at the checkpoint that is loaded."""
+    rows = typical_rows(setup.examples, TIMED)
     objective, batch = setup.objective, setup.examples.take(rows)
 
     def forward() -> None:
         with torch.no_grad():
             objective.logits(objective.theta, batch)
 
-    forward_seconds = _timed(forward, objective.space.device, warm) / len(rows)
+    forward_seconds = _timed(forward, objective.space.device) / len(rows)
     if not setup.can_sketch:
         return Passes(forward_seconds, math.nan, can_capture=False)
-    layers = blocked_layers(objective, batch)
+    layers = setup.layers
 
     def capture() -> None:
         def directions(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -93,12 +89,16 @@ def time_passes(setup: SolverSetup, rows: np.ndarray, warm: bool = True) -> Pass
         for _ in capture_layers(objective, batch, layers, directions):
             pass
 
-    return Passes(forward_seconds, _timed(capture, objective.space.device, warm) / len(rows), can_capture=True)
+    return Passes(forward_seconds, _timed(capture, objective.space.device) / len(rows), can_capture=True)
 
 
-def _timed(work: Callable[[], None], device: torch.device, warm: bool) -> float:
-    if warm:
-        work()
+def _timed(work: Callable[[], None], device: torch.device) -> float:
+    """Return the seconds of some work; short work runs again, since the first run takes new memory."""
+    seconds = _clocked(work, device)
+    return seconds if seconds > SHORT else _clocked(work, device)
+
+
+def _clocked(work: Callable[[], None], device: torch.device) -> float:
     _synchronize(device)
     start = time.perf_counter()
     work()
@@ -134,7 +134,7 @@ def index_cost(setup: SolverSetup, passes: Passes, flops: float, checkpoints: in
     """
     args, count, first = setup.args, len(setup.examples), setup.examples.take([0])
     rows = count * LossAndCurvature.counts(setup.objective, first)[1]
-    matrices = [layer.to_matrix(setup.objective.theta).shape for layer in blocked_layers(setup.objective, first)]
+    matrices = [layer.to_matrix(setup.objective.theta).shape for layer in setup.layers]
     sides = [side for matrix in matrices for side in matrix if side <= LARGEST_SIDE]
     decompositions = DECOMPOSITION * sum(side**3 for side in sides) / flops
     entries, directions = min(args.sketch_size, setup.objective.space.size), min(args.index_size, rows)
@@ -158,7 +158,7 @@ def parameters_left_out(setup: SolverSetup) -> str:
     """
     rows = typical_rows(setup.examples, TIMED)
     batch = setup.examples.take(rows)
-    covered = covered_names(blocked_layers(setup.objective, batch))
+    covered = covered_names(setup.layers)
     names = [name for name in setup.objective.theta if name not in covered]
     if not names:
         return ""

@@ -21,6 +21,7 @@ from hf_fastif.curvature import (
     KroneckerBlock,
     KroneckerFactors,
     KroneckerFit,
+    Layer,
     Sketch,
     Spectrum,
     blocked_layers,
@@ -99,10 +100,12 @@ class SolverSetup:
             return False
         if objective.custom_loss is not None and objective.head.has_token_outputs:
             return False
-        return self.fit_once(("share", trained_part(objective.model)), self._share_in_blocks) > LEAST_SKETCHED
+        return share_of(self.layers, objective) > LEAST_SKETCHED
 
-    def _share_in_blocks(self) -> float:
-        return share_of(blocked_layers(self.objective, self.examples.take(range(self.at_most(2)))), self.objective)
+    @property
+    def layers(self) -> list[Layer]:
+        """The layers with a block of the Kronecker-factored curvature, from which gradients are sketched."""
+        return self.fit_once(("layers",), lambda: blocked_layers(self.objective, self.examples.take([0])))
 
     @property
     def iterative(self) -> str:
@@ -215,7 +218,7 @@ class SolverSetup:
 
     def kronecker_bases(self) -> list[KroneckerBlock]:
         """Return the bases of EK-FAC, with the eigenvalues of Kronecker products, which take half the passes."""
-        return self.fit_once(("bases", self.args.ekfac_samples), self._kronecker_fit.bases)
+        return self._kronecker_fit.bases()
 
     @property
     def _kronecker_fit(self) -> KroneckerFit:
