@@ -99,13 +99,21 @@ def ticking(monkeypatch):
 
 def test_passes_are_timed_for_one_example(ticking, tmp_path):
     with tiny_trainer(tmp_path, checkpoints="final").session() as session:
-        assert timing.time_passes(session.setup(), np.arange(8)) == Passes(1 / 8, 1 / 8, can_capture=True)
+        assert timing.time_passes(session.setup()) == Passes(1 / 8, 1 / 8, can_capture=True)
     assert timing.time_product(torch.device("cpu")) == 3 * 2 * timing.PRODUCT**3
+
+
+def test_short_passes_are_timed_again(tmp_path, monkeypatch):
+    with tiny_trainer(tmp_path, checkpoints="final").session() as session:
+        setup = session.setup()
+        readings = iter([0.0, 0.5, 1.0, 1.25, 2.0, 6.0])  # two forward passes, and a long one that captures
+        monkeypatch.setattr(timing.time, "perf_counter", lambda: next(readings))
+        assert timing.time_passes(setup) == Passes(0.25 / 8, 4 / 8, can_capture=True)
 
 
 def test_passes_that_cannot_be_captured_are_not_timed(tmp_path):
     with tiny_trainer(tmp_path, checkpoints="final", curvature="hessian").session() as session:
-        passes = timing.time_passes(session.setup(), np.arange(8))
+        passes = timing.time_passes(session.setup())
     assert not passes.can_capture and math.isnan(passes.captured) and passes.forward > 0
 
 
@@ -134,7 +142,7 @@ def messages(caplog, part):
 
 def test_a_long_build_is_announced_once(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(indexes, "BRIEF", 0)
-    monkeypatch.setattr(indexes, "time_passes", lambda *_args, warm: Passes(60.0, 90.0, can_capture=True))
+    monkeypatch.setattr(indexes, "time_passes", lambda _setup: Passes(60.0, 90.0, can_capture=True))
     trainer = tiny_trainer(tmp_path, tiny_model(frozen=2), **SMALL)
     for _ in range(2):
         trainer.compute_influence(QUERIES)
@@ -147,7 +155,7 @@ def test_a_long_build_is_announced_once(tmp_path, caplog, monkeypatch):
 
 
 def test_a_brief_build_is_not_announced(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(indexes, "time_passes", lambda *_args, warm: Passes(1e-6, 1e-6, can_capture=True))
+    monkeypatch.setattr(indexes, "time_passes", lambda _setup: Passes(1e-6, 1e-6, can_capture=True))
     tiny_trainer(tmp_path, tiny_model(frozen=2), **SMALL).compute_influence(QUERIES)
     assert not messages(caplog, "Building the index")
 
@@ -196,7 +204,6 @@ def test_the_share_of_some_parameters_in_the_curvature(images):
 
 
 def test_a_build_names_the_parameters_that_it_leaves_out(images, caplog, monkeypatch):
-    monkeypatch.setattr(indexes, "TIMED", 1)
     monkeypatch.setattr(timing, "TIMED", 1)
     with images.session() as session:
         rows = timing.typical_rows(session.train, 1)
