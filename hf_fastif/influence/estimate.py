@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from hf_fastif.curvature import GaussNewton
 from hf_fastif.influence.session import InfluenceSession
 from hf_fastif.influence.timing import (
     PROJECTION,
@@ -15,7 +16,11 @@ from hf_fastif.influence.timing import (
     time_passes,
     time_product,
 )
-from hf_fastif.solvers import SolverSetup
+from hf_fastif.solvers import MAX_DUAL, MAX_PRIMAL, SolverSetup
+
+
+AT_ONCE = 64  # products with the curvature of a tiny model, which together take as long as one
+EIGENVECTORS = 9  # operations of decomposing a symmetric matrix of n rows, relative to n^3
 
 
 @dataclass(frozen=True)
@@ -62,13 +67,12 @@ def estimate_costs(session: InfluenceSession, num_queries: int) -> Estimate:
         setup = session.setup()
         passes = time_passes(setup)
     flops = time_product(objective.space.device)
-    count, rank = len(train), objective.output_rank(train.take([0]))
-    checkpoints = len(session.checkpoints)
+    count, checkpoints = len(train), len(session.checkpoints)
     costs = [
         index_cost(setup, passes, flops, checkpoints),
         _query_cost(setup, passes, flops, num_queries, count, checkpoints),
         _scan_cost(setup, passes, flops, num_queries, count, checkpoints),
-        *_solver_costs(setup, passes, flops, num_queries, count, rank),
+        *_solver_costs(setup, passes, flops, num_queries, count, checkpoints),
     ]
     return Estimate(costs, count, objective.space.size, str(objective.space.device))
 
@@ -76,43 +80,52 @@ def estimate_costs(session: InfluenceSession, num_queries: int) -> Estimate:
 def _query_cost(
     setup: SolverSetup, passes: Passes, flops: float, num_queries: int, count: int, checkpoints: int
 ) -> Cost:
+    work = f"{num_queries} {'query' if num_queries == 1 else 'queries'} by the index"
+    if not passes.can_capture:
+        return Cost(work, math.nan, math.nan)
     directions = setup.args.index_size
     seconds = num_queries * (passes.forward + passes.captured * (1 + PROJECTION))
     seconds += 2 * num_queries * count * directions / flops
-    return Cost(
-        f"{num_queries} {'query' if num_queries == 1 else 'queries'} by the index",
-        checkpoints * seconds,
-        4 * num_queries * count / 2**30,
-        "all training examples are scored",
-    )
+    return Cost(work, checkpoints * seconds, 4 * num_queries * count / 2**30, "all training examples are scored")
 
 
 def _scan_cost(
     setup: SolverSetup, passes: Passes, flops: float, num_queries: int, count: int, checkpoints: int
 ) -> Cost:
     size = setup.objective.space.size
-    one = 3 * passes.forward if math.isnan(passes.captured) else min(3 * passes.forward, passes.captured)
+    one = min(3 * passes.forward, passes.captured) if passes.can_capture else 3 * passes.forward
     seconds = count * (one + 2 * num_queries * size / flops)
     return Cost("scan with exact gradients", checkpoints * seconds, 4 * num_queries * size / 2**30, "s_test apart")
 
 
 def _solver_costs(
-    setup: SolverSetup, passes: Passes, flops: float, num_queries: int, count: int, rank: float
+    setup: SolverSetup, passes: Passes, flops: float, num_queries: int, count: int, checkpoints: int
 ) -> list[Cost]:
+    """Return the costs of s_test by each solver that suits the model."""
     args, size = setup.args, setup.objective.space.size
-    memory = 4 * num_queries * size / 2**30
-    visits = getattr(args, "sdca_visits", 0)
+    rank, memory = setup.objective.output_rank(setup.examples.take([0])), 12 * num_queries * size / 2**30
     tangents = getattr(args, "lissa_depth", 0) * getattr(args, "lissa_batch_size", 0) * args.num_repeats
-    lissa = Cost(
-        "s_test by lissa", 4 * tangents * num_queries * passes.forward, 3 * memory, f"{tangents:,} examples a query"
-    )
-    if not math.isfinite(rank):
-        return [lissa, Cost("s_test by exact", math.nan, math.nan, "an example has too many outputs")]
-    sdca = visits * (passes.captured + 4 * rank * num_queries * size / flops)
-    gram = (count * rank) ** 2
-    exact = (gram * size + 9 * (count * rank) ** 3) / flops
-    return [
-        Cost("s_test by sdca", sdca, 3 * memory, f"{visits:,} examples"),
-        lissa,
-        Cost("s_test by exact", exact, 16 * gram / 2**30, "once for all queries"),
-    ]
+    lissa = checkpoints * 4 * tangents * num_queries * passes.forward
+    costs = [Cost("s_test by lissa", lissa, memory, f"{tangents:,} examples a query")]
+    if setup.iterative == "sdca":
+        visits = getattr(args, "sdca_visits", 0)
+        rows = passes.captured if passes.can_capture else 3 * rank * passes.forward
+        sdca = checkpoints * visits * (rows + 4 * rank * num_queries * size / flops)
+        costs.insert(0, Cost("s_test by sdca", sdca, memory, f"{visits:,} examples"))
+    return [*costs, _exact_cost(setup, passes, flops, count * rank, checkpoints)]
+
+
+def _exact_cost(setup: SolverSetup, passes: Passes, flops: float, rows: float, checkpoints: int) -> Cost:
+    """Return the cost of the exact inverse, of the curvature of a tiny model or of a Gram matrix of all rows."""
+    work, size = "s_test by exact", setup.objective.space.size
+    if size <= MAX_PRIMAL:
+        products = 4 * len(setup.examples) * passes.forward * size / AT_ONCE
+        seconds = products + EIGENVECTORS * size**3 / flops
+        return Cost(work, checkpoints * seconds, 16 * size**2 / 2**30, "once for all queries")
+    if not isinstance(setup.curvature, GaussNewton):
+        return Cost(work, math.nan, math.nan, f"the Hessian of more than {MAX_PRIMAL:,} parameters")
+    if rows > MAX_DUAL:
+        what = f"{rows:,} rows of Jacobians" if math.isfinite(rows) else "an example has too many outputs"
+        return Cost(work, math.nan, math.nan, what)
+    seconds = (rows**2 * size + EIGENVECTORS * rows**3) / flops
+    return Cost(work, checkpoints * seconds, 16 * rows**2 / 2**30, "once for all queries")

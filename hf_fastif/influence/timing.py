@@ -132,6 +132,10 @@ def index_cost(setup: SolverSetup, passes: Passes, flops: float, checkpoints: in
         flops (`float`): Floating point operations per second.
         checkpoints (`int`): The number of checkpoints.
     """
+    if not passes.can_capture:
+        return Cost(
+            "index", math.nan, math.nan, "gradients of single examples, or their curvature, cannot be sketched"
+        )
     args, count, first = setup.args, len(setup.examples), setup.examples.take([0])
     rows = count * LossAndCurvature.counts(setup.objective, first)[1]
     matrices = [layer.to_matrix(setup.objective.theta).shape for layer in setup.layers]

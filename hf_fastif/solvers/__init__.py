@@ -3,7 +3,7 @@
 from hf_fastif.solvers.base import DivergenceError, Origin, Solution, Solver, check_s_test
 from hf_fastif.solvers.conjugate_gradient import CgSettings, ConjugateGradient
 from hf_fastif.solvers.ekfac import Ekfac
-from hf_fastif.solvers.exact import Exact, decompose
+from hf_fastif.solvers.exact import MAX_DUAL, MAX_PRIMAL, Exact, decompose
 from hf_fastif.solvers.identity import Identity
 from hf_fastif.solvers.lissa import Lissa, LissaSettings, batch_scale, resolved_settings
 from hf_fastif.solvers.registry import (
@@ -31,6 +31,8 @@ __all__ = [
     "Identity",
     "Lissa",
     "LissaSettings",
+    "MAX_DUAL",
+    "MAX_PRIMAL",
     "Origin",
     "Repeated",
     "SdcaSettings",

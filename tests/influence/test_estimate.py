@@ -58,18 +58,46 @@ def test_the_index_of_each_checkpoint_is_counted(timed, tmp_path):
         save_checkpoint(tmp_path, theta, Checkpoint(step=step))
     paths = [str(path) for path in sorted(tmp_path.glob("*.safetensors"))]
     one, three = (costs_for(tmp_path / str(n), 20, checkpoints=paths[:n]) for n in (1, 3))
-    for work in ("index", "1 query by the index", "scan with exact gradients"):
+    for work in (cost.work for cost in one.costs):
         assert three[work].seconds == pytest.approx(3 * one[work].seconds)
     assert three["index"].note == one["index"].note + "; 3 checkpoints"
 
 
-def test_the_table_says_what_is_not_possible(timed, tmp_path):
+def exact_line(costs):
+    (line,) = [line for line in str(costs).splitlines() if "s_test by exact" in line]
+    return line
+
+
+def test_the_exact_inverse_is_not_possible_for_language_models(timed, tmp_path, monkeypatch):
+    monkeypatch.setattr(estimate, "MAX_PRIMAL", 10)
     case = CASES["causal-gpt2"]
     costs = case.trainer(tmp_path, case.data(11)).estimate()
     assert math.isnan(costs["s_test by exact"].seconds)
-    (line,) = [line for line in str(costs).splitlines() if "exact  " in line]
-    assert "not possible" in line and line.endswith("an example has too many outputs")
-    assert "nan" not in str(costs)
+    assert "not possible" in exact_line(costs) and exact_line(costs).endswith("an example has too many outputs")
+    assert "nan" not in str(costs) and "sdca" not in str(costs)
+
+
+def test_the_exact_inverse_takes_the_smaller_matrix(timed, tmp_path, monkeypatch):
+    size = costs_for(tmp_path, 20).num_parameters
+    assert costs_for(tmp_path, 20)["s_test by exact"].gigabytes == 16 * size**2 / 2**30
+    monkeypatch.setattr(estimate, "MAX_PRIMAL", 10)
+    assert costs_for(tmp_path, 20)["s_test by exact"].gigabytes == 16 * 40**2 / 2**30  # two rows an example
+    monkeypatch.setattr(estimate, "MAX_DUAL", 39)
+    assert exact_line(costs_for(tmp_path, 20)).endswith("40 rows of Jacobians")
+    assert "not possible" in exact_line(costs_for(tmp_path, 20))
+    hessian = costs_for(tmp_path, 20, curvature="hessian")
+    assert exact_line(hessian).endswith("the Hessian of more than 10 parameters")
+
+
+@pytest.mark.parametrize(
+    ("settings", "has_sdca"), [({"curvature": "hessian"}, False), ({"loss_weight_decay": 0.1}, True)]
+)
+def test_without_an_index_other_solvers_remain(settings, has_sdca, tmp_path):
+    costs = costs_for(tmp_path, 20, **settings)
+    for work in ("index", "1 query by the index"):
+        assert math.isnan(costs[work].seconds)
+    assert ("s_test by sdca" in str(costs)) == has_sdca
+    assert all(cost.seconds > 0 for cost in costs.costs[2:])
 
 
 def test_the_table_lists_sizes_and_work(timed, tmp_path):
