@@ -185,7 +185,7 @@ class Entries:
             chosen.append(LossAndCurvature.of(curvature, batch, rows, seed, logits, labels))
             return chosen[0].directions
 
-        # If examples run one by one, `captures` chooses directions for each; such layers have no entries.
+        # If examples run one by one, `capture_layers` chooses directions for each; such layers have no entries.
         entries = self._joined(capture_layers(curvature.objective, batch, self.layers, directions)).transpose(0, 1)
         return DirectionEntries.of(entries, chosen[0].of_loss, chosen[0].of_curvature)
 

@@ -251,8 +251,17 @@ def test_the_cards_of_an_index_factors_and_a_model(hub, tmp_path, capsys):
     assert "| Vectors | 40 of 64 numbers |" in body and "| FAISS factory | `SQfp16` |" in body
     assert f"rows `{built.manifest['dataset']}` |" in body and "**No texts.**" in body
     assert "Recall was not measured" in body
+    assert "it scores them all" in body and "`sketches.safetensors`" in body and "misses" not in body
     names, count = run_snippets(body, trainer=trainer, queries=queries)
     assert count == 2 and len(names["index"]) == 40
+    assert names["result"].summary.num_neighbors is None
+
+    trainer.args.index_features = "pooled"
+    trainer.build_index()
+    trainer.push_index_to_hub("me/pooled")
+    _, body = split(hub, "me/pooled")
+    assert "only those need to be scored" in body and "sketches" not in body and "Examples that it misses" in body
+    names, _ = run_snippets(body, trainer=trainer, queries=queries)
     assert names["result"].summary.num_neighbors == 1
 
     data, body = split(hub, "me/factors")
