@@ -203,7 +203,9 @@ class Indexes:
             passes = time_passes(setup)
             cost = index_cost(setup, passes, time_product(self.accelerator.device), len(self.checkpoints))
             left_out = parameters_left_out(setup)
-        if cost.seconds > BRIEF and self.accelerator.is_main_process:
+        if not self.accelerator.is_main_process:
+            return
+        if cost.seconds > BRIEF:
             logger.warning(
                 f"Building the index of {count:,} training examples, once: about {in_words(cost.seconds)}. Later "
                 f"calls read it from {self.folder}."

@@ -16,7 +16,7 @@ from tiny import accelerator, batches, tiny_data, tiny_model, tiny_trainer
 from hf_fastif.artifacts import describe_files
 from hf_fastif.curvature import Entries, KroneckerFit
 from hf_fastif.execution import DatasetSweep, PartialResults
-from hf_fastif.index import InfluenceIndex, SketchFeatures, SketchFit, influence_index, sketches
+from hf_fastif.index import InfluenceIndex, SketchFeatures, SketchFit, sketches, store
 
 
 TRAIN, QUERIES = tiny_data(24), tiny_data(4, seed=1)
@@ -177,13 +177,14 @@ def flat(tmp_path_factory):
 def test_an_index_scores_all_rows_in_their_order(factory, shard_size, on_disk, flat, tmp_path, monkeypatch):
     _, index = built(tmp_path, factory, index_shard_size=shard_size)
     index = InfluenceIndex.load(index.folder, on_disk)
-    monkeypatch.setattr(influence_index, "SCORED", 4 * flat.shape[1] * 5)  # five rows at once
+    monkeypatch.setattr(store, "BLOCK", 4 * flat.shape[1] * 5)  # five rows at once
     queries = np.random.default_rng(0).standard_normal((3, flat.shape[1])).astype(np.float32)
     weights = torch.rand(flat.shape[1])
 
-    assert [len(block) for block in index._blocks()] == ([5, 2, 5, 2, 5, 2, 3] if shard_size == 7 else [5] * 4 + [4])
+    blocks = list(store.vector_blocks(index.faiss_index))
+    assert [len(block) for block in blocks] == ([5, 2, 5, 2, 5, 2, 3] if shard_size == 7 else [5] * 4 + [4])
     size = 1e-3 * np.abs(flat).max()
-    np.testing.assert_allclose(torch.cat(list(index._blocks())), flat, rtol=2e-3, atol=size)
+    np.testing.assert_allclose(torch.cat(blocks), flat, rtol=2e-3, atol=size)
     np.testing.assert_allclose(index.scores(queries), -queries @ flat.T, rtol=5e-3, atol=20 * size)
     np.testing.assert_allclose(index.squares(weights), (flat**2) @ weights.numpy(), rtol=5e-3)
 

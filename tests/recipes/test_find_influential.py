@@ -28,8 +28,10 @@ def one_process(files, tmp_path_factory):
     return InfluenceResult.load_from_disk(folder / "influence")
 
 
-def test_train_explain_and_report(files, tmp_path, capsys):
-    run_here("find_influential", *words(files, tmp_path, **QUICK, do_train=True, max_steps=2, diagnose=True))
+@pytest.mark.parametrize(("solver", "stages"), [("auto", set()), ("sdca", {"compute_s_test"})])
+def test_train_explain_and_report(solver, stages, files, tmp_path, capsys):
+    settings = QUICK | {"solver": solver, "do_train": True, "max_steps": 2, "diagnose": True}
+    run_here("find_influential", *words(files, tmp_path, **settings))
 
     printed = capsys.readouterr().out
     result = InfluenceResult.load_from_disk(tmp_path / "influence")
@@ -37,7 +39,7 @@ def test_train_explain_and_report(files, tmp_path, capsys):
     assert len(result.queries) == 3
     assert len(result.helpful(0)) <= 2
     assert result.summary.num_neighbors == 20
-    assert set(result.summary.seconds) == {"train", "predict", "build_index", "compute_s_test", "find_influential"}
+    assert set(result.summary.seconds) == stages | {"train", "predict", "build_index", "find_influential"}
     rows = [json.loads(line) for line in (files / "validation.jsonl").read_text().split("\n")]
     for position, query in zip(result.summary.query_rows, result.queries, strict=True):
         assert rows[position]["text"] == query["text"]

@@ -142,14 +142,21 @@ def test_ekfac_damps_each_layer_by_a_tenth_of_its_mean_eigenvalue(tmp_path, deca
     found = trainer.compute_s_test(QUERIES)
     with trainer.session() as session:
         factors, space = session.setup().factors(), session.objective.space
-        wanted = space.split(found.vectors)
         means = {block.layer.names: block.eigenvalues.mean() for block in factors.blocks}
         means |= {(name,): values.mean() for name, values in factors.diagonal.items() if name != "unused"}
+        directions = torch.zeros_like(gradients)
+        spread = torch.zeros_like(gradients[:1])
         for names, mean in means.items():
-            own = space.split(factors.solve(space, gradients, float(0.1 * mean + decay)))
+            damping = float(0.1 * mean + decay)
+            solved = space.split(factors.solve(space, gradients, damping))
             for name in names:
-                torch.testing.assert_close(wanted[name], own[name], rtol=1e-4, atol=1e-6)
-        assert (wanted["unused"] == 0.0).all()
+                space.split(directions)[name].copy_(solved[name])
+                space.split(spread)[name].fill_(damping)
+        # The length of each solution minimizes its quadratic form.
+        curved = directions @ oracles.gauss_newton(model, batches(TRAIN)) + spread * directions
+        lengths = (gradients * directions).sum(dim=1) / (curved * directions).sum(dim=1)
+        torch.testing.assert_close(found.vectors, lengths[:, None] * directions, rtol=1e-3, atol=1e-5)
+        assert (space.split(found.vectors)["unused"] == 0.0).all()
         sizes = {names: sum(space.parameters[name].numel() for name in names) for names in means}
     expected = sum(0.1 * float(mean) * sizes[names] for names, mean in means.items()) / sum(sizes.values())
     assert found.damping == pytest.approx(expected + decay, rel=1e-2)
