@@ -17,6 +17,7 @@ from hf_fastif.artifacts.plots import add_legend, colors_of, draw_points, mark_s
 from hf_fastif.config import FASTIF
 from hf_fastif.execution import Tensors
 from hf_fastif.index import check_num_neighbors
+from hf_fastif.influence import recorded_settings
 from hf_fastif.metrics import COEFFICIENTS, correlations
 from hf_fastif.trainer import InfluenceTrainer
 
@@ -209,7 +210,7 @@ def _full(trainer: InfluenceTrainer, queries: Dataset) -> Tensors:
     with changed(trainer, solver="identity", preconditioner=None):
         gradients = trainer.compute_s_test(queries).vectors
     with trainer.session() as session:
-        largest = session.settings(None, None)["largest_eigenvalue"]
+        largest = recorded_settings(session, None, None)["largest_eigenvalue"]
     return {
         "scores": torch.from_numpy(trainer.compute_influence(queries, s_test=solution)),
         "cosine": cosine_similarity(solution.vectors, gradients),

@@ -34,6 +34,7 @@ from hf_fastif.artifacts.plots import (
 )
 from hf_fastif.data import hexdigest, without_indexes
 from hf_fastif.experiments.sampling import GROUPS, mean_and_interval, random_rows, strongest_rows
+from hf_fastif.influence import unit_of_scores
 from hf_fastif.scoring import DIRECTIONS
 from hf_fastif.trainer import InfluenceTrainer
 
@@ -328,7 +329,7 @@ def _influential(
 def _predicted(trainer: InfluenceTrainer, queries: Dataset) -> np.ndarray | None:
     """Return the predicted changes (Q, N) of the losses without each example; None if the solver predicts none."""
     with trainer.session() as session:
-        unit = session.unit(session.candidates())
+        unit = unit_of_scores(session, session.candidates())
     if unit["change"] is None:
         return None
     parts = open_analysis_results(trainer, "predicted", influence_manifest(trainer, queries=queries))

@@ -67,8 +67,7 @@ from hf_fastif.model import (
     warn_of_half_precision,
     without_targets_of_padding,
 )
-from hf_fastif.scoring import ADDED, REMOVED
-from hf_fastif.solvers import Origin, Solution, SolverSetup, check_s_test, find_solver
+from hf_fastif.solvers import Origin, Solution, SolverSetup, check_s_test
 
 
 logger = logging.get_logger(__name__)
@@ -406,57 +405,6 @@ class InfluenceSession:
         manifest = self.manifest() | {"train_dataset": digest}
         folder = folder_of(self.args) / UNFINISHED / f"{work}-{hexdigest(identity)}"
         return open_partial_results(folder, manifest, self.trainer.accelerator)
-
-    def settings(
-        self, num_neighbors: int | None, num_examples: int | None, solver: str | None = None
-    ) -> dict[str, Any]:
-        """Return the settings that a result records.
-
-        Args:
-            num_neighbors (`int`, *optional*): k.
-            num_examples (`int`, *optional*): The number of examples per direction.
-            solver (`str`, *optional*): The solver that was used instead of `args.solver`.
-        """
-        descriptions, largest = [], []
-        for number in range(len(self.checkpoints)):
-            with self.checkpoints.at(number):
-                setup = self.setup(solver)
-                descriptions.append(setup.describe())
-                if setup.has_one_damping:
-                    largest.append(setup.spectrum.largest)
-        return {
-            "model": model_name(self.trainer.model),
-            **sources(self.trainer.model, self.trainer.train_dataset),
-            "num_parameters": self.objective.space.size,
-            "num_neighbors": num_neighbors,
-            "num_examples": num_examples,
-            "solver": descriptions[0],
-            "curvature": self.args.curvature,
-            "largest_eigenvalue": sum(largest) / len(largest) if largest else None,
-            "damping_by_layer": setup.damps_by_layer,
-            "seed": self.args.seed,
-            "checkpoints": [
-                {"name": member.name, "step": member.step, "epoch": member.epoch, "weight": weight}
-                for member, weight in zip(self.checkpoints.members, self.checkpoints.weights, strict=True)
-            ],
-        }
-
-    def unit(self, pool: CandidatePool) -> dict[str, Any]:
-        """Return what turns the scores of a pool into predicted changes: the number of training examples, and which.
-
-        Examples of the training set can be removed from it; a pool that holds others can be added to it. A solver
-        without curvature predicts neither.
-        """
-        change = None
-        if find_solver(self.setup().name).uses_curvature:
-            change = REMOVED if self._is_trained_on(pool) else ADDED
-        return {"num_train": len(self.train), "change": change}
-
-    def _is_trained_on(self, pool: CandidatePool) -> bool:
-        key, known = (self.train.digest, pool.digest), self.cache.trained_on
-        if key not in known:
-            known[key] = self.train.holds(pool.batches)
-        return known[key]
 
 
 @contextmanager

@@ -25,7 +25,9 @@ from hf_fastif.influence import (
     SessionCache,
     estimate_costs,
     open_session,
+    recorded_settings,
     self_influence_by_index,
+    unit_of_scores,
 )
 from hf_fastif.model import Measure, check_model
 from hf_fastif.results import InfluenceResult, build_result
@@ -301,7 +303,9 @@ class InfluenceMixin(IndexMixin, HubMixin, RunMixin):
             attributed = session.attributed(queries)
             scores, scoring = ranking.scores(session, "find_influential")
             texts = texts_of_tokens(session.objective, pool.batches, scores, self.processing_class)
-            settings = session.settings(k, num_examples, ranking.solver(session)) | session.unit(pool)
+            settings = recorded_settings(session, k, num_examples, ranking.solver(session)) | unit_of_scores(
+                session, pool
+            )
             settings |= {"scoring": scoring, "measure": queries.measured}
         return build_result(
             without_indexes(queries.query_set.dataset),
