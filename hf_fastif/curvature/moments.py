@@ -60,7 +60,7 @@ class SecondMoment:
             vectors = rows.T @ (vectors / values.clamp_min(torch.finfo(values.dtype).tiny).sqrt())
         else:
             self._merge()
-            values, vectors = _leading_eigenvectors(self.matrix.triu() + self.matrix.triu(1).T, count, seed)
+            values, vectors = _leading_eigenvectors(_mirrored(self.matrix), count, seed)
         positive = values > NOTHING * values[:1]
         return values[positive], vectors[:, positive].contiguous()
 
@@ -72,6 +72,16 @@ class SecondMoment:
             for start in range(0, self.size, STRIP):
                 self.matrix[start : start + STRIP, start:] += rows[:, start : start + STRIP].T @ rows[:, start:]
         self._rows, self._count = [], 0
+
+
+def _mirrored(matrix: torch.Tensor) -> torch.Tensor:
+    """Copy the part above the diagonal below it, in place, and return the matrix."""
+    for start in range(0, len(matrix), STRIP):
+        rows = slice(start, start + STRIP)
+        square = matrix[rows, rows]
+        square.copy_(square.triu() + square.triu(1).T)
+        matrix[start + STRIP :, rows] = matrix[rows, start + STRIP :].T
+    return matrix
 
 
 def _leading_eigenvectors(matrix: torch.Tensor, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

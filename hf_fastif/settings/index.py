@@ -38,7 +38,7 @@ class IndexSettings(TrainingArguments):
     )
     index_size: int = setting(1024, "Directions in a gradient sketch, which are the numbers stored per example.")
     sketch_size: int = setting(
-        8192,
+        16384,
         "Entries of the gradient that the directions of a sketch combine: those with the most curvature in EK-FAC's "
         "eigenbasis. Time and memory to build the index grow with its square.",
     )

@@ -24,21 +24,21 @@ class Ekfac:
 
     With a separate, small lambda for each layer, x is far too long: it follows directions in which C~ understates the
     curvature. It then keeps its direction, and its length minimizes the quadratic form that (C + lambda I)^-1 v
-    minimizes, so that scores are of the same size as those of other solvers.
+    minimizes with the lambda of all other solvers, so that scores are of the same size.
 
     Attributes:
         factors (`KroneckerFactors`): C~.
         space (`ParameterSpace`): The trainable parameters.
         sample (`CurvatureSample`): Sample for the residual, which is measured with C itself.
         damping (`Mapping[str, float]`): lambda of each parameter, by name. The solution reports their mean.
-        rescaled (`bool`): Whether to fit the length of x to C itself.
+        common_damping (`float`, *optional*): The lambda of other solvers, to fit the length of x to C + lambda I.
     """
 
     factors: KroneckerFactors
     space: ParameterSpace
     sample: CurvatureSample
     damping: Mapping[str, float]
-    rescaled: bool = False
+    common_damping: float | None = None
 
     def solve(self, vectors: torch.Tensor) -> Solution:
         """Solve for Q right-hand sides, shape (Q, P)."""
@@ -46,9 +46,9 @@ class Ekfac:
         spread = self.space.join(
             [self.space.zeros(*p.shape) + self.damping[name] for name, p in self.space.parameters.items()]
         )
-        if self.rescaled:
+        if self.common_damping is not None:
             for v, part in zip(vectors.split(AT_ONCE), x.split(AT_ONCE), strict=True):
-                curved = self.sample.product(part) + spread * part
+                curved = self.sample.product(part) + self.common_damping * part
                 part *= ((v * part).sum(dim=1) / (curved * part).sum(dim=1).clamp_min(TINY))[:, None]
         parts = zip(vectors.split(AT_ONCE), x.split(AT_ONCE), strict=True)
         residual = torch.cat([self.sample.residual(*part, spread) for part in parts])
@@ -56,7 +56,8 @@ class Ekfac:
 
 
 def _build(setup: SolverSetup, settings: NoSettings) -> Ekfac:
-    return Ekfac(setup.factors(), setup.objective.space, setup.sample, setup.ekfac_damping, setup.damps_by_layer)
+    common = setup.damping if setup.damps_by_layer else None
+    return Ekfac(setup.factors(), setup.objective.space, setup.sample, setup.ekfac_damping, common)
 
 
 def _describe(setup: SolverSetup, settings: NoSettings) -> str:

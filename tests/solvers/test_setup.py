@@ -145,15 +145,13 @@ def test_ekfac_damps_each_layer_by_a_tenth_of_its_mean_eigenvalue(tmp_path, deca
         means = {block.layer.names: block.eigenvalues.mean() for block in factors.blocks}
         means |= {(name,): values.mean() for name, values in factors.diagonal.items() if name != "unused"}
         directions = torch.zeros_like(gradients)
-        spread = torch.zeros_like(gradients[:1])
         for names, mean in means.items():
             damping = float(0.1 * mean + decay)
             solved = space.split(factors.solve(space, gradients, damping))
             for name in names:
                 space.split(directions)[name].copy_(solved[name])
-                space.split(spread)[name].fill_(damping)
-        # The length of each solution minimizes its quadratic form.
-        curved = directions @ oracles.gauss_newton(model, batches(TRAIN)) + spread * directions
+        # The length of each solution minimizes its quadratic form, with the damping of other solvers.
+        curved = directions @ oracles.gauss_newton(model, batches(TRAIN)) + session.setup().damping * directions
         lengths = (gradients * directions).sum(dim=1) / (curved * directions).sum(dim=1)
         torch.testing.assert_close(found.vectors, lengths[:, None] * directions, rtol=1e-3, atol=1e-5)
         assert (space.split(found.vectors)["unused"] == 0.0).all()
