@@ -57,7 +57,7 @@ class KroneckerFit:
         """
         layers = blocked_layers(self.curvature.objective, self.examples.take(self.batches[0]))
         sums = {layer: _Covariances.of(layer, self.curvature.objective) for layer in layers}
-        for _, capture in self._captures(layers, "Index, step 1 of 2: bases"):
+        for _, capture in self._captures(layers, "Index: bases"):
             sums[capture.layer].add(capture)
         sums = {layer: each.reduced(self.accelerator) for layer, each in sums.items()}
         matrices = [matrix for each in sums.values() for matrix in (each.outer, each.inner) if matrix.ndim == 2]
@@ -72,7 +72,7 @@ class KroneckerFit:
         """
         by_layer = {block.layer: block for block in blocks}
         eigenvalues = {layer: torch.zeros_like(block.eigenvalues) for layer, block in by_layer.items()}
-        for _, capture in self._captures(list(by_layer), "Kronecker eigenvalues"):
+        for _, capture in self._captures(list(by_layer), "Eigenvalues"):
             _add_squares(eigenvalues[capture.layer], by_layer[capture.layer], capture)
         eigenvalues = {layer: self.accelerator.reduce(e / self.count, "sum") for layer, e in eigenvalues.items()}
         corrected = [replace(block, eigenvalues=eigenvalues[block.layer]) for block in blocks]

@@ -99,11 +99,12 @@ class SketchFit:
         args, accelerator, entries = self.setup.args, self.sweep.accelerator, self._entries
         moment = SecondMoment(entries.size, accelerator.device)
         local = shard_for_rank(range(len(self._blocks)), accelerator)
-        for number, values in enumerate(self._values("Index, step 2 of 2: gradients", nullcontext)):
+        for number, values in enumerate(self._values("Index: gradients", nullcontext)):
             if number in local:
                 moment.add(values.curvature_rows())
         moment = moment.reduced(accelerator)
-        values, basis = from_main(lambda: moment.leading(args.index_size, args.seed), accelerator)
+        with self.sweep.bar(1, "Index: directions of most curvature"):
+            values, basis = from_main(lambda: moment.leading(args.index_size, args.seed), accelerator)
         values = values.to(accelerator.device) / len(self.setup.examples)
         return Sketch(entries, basis.to(accelerator.device), values)
 
@@ -115,7 +116,7 @@ class SketchFit:
             loaded (`Callable`): Loads the checkpoint, for a block that was deleted and is computed again.
         """
         features = SketchFeatures(self.setup.objective, sketch)
-        for values in self._values("Features", loaded):
+        for values in self._values("Index: features", loaded):
             yield features.of_coordinates(values.losses() @ sketch.basis).cpu().numpy()
 
     @cached_property
