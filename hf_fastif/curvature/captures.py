@@ -127,11 +127,6 @@ class EmbeddingCapture:
     ids: torch.Tensor
     gradients: torch.Tensor
 
-    @property
-    def nbytes(self) -> int:
-        """Return the memory of the capture in bytes."""
-        return self.ids.nbytes + self.gradients.nbytes
-
     def at_rows(self, rows: torch.Tensor) -> LinearCapture:
         """Return the capture of some rows (t,) of the table, as a linear layer whose inputs are one-hot."""
         one_hot = (self.ids[..., None] == rows).to(self.gradients)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from hf_fastif.artifacts.plots import HARMFUL, HELPFUL, TEXT, name_panel, new_figure, save_figure
-from hf_fastif.curvature import Spectrum, blocked_layers, captured_layers, share_of
+from hf_fastif.curvature import Spectrum, captured_layers, share_of
 from hf_fastif.diagnosis.signals import CheckpointSignal
 from hf_fastif.scoring import SIGN
 from hf_fastif.solvers import Solution, SolverSetup, find_solver, resolved_settings
@@ -242,7 +242,6 @@ def diagnose(
     if solution is None:
         solution = setup.solver().solve(gradients)
     layers = captured_layers(setup.objective, setup.examples.take([0]), embeddings=True, tied=True)
-    block_layers = blocked_layers(setup.objective, setup.examples.take([0]))
     x, norm = solution.vectors, gradients.norm(dim=1).clamp_min(torch.finfo(gradients.dtype).tiny)
     lissa = resolved_settings(setup, find_solver("lissa").read_settings(args))
     return Diagnosis(
@@ -261,7 +260,7 @@ def diagnose(
         lissa_batch_size=lissa.batch_size,
         lissa_scale=lissa.scale,
         signals=signals,
-        in_blocks=share_of(block_layers, setup.objective),
+        in_blocks=share_of(setup.layers, setup.objective),
         captured=share_of(layers, setup.objective),
     )
 

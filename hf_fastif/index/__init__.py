@@ -1,6 +1,6 @@
 """Find candidates by nearest neighbours: features of examples, and a FAISS index attached to a dataset."""
 
-from hf_fastif.index.build import index_manifest, write_index
+from hf_fastif.index.build import index_manifest, vectors_place, write_index
 from hf_fastif.index.checks import check_index, check_num_neighbors
 from hf_fastif.index.features import custom_features, features_of
 from hf_fastif.index.influence_index import InfluenceIndex
@@ -32,5 +32,6 @@ __all__ = [
     "made_index",
     "output_layer",
     "query_features_of",
+    "vectors_place",
     "write_index",
 ]

@@ -88,3 +88,8 @@ def write_index(
         for _ in blocks:
             pass
     accelerator.wait_for_everyone()
+
+
+def vectors_place(args: InfluenceConfig, is_main: bool) -> dict[str, bool | int | None]:
+    """Return where a process keeps vectors: on disk, except for the main process, which searches."""
+    return {"on_disk": args.index_on_disk or not is_main, "device": args.index_device if is_main else None}

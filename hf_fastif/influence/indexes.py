@@ -32,6 +32,7 @@ from hf_fastif.index import (
     features_of,
     index_manifest,
     made_index,
+    vectors_place,
     write_index,
 )
 from hf_fastif.influence.queries import CandidatePool
@@ -145,15 +146,9 @@ class Indexes:
                 vectors = self._vectors(pool, kind, matrix, add_to, partials)
                 manifest = {**needed, **self.provenance(pool)}
                 write_index(folder, kind, vectors, manifest, self.accelerator, self.args.seed, add_to)
-        index = InfluenceIndex.load(folder, **self.place)
+        index = InfluenceIndex.load(folder, **vectors_place(self.args, self.accelerator.is_main_process))
         self.cache[folder.name] = (key, index)
         return index
-
-    @property
-    def place(self) -> dict[str, bool | int | None]:
-        """Where this process keeps vectors: on disk, except for the main process, which searches."""
-        main = self.accelerator.is_main_process
-        return {"on_disk": self.args.index_on_disk or not main, "device": self.args.index_device if main else None}
 
     def _is_written(self, folder: Path, kind: str, manifest: Mapping[str, Any]) -> bool:
         return from_main(lambda: InfluenceIndex.is_written(folder, kind, manifest), self.accelerator)

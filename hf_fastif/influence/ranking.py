@@ -99,9 +99,7 @@ class Ranking:
 
 def self_influence_by_index(session: InfluenceSession, pool: CandidatePool) -> np.ndarray:
     """Compute grad L^T (C + lambda I)^-1 grad L (N,) of each candidate in its index, summed over the checkpoints."""
-    index, weights = session.index(pool), []
-    for number, sketch in enumerate(index.sketches):
-        with session.checkpoints.at(number) as weight:
-            damping = session.setup().damping_for(float(sketch.eigenvalues[0]))
-        weights.append(weight * sketch.eigenvalues / (sketch.eigenvalues + damping))
+    index, setup, weights = session.index(pool), session.setup(), []
+    for weight, sketch in zip(session.checkpoints.weights, index.sketches, strict=True):
+        weights.append(weight * sketch.eigenvalues / (sketch.eigenvalues + setup.damping_in(sketch)))
     return from_main(lambda: index.squares(torch.cat(weights)), session.trainer.accelerator)

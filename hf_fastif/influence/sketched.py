@@ -74,7 +74,8 @@ class SketchedQueries:
     @cached_property
     def dampings(self) -> list[float]:
         """The damping lambda at each checkpoint."""
-        return [self.setup().damping_for(float(sketch.eigenvalues[0])) for sketch in self._sketches]
+        setup = self.setup()
+        return [setup.damping_in(sketch) for sketch in self._sketches]
 
     @cached_property
     def _sketches(self) -> list[Sketch]:

@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from transformers.utils import logging
@@ -142,7 +141,7 @@ class SolverSetup:
     def spectrum(self) -> Spectrum:
         """Return the eigenvalues: in the sketch, for the solver that uses it, or on a sample of the training set."""
         if self.name == "sketch":
-            return Spectrum(self.sketch().eigenvalues.double().cpu().numpy(), whole=False)
+            return _spectrum_of(self.sketch())
         return self.fit_once(("spectrum", self.args.curvature_samples), self.sample.spectrum)
 
     @cached_property
@@ -150,9 +149,9 @@ class SolverSetup:
         """Return lambda, in units of the curvature of the mean training loss."""
         return self.spectrum.damping(self.args.damping) + self._decay
 
-    def damping_for(self, largest: float) -> float:
-        """Return lambda for a curvature whose largest eigenvalue is known."""
-        return Spectrum(np.array([largest, 0.0]), whole=False).damping(self.args.damping) + self._decay
+    def damping_in(self, sketch: Sketch) -> float:
+        """Return lambda for the solver that uses a sketch, at any checkpoint."""
+        return _spectrum_of(sketch).damping(self.args.damping) + self._decay
 
     @cached_property
     def ekfac_damping(self) -> dict[str, float]:
@@ -292,3 +291,7 @@ class SolverSetup:
                 f"{self.factors_file} was fitted to another model, training set or setting; EK-FAC is fitted again."
             )
         return factors is not None
+
+
+def _spectrum_of(sketch: Sketch) -> Spectrum:
+    return Spectrum(sketch.eigenvalues.double().cpu().numpy(), whole=False)

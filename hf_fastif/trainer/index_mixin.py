@@ -11,7 +11,7 @@ from huggingface_hub import CommitInfo
 
 from hf_fastif.artifacts import CardSection, PushOptions
 from hf_fastif.data import without_indexes
-from hf_fastif.index import InfluenceIndex
+from hf_fastif.index import InfluenceIndex, vectors_place
 from hf_fastif.influence import QuerySet
 from hf_fastif.model import Measure
 from hf_fastif.solvers import Solution
@@ -119,8 +119,7 @@ class IndexMixin:
             index = trainer.load_index("me/demo-index")
             ```
         """
-        token, main = self.args.hub_token, self.is_world_process_zero()
-        place = {"on_disk": self.args.index_on_disk or not main, "device": self.args.index_device if main else None}
+        token, place = self.args.hub_token, vectors_place(self.args, self.is_world_process_zero())
         with self.args.main_process_first(desc="the index"):  # one download per machine
             index = InfluenceIndex.from_pretrained(repo_id_or_path, revision, token, **place)
         with self.session() as session:
