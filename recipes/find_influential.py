@@ -34,7 +34,6 @@ from hf_fastif.index import check_num_neighbors
 from hf_fastif.training import (
     DataArguments,
     LanguageArguments,
-    make_language_trainer,
     make_trainer,
     planted_share,
     run_recipe,
@@ -62,7 +61,7 @@ class RecipeArguments(LanguageArguments):
 def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) -> None:
     set_seed(config.seed)
     is_language_model = recipe.completion_column is not None
-    trainer, examples = (make_language_trainer if is_language_model else make_trainer)(recipe, data, config)
+    trainer, examples = make_trainer(recipe, data, config)
     check_num_neighbors(config.num_neighbors, len(examples["train"]))
     check_rows("query_indices", recipe.query_indices or [], len(examples["validation"]))
     seconds: dict[str, float] = {}
