@@ -19,7 +19,7 @@ from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 
 from hf_fastif import InfluenceConfig
-from hf_fastif.analysis import METHODS, check_methods, lds_of_methods, query_losses, retrain_on_subsets
+from hf_fastif.analysis import METHODS, LossRises, check_methods, lds_of_methods, query_losses, retrain_on_subsets
 from hf_fastif.checkpoints import kept_checkpoints
 from hf_fastif.config import with_settings
 from hf_fastif.execution import single_process
@@ -34,6 +34,7 @@ from hf_fastif.training import (
     shuffled,
     train_again,
     trained,
+    training_settings,
 )
 
 
@@ -47,11 +48,16 @@ class RecipeArguments(LanguageArguments, ResultArguments):
         default=100, metadata={"help": "Number of random halves of the training set to train a model on."}
     )
     models_per_subset: int = field(
-        default=1, metadata={"help": "Models per half, with different seeds; their losses are averaged."}
+        default=2,
+        metadata={"help": "Models per half, with different seeds, whose losses are averaged; 2 tell the ceiling."},
     )
     same_seed: bool = field(
         default=False,
-        metadata={"help": "Train on every half with the seed of the first run, so that only the data differ."},
+        metadata={"help": "Predict models with the seed of the first run, so that only the data differ."},
+    )
+    num_removal_queries: int = field(
+        default=0,
+        metadata={"help": "Queries to train again for, without the 1 % that each method calls most helpful."},
     )
     methods: list[str] = field(
         default_factory=lambda: ["gradient product", "EK-FAC"],
@@ -87,11 +93,16 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
         )
 
     subsets = Path(config.output_dir) / "subsets"
-    options = {"overwrite": config.overwrite, "repeats": recipe.models_per_subset}
+    options = {"overwrite": config.overwrite, "repeats": recipe.models_per_subset, "same_seed": recipe.same_seed}
     truth = retrain_on_subsets(train_on, trainer.train_dataset, subsets, num_subsets=recipe.num_subsets, **options)
     moments = moments_of([run.output_dir for run in runs])
     chosen = {name: moments[name] for name in moments if recipe.moments is None or name in recipe.moments}
-    result = lds_of_methods(trainer, queries, truth, recipe.methods, chosen)
+    rises = None
+    if recipe.num_removal_queries:
+        settings = training_settings(recipe, data, config)
+        counts = {"num_queries": recipe.num_removal_queries, "num_repeats": recipe.models_per_subset}
+        rises = LossRises(trainer, queries, train_on, settings, **counts)
+    result = lds_of_methods(trainer, queries, truth, recipe.methods, chosen, rises)
     report(result, "lds", trainer, config, recipe)
 
 
