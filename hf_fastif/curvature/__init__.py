@@ -18,7 +18,7 @@ from hf_fastif.curvature.moments import SecondMoment
 from hf_fastif.curvature.products import Curvature, GaussNewton, Hessian, mean_product
 from hf_fastif.curvature.publish import push_factors
 from hf_fastif.curvature.sample import CurvatureSample, squared_residual
-from hf_fastif.curvature.sketch import PART_TENSORS, DirectionEntries, Entries, Part, Sketch, leading_entries
+from hf_fastif.curvature.sketch import PART_TENSORS, DirectionEntries, Entries, Part, Sketch, leading_entries, left_out
 from hf_fastif.curvature.spectrum import Spectrum
 
 
@@ -50,6 +50,7 @@ __all__ = [
     "layers_from_json",
     "layers_to_json",
     "leading_entries",
+    "left_out",
     "loss_captures",
     "mean_product",
     "push_factors",

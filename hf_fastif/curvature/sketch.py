@@ -168,6 +168,14 @@ class Entries:
         """Compute the entries (B, d) of the gradients of the losses, with one forward and one backward pass."""
         return self._joined(loss_captures(objective, batch, self.layers))[0]
 
+    def of_losses_and_norms(self, objective: Objective, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute what `of_losses` does, and the squared norm (B,) of the gradients in the same layers."""
+        layer_captures = list(loss_captures(objective, batch, self.layers))
+        squares = [
+            (each if isinstance(each, EmbeddingCapture) else each.as_matrix()).squares()[0] for each in layer_captures
+        ]
+        return self._joined(iter(layer_captures))[0], torch.stack(squares).sum(dim=0)
+
     def of_losses_and_curvature(
         self, curvature: GaussNewton, batch: Batch, rows: Sequence[int], seed: int
     ) -> DirectionEntries:
@@ -272,6 +280,11 @@ class Sketch:
         """Compute the coordinates (B, r) of the gradients of the losses of a batch."""
         return self._projected(self.entries.of_losses(objective, batch))
 
+    def of_losses_and_norms(self, objective: Objective, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute what `of_losses` does, and the squared norm (B,) of the gradients, in and outside of the sketch."""
+        entries, squares = self.entries.of_losses_and_norms(objective, batch)
+        return self._projected(entries), squares
+
     def of_vectors(self, space: ParameterSpace, vectors: torch.Tensor) -> torch.Tensor:
         """Return the coordinates (Q, r) of vectors (Q, P) over the parameters."""
         return self._projected(self.entries.of_vectors(space, vectors))
@@ -286,3 +299,13 @@ class Sketch:
 
     def _projected(self, entries: torch.Tensor) -> torch.Tensor:
         return entries @ self.basis.to(entries)  # a model in double precision keeps it
+
+
+def left_out(inside: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
+    """Return the norm (Q,) of the part of gradients that lies outside of a sketch, relative to that of the gradients.
+
+    Args:
+        inside (`torch.Tensor` of shape `(Q,)`): The squared norms of their coordinates in the sketch.
+        squares (`torch.Tensor` of shape `(Q,)`): The squared norms of the gradients.
+    """
+    return (1 - inside / squares.clamp_min(torch.finfo(squares.dtype).tiny)).clamp(0, 1).sqrt()

@@ -145,7 +145,7 @@ class Attribution:
             if k is not None:
                 candidates = sketched.search(numbers, k)
                 scores = np.take_along_axis(scores, candidates, axis=1)
-            group = GroupScores(scores, Solution.in_sketch(len(numbers), damping), candidates)
+            group = GroupScores(scores, Solution.in_sketch(sketched.residuals(numbers), damping), candidates)
             for number, query in zip(numbers, group, strict=True):
                 if num_shown is not None:
                     vector = sketched.vectors(range(number, number + 1))

@@ -11,12 +11,12 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 
-from hf_fastif.curvature import Sketch
+from hf_fastif.curvature import Sketch, left_out
 from hf_fastif.data import ExampleBatches, hexdigest
 from hf_fastif.errors import InfluenceError
 from hf_fastif.execution import DatasetSweep, SingleProcess, shard_for_rank
 from hf_fastif.influence.predictions import Predictions, loss_gradients, predict, sharded_gradients
-from hf_fastif.model import Objective
+from hf_fastif.model import Batch, Objective
 from hf_fastif.scoring import less_is_better
 
 
@@ -151,21 +151,33 @@ class Queries:
         self._check_finite(gradients, numbers)
         return gradients
 
-    def coordinates(self, sketch: Sketch) -> torch.Tensor:
-        """Compute the coordinates (Q, r) of the queries' gradients in a sketch; for anchors their mean (1, r)."""
-        coordinates = self._coordinates(self.batches, sketch)
-        if self.alternatives is not None:
-            coordinates -= self._coordinates(self.alternatives, sketch)
-        self._check_finite(coordinates, range(len(self)))
-        return coordinates
+    def coordinates(self, sketch: Sketch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute the gradients of the queries in a sketch.
 
-    def _coordinates(self, examples: ExampleBatches, sketch: Sketch) -> torch.Tensor:
-        rows = np.arange(len(examples))
-        values = self.sweep.over(
-            examples, rows, sketch.size, lambda batch: sketch.of_losses(self.objective, batch), "Queries"
-        )
-        coordinates = torch.from_numpy(values).to(self.sweep.accelerator.device)
-        return coordinates.mean(dim=0, keepdim=True) if self.as_one else coordinates
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`: Their coordinates (Q, r), for anchors the mean (1, r); and the norm
+                (Q,) of the part outside of the sketch, relative to that of the gradients (for anchors and contrasts,
+                over all gradients that are combined).
+        """
+        coordinates, inside, squares = self._coordinates(self.batches, sketch)
+        if self.alternatives is not None:
+            others, *sums = self._coordinates(self.alternatives, sketch)
+            coordinates, inside, squares = coordinates - others, inside + sums[0], squares + sums[1]
+        self._check_finite(coordinates, range(len(self)))
+        return coordinates, left_out(inside, squares)
+
+    def _coordinates(self, examples: ExampleBatches, sketch: Sketch) -> tuple[torch.Tensor, ...]:
+        """Return the coordinates (Q, r), their squared norms (Q,) and those of the gradients (Q,), as in `Queries`."""
+
+        def compute(batch: Batch) -> torch.Tensor:
+            coordinates, squares = sketch.of_losses_and_norms(self.objective, batch)
+            return torch.cat([coordinates, coordinates.square().sum(dim=1, keepdim=True), squares[:, None]], dim=1)
+
+        values = self.sweep.over(examples, np.arange(len(examples)), sketch.size + 2, compute, "Queries")
+        joined = torch.from_numpy(values).to(self.sweep.accelerator.device)
+        if self.as_one:
+            joined = joined.mean(dim=0, keepdim=True)
+        return joined[:, :-2], joined[:, -2], joined[:, -1]
 
     def _check_finite(self, values: torch.Tensor, numbers: range) -> None:
         if not torch.isfinite(values).all():

@@ -36,7 +36,7 @@ class SketchedQueries:
     index: InfluenceIndex
     checkpoints: CheckpointSet
     setup: Callable[[], SolverSetup]
-    cache: dict[Hashable, list[torch.Tensor]]
+    cache: dict[Hashable, list[tuple[torch.Tensor, torch.Tensor]]]
 
     def scores(self, numbers: range) -> np.ndarray:
         """Return the scores (n, N) of all candidates for the queries at these positions."""
@@ -62,13 +62,25 @@ class SketchedQueries:
         pairs = zip(self.solved(numbers), self._sketches, strict=True)
         return torch.cat([sketch.to_vectors(space, solved) for solved, sketch in pairs], dim=1)
 
+    def residuals(self, numbers: range) -> torch.Tensor:
+        """Return the largest residual (n,) over the checkpoints: how much of the gradients is outside of the sketch."""
+        return torch.stack([residual for _, residual in self._gradients]).amax(dim=0)[numbers.start : numbers.stop]
+
+    def concentrations(self, numbers: range) -> torch.Tensor:
+        """Return the share (n,) of a single direction in grad L^T (C + lambda I)^-1 grad L, the largest of all."""
+        shares = []
+        for sketch, (coordinates, _), damping in zip(self._sketches, self._gradients, self.dampings, strict=True):
+            parts = coordinates[numbers.start : numbers.stop].square() / (sketch.eigenvalues + damping)
+            shares.append(parts.amax(dim=1) / parts.sum(dim=1).clamp_min(torch.finfo(parts.dtype).tiny))
+        return torch.stack(shares).amax(dim=0)
+
     def solved(self, numbers: range) -> list[torch.Tensor]:
         """Return the coordinates (n, r) of s_test at each checkpoint, times the weight of the checkpoint."""
         chosen = slice(numbers.start, numbers.stop)
-        by_checkpoint = zip(self._sketches, self._coordinates, self.checkpoints.weights, self.dampings, strict=True)
+        by_checkpoint = zip(self._sketches, self._gradients, self.checkpoints.weights, self.dampings, strict=True)
         return [
             weight * sketch.solve(coordinates[chosen], damping)
-            for sketch, coordinates, weight, damping in by_checkpoint
+            for sketch, (coordinates, _), weight, damping in by_checkpoint
         ]
 
     @cached_property
@@ -82,15 +94,15 @@ class SketchedQueries:
         return [sketch.to(self.queries.sweep.accelerator.device) for sketch in self.index.sketches]
 
     @property
-    def _coordinates(self) -> list[torch.Tensor]:
-        """The coordinates (Q, r) of the gradients of all queries at each checkpoint."""
+    def _gradients(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The gradients of all queries at each checkpoint: their coordinates (Q, r), and what is left out (Q,)."""
         key = (self.queries.identity, self.index.identity)
         if key not in self.cache:
-            coordinates = []
+            gradients = []
             for number, sketch in enumerate(self._sketches):
                 with self.checkpoints.at(number):
-                    coordinates.append(self.queries.coordinates(sketch))
-            self.cache[key] = coordinates
+                    gradients.append(self.queries.coordinates(sketch))
+            self.cache[key] = gradients
             if len(self.cache) > CACHED:
                 del self.cache[next(iter(self.cache))]
         return self.cache[key]

@@ -51,7 +51,8 @@ class Solution:
     Attributes:
         vectors (`torch.Tensor` of shape `(Q, P)`): The solutions, over the trainable parameters.
         residual (`torch.Tensor` of shape `(Q,)`): ||v - (C + lambda I) x|| / ||v||, C taken on a sample of the
-            training set. 0 is perfect, 1 is no better than x = 0.
+            training set. 0 is perfect, 1 is no better than x = 0. For the solver "sketch" it is the norm of the part
+            of v that lies outside of the sketch, where nothing is solved, relative to that of v.
         std_err (`torch.Tensor` of shape `(Q,)`): Standard error of the mean over independent repeats, relative to
             ||x||; NaN for a single run or a deterministic solver.
         damping (`float`): lambda.
@@ -86,9 +87,9 @@ class Solution:
         return cls(vectors, residual, unknown, damping, steps=0, trace=trace)
 
     @classmethod
-    def in_sketch(cls, count: int, damping: float) -> Solution:
-        """Make the solution of `count` queries that stay in the coordinates of an index, without vectors."""
-        return cls.direct(torch.zeros(count, 0), torch.full((count,), torch.nan), damping)
+    def in_sketch(cls, residual: torch.Tensor, damping: float) -> Solution:
+        """Make the solution of queries with a residual (Q,), which stay in the coordinates of an index."""
+        return cls.direct(residual.new_zeros(len(residual), 0), residual, damping)
 
     def __len__(self) -> int:
         return len(self.vectors)

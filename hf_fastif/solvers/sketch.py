@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 
-from hf_fastif.curvature import Sketch
+from hf_fastif.curvature import Sketch, left_out
 from hf_fastif.model import ParameterSpace
 from hf_fastif.solvers.base import Solution
 from hf_fastif.solvers.registry import NoSettings, register
@@ -29,10 +28,12 @@ class InSketch:
     damping: float
 
     def solve(self, vectors: torch.Tensor) -> Solution:
-        """Solve for Q right-hand sides, shape (Q, P). The residual is NaN: outside the sketch nothing is solved."""
-        coordinates = self.sketch.solve(self.sketch.of_vectors(self.space, vectors), self.damping)
-        unknown = vectors.new_full((len(vectors),), math.nan)
-        return Solution.direct(self.sketch.to_vectors(self.space, coordinates), unknown, self.damping)
+        """Solve for Q right-hand sides, shape (Q, P)."""
+        coordinates = self.sketch.of_vectors(self.space, vectors)
+        solved = self.sketch.to_vectors(self.space, self.sketch.solve(coordinates, self.damping))
+        return Solution.direct(
+            solved, left_out(coordinates.square().sum(dim=1), vectors.square().sum(dim=1)), self.damping
+        )
 
 
 def _build(setup: SolverSetup, settings: NoSettings) -> InSketch:
