@@ -57,7 +57,7 @@ class RecipeArguments(LanguageArguments, ResultArguments):
     )
     num_removal_queries: int = field(
         default=0,
-        metadata={"help": "Queries to train again for, without the 1 % that each method calls most helpful."},
+        metadata={"help": "Queries to train again for, without the 1 %% that each method calls most helpful."},
     )
     methods: list[str] = field(
         default_factory=lambda: ["gradient product", "EK-FAC"],

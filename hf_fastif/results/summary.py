@@ -37,6 +37,8 @@ class ResultSummary:
             from the training set, or if it were `"added"`, for candidates that were never trained on. None if there is
             no such prediction, because the solver uses no curvature.
         scoring (`str`): How candidates were scored.
+        by_index (`bool`): Whether the index answered, so that a residual is what it leaves out of the gradient.
+        cautions (`list[str]`): What to know before trusting the scores.
         checkpoints (`list[dict]`): Name, step, epoch and weight of each.
         text_columns, label_column: The columns that hold texts and labels.
         seed (`int`): The seed of everything random.
@@ -68,6 +70,8 @@ class ResultSummary:
     num_train: int | None = None
     change: str | None = None
     scoring: str = ""
+    by_index: bool = False
+    cautions: list[str] = field(default_factory=list)
     checkpoints: list[dict[str, Any]] = field(default_factory=list)
     seed: int = 0
     versions: dict[str, str] = field(default_factory=dict)

@@ -71,6 +71,8 @@ def render_report(
         num_candidates=f"{result.summary.num_candidates:,}",
         measure=result.summary.measure,
         words=words,
+        cautions=result.summary.cautions,
+        by_index=result.summary.by_index,
         cards=cards,
         has_earlier_losses=result.summary.measure == LOSS and any(row["attributed"] for row in rows),
         shared=_shared(result, graph) if graph else [],
