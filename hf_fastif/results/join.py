@@ -36,7 +36,8 @@ def join_results(results: Mapping[str, ResultTables]) -> ResultTables:
     starts = dict(zip(sizes, [sum(list(sizes.values())[:i]) for i in range(len(sizes))], strict=True))
     rows = [summary.query_rows for summary in summaries.values()]
     query_rows = None if None in rows else [row for part in rows for row in part]
-    joined = replace(first, num_queries=sum(sizes.values()), slices=sizes, query_rows=query_rows)
+    counts = {"num_queries": sum(sizes.values()), "slices": sizes, "query_rows": query_rows}
+    joined = replace(first, **counts, trained_without=None)  # a check is about the queries of one result
     return ResultTables(
         _stacked({name: result.influences for name, result in results.items()}, starts),
         _stacked({name: result.queries for name, result in results.items()}, starts),
