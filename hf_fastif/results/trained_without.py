@@ -63,13 +63,14 @@ def check_sentence(models: Sequence[TrainedWithout]) -> str:
     """
     full, harmful, *others = models
     compared = "".join(
-        f"; without {each.num_removed:,} {each.removed} ones, {each.right} and {each.accuracy:.1%}" for each in others
+        f" Without {each.num_removed:,} {each.removed} ones instead: {each.right}, and {each.accuracy:.1%}."
+        for each in others
     )
     return (
-        f"Trained again without the {harmful.num_removed:,} of {harmful.num_train:,} training examples that are most "
-        f"harmful to the {full.num_explained} {_explained(models)}, the model predicts {harmful.right} of these "
-        f"right, and its accuracy on the other {full.num_others:,} validation examples goes from {full.accuracy:.1%} "
-        f"to {harmful.accuracy:.1%}{compared}."
+        f"Trained again without the {harmful.num_removed:,} of {harmful.num_train:,} training examples most harmful "
+        f"to the {full.num_explained} {_explained(models)}, the model predicts {harmful.right} of these right, and "
+        f"{harmful.accuracy:.1%} of the other {full.num_others:,} validation examples (before: {full.accuracy:.1%})."
+        f"{compared}"
     )
 
 
