@@ -38,7 +38,6 @@ from hf_fastif.training import (
     DataArguments,
     LanguageArguments,
     check_training,
-    make_language_trainer,
     make_trainer,
     run_recipe,
     train_again,
@@ -82,7 +81,7 @@ class RecipeArguments(LanguageArguments):
 def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) -> None:
     set_seed(config.seed)
     is_language_model = recipe.completion_column is not None
-    trainer, examples = (make_language_trainer if is_language_model else make_trainer)(recipe, data, config)
+    trainer, examples = make_trainer(recipe, data, config)
     check_num_neighbors(config.num_neighbors, len(examples["train"]))
     check_rows("query_indices", recipe.query_indices or [], len(examples["validation"]))
     if recipe.check_by_retraining is not None:

@@ -11,7 +11,7 @@ runs in `seed-N`, influences in the folder of the first run, and losses of the o
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,27 +19,27 @@ from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 
 from hf_fastif import InfluenceConfig
-from hf_fastif.analysis import METHODS, check_methods, lds_of_methods, query_losses, retrain_on_subsets
+from hf_fastif.analysis import METHODS, LossRises, check_methods, lds_of_methods, query_losses, retrain_on_subsets
 from hf_fastif.checkpoints import kept_checkpoints
 from hf_fastif.config import with_settings
 from hf_fastif.execution import single_process
 from hf_fastif.training import (
     DataArguments,
-    ModelArguments,
+    LanguageArguments,
     ResultArguments,
     fine_tune,
-    read_examples,
     report,
     run_recipe,
     runs_of,
     shuffled,
     train_again,
     trained,
+    training_settings,
 )
 
 
 @dataclass
-class RecipeArguments(ModelArguments, ResultArguments):
+class RecipeArguments(LanguageArguments, ResultArguments):
     """Arguments of this recipe, in addition to those of data, training and influence."""
 
     num_seeds: int = field(default=2, metadata={"help": "Number of runs; influence is computed for the first."})
@@ -48,7 +48,16 @@ class RecipeArguments(ModelArguments, ResultArguments):
         default=100, metadata={"help": "Number of random halves of the training set to train a model on."}
     )
     models_per_subset: int = field(
-        default=1, metadata={"help": "Models per half, with different seeds; their losses are averaged."}
+        default=2,
+        metadata={"help": "Models per half, with different seeds, whose losses are averaged; 2 tell the ceiling."},
+    )
+    same_seed: bool = field(
+        default=False,
+        metadata={"help": "Predict models with the seed of the first run, so that only the data differ."},
+    )
+    num_removal_queries: int = field(
+        default=0,
+        metadata={"help": "Queries to train again for, without the 1 % that each method calls most helpful."},
     )
     methods: list[str] = field(
         default_factory=lambda: ["gradient product", "EK-FAC"],
@@ -65,7 +74,7 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
     if config.checkpoints == ["auto"]:
         config = with_settings(config, checkpoints=["epochs"])  # they are compared, so training saves all
     runs = runs_of(config, recipe.num_seeds)
-    examples = read_examples(recipe, data, with_settings(config, do_train=True))
+    examples = recipe.read_examples(data, with_settings(config, do_train=True))
     processes = PartialState()
     for run in runs[processes.process_index :: processes.num_processes]:
         with single_process():  # like the models on subsets
@@ -73,19 +82,27 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
                 f"{run.output_dir}: accuracy {fine_tune(recipe, data, run, examples):.1%} on the validation examples"
             )
     processes.wait_for_everyone()
-    first = replace(recipe, model_name_or_path=runs[0].output_dir)
+    first, again = recipe.trained_in(runs[0].output_dir), recipe.retrained_like(runs[0].output_dir)
     trainer, _ = trained(first, data, with_settings(runs[0], do_train=False), examples)
     queries = shuffled(examples["validation"], config.seed, recipe.num_queries)
 
     def train_on(subset: Dataset, number: int) -> np.ndarray:
-        return query_losses(train_again(recipe, DatasetDict(examples, train=subset), config, number), queries)
+        return query_losses(
+            train_again(again, DatasetDict(examples, train=subset), config, None if recipe.same_seed else number),
+            queries,
+        )
 
     subsets = Path(config.output_dir) / "subsets"
-    options = {"overwrite": config.overwrite, "repeats": recipe.models_per_subset}
+    options = {"overwrite": config.overwrite, "repeats": recipe.models_per_subset, "same_seed": recipe.same_seed}
     truth = retrain_on_subsets(train_on, trainer.train_dataset, subsets, num_subsets=recipe.num_subsets, **options)
     moments = moments_of([run.output_dir for run in runs])
     chosen = {name: moments[name] for name in moments if recipe.moments is None or name in recipe.moments}
-    result = lds_of_methods(trainer, queries, truth, recipe.methods, chosen)
+    rises = None
+    if recipe.num_removal_queries:
+        settings = training_settings(recipe, data, config)
+        counts = {"num_queries": recipe.num_removal_queries, "num_repeats": recipe.models_per_subset}
+        rises = LossRises(trainer, queries, train_on, settings, **counts)
+    result = lds_of_methods(trainer, queries, truth, recipe.methods, chosen, rises)
     report(result, "lds", trainer, config, recipe)
 
 

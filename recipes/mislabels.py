@@ -28,7 +28,6 @@ from hf_fastif.training import (
     ResultArguments,
     check_training,
     plant_wrong_labels,
-    read_examples,
     report,
     run_recipe,
     train_again,
@@ -65,7 +64,7 @@ class RecipeArguments(ModelArguments, ResultArguments):
 def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) -> None:
     if recipe.wrong_column is None or recipe.num_retrainings:
         check_training(config)
-    examples = read_examples(recipe, data, config)
+    examples = recipe.read_examples(data, config)
     if not 0 < recipe.num_anchors < len(examples["validation"]):
         raise InfluenceError(
             f"num_anchors={recipe.num_anchors}: there are {len(examples['validation'])} validation examples; give "

@@ -26,7 +26,6 @@ from hf_fastif.training import (
     DataArguments,
     ModelArguments,
     ResultArguments,
-    read_examples,
     report,
     run_recipe,
     trained,
@@ -89,7 +88,7 @@ def train_simulator(
     )
     folder = str(Path(config.output_dir) / "simulator")
     run = with_settings(config, output_dir=folder, seed=config.seed + 1, do_train=True, checkpoints=["final"])
-    examples = read_examples(model, data, run)
+    examples = model.read_examples(data, run)
     predicted = DatasetDict(examples, train=as_predicted(trainer, train, examples["train"]))
     simulator, _ = trained(model, data, run, predicted)
     return simulator, examples

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from hf_fastif import InfluenceConfig
 from hf_fastif.config import with_settings
-from hf_fastif.training import DataArguments, ModelArguments, fine_tune, read_examples, run_recipe, runs_of
+from hf_fastif.training import DataArguments, ModelArguments, fine_tune, run_recipe, runs_of
 
 
 @dataclass
@@ -29,7 +29,7 @@ class RecipeArguments(ModelArguments):
 
 
 def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) -> None:
-    examples = read_examples(recipe, data, with_settings(config, do_train=True))
+    examples = recipe.read_examples(data, with_settings(config, do_train=True))
     for run in runs_of(config, recipe.num_seeds):
         accuracy = fine_tune(recipe, data, run, examples)
         if config.process_index == 0:

@@ -34,7 +34,6 @@ from hf_fastif.training import (
     SlicedArguments,
     fine_tune,
     load_examples,
-    read_examples,
     run_recipe,
     sliced_data,
     slices_of,
@@ -57,7 +56,7 @@ class RecipeArguments(ModelArguments, SlicedArguments):
 def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) -> None:
     arguments = data_sets(recipe, data)
     training = with_settings(config, do_train=True)
-    examples = {name: read_examples(recipe, arguments[name], training) for name in arguments}
+    examples = {name: recipe.read_examples(arguments[name], training) for name in arguments}
     for splits in examples.values():
         check_num_neighbors(config.num_neighbors, len(splits["train"]))
     for name in arguments:

@@ -2,13 +2,15 @@
 
 from hf_fastif.analysis.correction import Correction, correct
 from hf_fastif.analysis.corrector import ANCHORS, GUARD, SYSTEMS, Corrector, Log, Plan
-from hf_fastif.analysis.lds import LdsOfMethods, lds_of_methods, query_losses, retrain_on_subsets
+from hf_fastif.analysis.lds import LdsOfMethods, lds_of_methods
+from hf_fastif.analysis.loss_rise import LossRises
 from hf_fastif.analysis.methods import METHODS, Method, check_methods, gradient_cosine, representation_similarity
 from hf_fastif.analysis.mislabels import Mislabels, mislabels
 from hf_fastif.analysis.recall import Recall, RecallOfFeatures, recall, recall_of_features
 from hf_fastif.analysis.result import AnalysisResult
 from hf_fastif.analysis.retrained import Retrained
 from hf_fastif.analysis.session_tools import changed, digests, influence_manifest, open_analysis_results
+from hf_fastif.analysis.subsets import query_losses, retrain_on_subsets
 
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "GUARD",
     "LdsOfMethods",
     "Log",
+    "LossRises",
     "METHODS",
     "Method",
     "Mislabels",

@@ -1,17 +1,20 @@
-"""Make a trainer of a causal language model from the settings of a recipe: tokenizer, model, adapters, completions."""
+"""Read the examples of a causal language model, and load or build it: tokenizer, model, adapters, completions."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
 
-import torch
 from datasets import Dataset, DatasetDict
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    DataCollator,
     DataCollatorForSeq2Seq,
+    PretrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
@@ -20,8 +23,7 @@ from transformers.utils import find_adapter_config_file
 from hf_fastif.config import InfluenceConfig
 from hf_fastif.errors import InfluenceError
 from hf_fastif.model import IGNORED, freeze
-from hf_fastif.trainer import InfluenceTrainer
-from hf_fastif.training.classifier import ModelArguments, build_trainer, check_model_path
+from hf_fastif.training.classifier import ModelArguments, check_model_path
 from hf_fastif.training.corpora.facts import generate_facts
 from hf_fastif.training.datasets import DataArguments, read_splits
 
@@ -48,6 +50,12 @@ class LanguageArguments(ModelArguments):
     config_overrides: str | None = field(
         default=None, metadata={"help": "Config of the model to build, such as n_embd=64,n_layer=2,vocab_size=1000."}
     )
+    tokenizer_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Tokenizer on the Hub, or its folder; None uses the model's, or trains one for a new model."
+        },
+    )
     fact_column: str | None = field(
         default=None,
         metadata={"help": "Column with the number of the fact that an example states. Measures retrieval of facts."},
@@ -62,88 +70,99 @@ class LanguageArguments(ModelArguments):
         """Return the names of the text columns: the prompt, if there is one, and the completion."""
         return [name for name in (self.prompt_column, self.completion_column) if name is not None]
 
+    def read_examples(self, data: DataArguments, config: InfluenceConfig) -> DatasetDict:
+        """Read and tokenize the splits `train` and `validation`; unless `data` names texts, generate invented facts.
 
-def make_language_trainer(
-    model: LanguageArguments, data: DataArguments, config: InfluenceConfig
-) -> tuple[InfluenceTrainer, DatasetDict]:
-    """Read the texts, load or build the language model, and make the trainer of both.
+        Args:
+            data ([`DataArguments`]): What to read.
+            config ([`InfluenceConfig`]): A model that is built must be trained (`do_train`).
 
-    Args:
-        model ([`LanguageArguments`]): The model and its columns. A model that is built is trained in full, with a
-            new tokenizer. A loaded model has its first `num_frozen_layers` layers frozen, or gets adapters.
-        data ([`DataArguments`]): The texts; unless given, invented facts (see `generate_facts`).
-        config ([`InfluenceConfig`]): The settings of training and influence.
+        Raises:
+            InfluenceError: If the choice of model is ambiguous, an untrained model is not to be trained, only one file
+                is given, or a column does not exist.
+        """
+        if self.completion_column is None:
+            return super().read_examples(data, config)
+        self._check(config)
+        columns = [*self.columns, *([] if self.fact_column is None else [self.fact_column])]
+        flags = "--prompt_column, --completion_column and --fact_column"
+        texts = read_splits(data, columns, flags, generate_facts)
+        with config.main_process_first(desc="tokenizing"):
+            return tokenize_completions(texts, self._tokenizer(texts["train"]), self, data.max_length)
 
-    Returns:
-        The trainer with its training set, and the tokenized splits `train` and `validation`.
+    def load(self, examples: DatasetDict) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Load the model and its tokenizer, or build both.
 
-    Raises:
-        InfluenceError: If the choice of model is ambiguous, or an untrained model is not to be trained.
+        A model that is built is trained in full. A loaded model has its first `num_frozen_layers` layers frozen, or
+        gets adapters.
+        """
+        if self.completion_column is None:
+            return super().load(examples)
+        tokenizer = self._tokenizer(examples["train"])
+        return (_load_trainable(self) if self.model_type is None else _build(self, tokenizer)), tokenizer
 
-    Example:
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> DataCollator | None:
+        """Return what makes batches of the examples; None leaves the choice to `Trainer`."""
+        return None if self.completion_column is None else DataCollatorForSeq2Seq(tokenizer)
 
-    ```python
-    model = LanguageArguments("gpt2", prompt_column="question", completion_column="answer")
-    trainer, examples = make_language_trainer(model, DataArguments("me/questions"), InfluenceConfig("out"))
-    ```
-    """
-    _check(model, config)
-    texts = read_texts(model, data)
-    language_model, tokenizer = load_language_model(model, texts["train"])
-    with config.main_process_first(desc="tokenizing"):
-        examples = tokenize_completions(texts, tokenizer, model, data.max_length)
-    return build_trainer(language_model, tokenizer, examples, config, DataCollatorForSeq2Seq(tokenizer)), examples
+    def trained_in(self, folder: str) -> Self:
+        """Return the arguments of the model that was trained from this one and saved in a folder."""
+        if self.model_type is None:
+            return super().trained_in(folder)
+        return replace(self, model_name_or_path=folder, model_type=None, num_frozen_layers=-1)
 
+    def retrained_like(self, folder: str) -> Self:
+        """Return the arguments to train on other examples, tokenized as for the model in a folder."""
+        return self if self.model_type is None else replace(self, tokenizer_name=folder)
 
-def read_texts(model: LanguageArguments, data: DataArguments) -> DatasetDict:
-    """Read the splits `train` and `validation` of a language model, untokenized.
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments that determine the model that training starts from."""
+        if self.completion_column is None:
+            return super().settings()
+        return {one.name: getattr(self, one.name) for one in fields(LanguageArguments)}
 
-    Raises:
-        InfluenceError: If only one file is given, or a column does not exist.
-    """
-    columns = [*model.columns, *([] if model.fact_column is None else [model.fact_column])]
-    return read_splits(data, columns, "--prompt_column, --completion_column and --fact_column", generate_facts)
-
-
-def load_language_model(model: LanguageArguments, train: Dataset) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
-    """Load a causal language model and its tokenizer, or build both.
-
-    Args:
-        model ([`LanguageArguments`]): The model.
-        train (`datasets.Dataset`): The texts that a new tokenizer is trained on.
-    """
-    if model.model_type is None:
-        tokenizer = AutoTokenizer.from_pretrained(model.model_name_or_path)
+    def _tokenizer(self, train: Dataset) -> PreTrainedTokenizerBase:
+        """Load the tokenizer; a model that is built has a new one for its training texts unless it is named."""
+        path = self.tokenizer_name or self.model_name_or_path
+        if path is None:
+            return train_tokenizer(train.select_columns(self.columns), _config_of(self).vocab_size)
+        tokenizer = AutoTokenizer.from_pretrained(path)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        return _load_trainable(model), tokenizer
+        return tokenizer
+
+    def _check(self, config: InfluenceConfig) -> None:
+        if (self.model_name_or_path is None) == (self.model_type is None):
+            raise InfluenceError(
+                f"model_name_or_path={self.model_name_or_path!r}, model_type={self.model_type!r}: give one of them: "
+                "the language model to load, or the type of the model to build."
+            )
+        if self.model_type is not None and (self.lora_rank is not None or not config.do_train):
+            raise InfluenceError(
+                f"model_type={self.model_type!r}: a model that is built from a config must be trained in full; give "
+                "--do_train and no --lora_rank, or --model_name_or_path with the folder of a trained model."
+            )
+        if self.model_name_or_path is not None:
+            check_model_path(self.model_name_or_path)
+        if self.lora_rank is not None and self.lora_rank < 1:
+            raise InfluenceError(f"lora_rank={self.lora_rank}: give at least 1.")
+
+
+def _config_of(model: LanguageArguments) -> PretrainedConfig:
     config = AutoConfig.for_model(model.model_type, vocab_size=VOCABULARY)
     if model.config_overrides:
         config.update_from_string(model.config_overrides)
-    tokenizer = train_tokenizer(train.select_columns(model.columns), config.vocab_size)
+    return config
+
+
+def _build(model: LanguageArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    config = _config_of(model)
     config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
     config.pad_token_id = tokenizer.pad_token_id
-    return AutoModelForCausalLM.from_config(config), tokenizer
+    return AutoModelForCausalLM.from_config(config)
 
 
-def _check(model: LanguageArguments, config: InfluenceConfig) -> None:
-    if (model.model_name_or_path is None) == (model.model_type is None):
-        raise InfluenceError(
-            f"model_name_or_path={model.model_name_or_path!r}, model_type={model.model_type!r}: give one of them: the "
-            "language model to load, or the type of the model to build."
-        )
-    if model.model_type is not None and (model.lora_rank is not None or not config.do_train):
-        raise InfluenceError(
-            f"model_type={model.model_type!r}: a model that is built from a config must be trained in full; give "
-            "--do_train and no --lora_rank, or --model_name_or_path with the folder of a trained model."
-        )
-    if model.model_name_or_path is not None:
-        check_model_path(model.model_name_or_path)
-    if model.lora_rank is not None and model.lora_rank < 1:
-        raise InfluenceError(f"lora_rank={model.lora_rank}: give at least 1.")
-
-
-def _load_trainable(model: LanguageArguments) -> torch.nn.Module:
+def _load_trainable(model: LanguageArguments) -> PreTrainedModel:
     """Load a language model of which only some parameters are trained: adapters, saved or new, or the last layers."""
     path = model.model_name_or_path
     if find_adapter_config_file(path) is not None:

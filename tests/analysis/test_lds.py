@@ -8,7 +8,7 @@ from figures import curves
 from scipy.stats import spearmanr
 from tiny import tiny_data, tiny_model, tiny_trainer
 
-from hf_fastif.analysis import LdsOfMethods, lds_of_methods, query_losses, retrain_on_subsets
+from hf_fastif.analysis import LdsOfMethods, LossRises, lds_of_methods, query_losses, retrain_on_subsets
 from hf_fastif.analysis.session_tools import changed
 from hf_fastif.metrics import SubsetLosses, lds
 
@@ -156,3 +156,49 @@ def test_methods_at_moments_are_scored_and_kept(tmp_path, monkeypatch):
     drawn = curves(found.figure().axes[0])
     assert {name: points[:, 1].tolist() for name, points in drawn.items()} == {n: [rows[n]["lds"]] for n in rows}
     assert "gradient product" in str(found)
+
+
+def test_models_with_the_seed_of_the_first_run_are_the_truth_and_the_others_tell_the_ceiling(tmp_path):
+    train, seeds, random = tiny_data(30), [], np.random.default_rng(1)
+    signal = INFLUENCE.sum(axis=0)
+
+    def train_on(subset, seed):
+        seeds.append(seed)
+        mean = np.isin(train["text"], subset["text"]) @ signal
+        return mean + (0 if seed is None else np.std(MEMBERS @ signal)) * random.standard_normal(400)
+
+    alone = retrain_on_subsets(train_on, train, tmp_path, num_subsets=40, same_seed=True)
+    assert seeds == [None] * 40 and alone.ceiling is None
+    np.testing.assert_allclose(alone.losses, np.tile((alone.members @ signal)[:, None], 400), rtol=1e-5)
+    both = retrain_on_subsets(train_on, train, tmp_path, num_subsets=40, same_seed=True, repeats=2)
+    assert seeds[40:] == list(range(40))
+    np.testing.assert_array_equal(both.losses, alone.losses)
+    # Half of the variance of the other models' losses is noise: they correlate by the root of a half with the signal.
+    assert both.ceiling == pytest.approx(0.5**0.25, abs=0.03)
+    retrain_on_subsets(train_on, train, tmp_path, num_subsets=40)
+    assert len(seeds) == 80  # the other models are those of a call without same_seed
+
+
+def test_loss_rises_by_what_removed_examples_would_have_lowered(tmp_path):
+    train, queries, trained = tiny_data(30), tiny_data(6, seed=1), []
+    trainer = tiny_trainer(tmp_path, train=train)
+    influence = INFLUENCE.copy()
+
+    def train_on(subset, repeat):
+        trained.append(len(subset))
+        return np.isin(train["text"], subset["text"]) @ influence.T + repeat
+
+    rises = LossRises(trainer, queries, train_on, {"epochs": "1"}, num_queries=4, share=0.1, num_repeats=2)
+    measured = rises.of(influence)
+    expected = -np.sort(influence[:4], axis=1)[:, :3].sum(axis=1).mean()
+    assert measured["rise"] == pytest.approx(expected, rel=1e-5)
+    assert measured["rise_low"] <= measured["rise"] <= measured["rise_high"]
+    assert sorted(trained) == [27] * 8 + [30] * 2
+    assert rises.of(-influence)["rise"] < 0 < measured["rise"]
+    rises.of(influence)
+    assert len(trained) == 18  # nothing is trained twice
+
+    truth = SubsetLosses(MEMBERS, MEMBERS @ influence.T, ceiling=0.8)
+    table = lds_of_methods(trainer, queries, truth, ["gradient product"], {"end": ["final"]}, rises)
+    assert set(table.table[0]) >= {"rise", "rise_low", "rise_high"}
+    assert "of the ceiling" in str(table) and "without its top 1 %" in str(table)

@@ -9,9 +9,8 @@ from torch import nn
 from hf_fastif.checkpoints import find_checkpoints
 from hf_fastif.errors.classes import InfluenceError, NotFoundError
 from hf_fastif.errors.suggestions import check_path, did_you_mean
-from hf_fastif.training import DataArguments
-from hf_fastif.training.classifier import ModelArguments, check_model_path, make_trainer
-from hf_fastif.training.language_model import LanguageArguments, make_language_trainer
+from hf_fastif.training import DataArguments, LanguageArguments, make_trainer
+from hf_fastif.training.classifier import ModelArguments, check_model_path
 
 
 @pytest.fixture
@@ -58,7 +57,7 @@ def test_models_with_a_typing_error(runs):
         make_trainer(ModelArguments("out/dmo"), DataArguments(), config(runs / "new"))
     language = LanguageArguments("out/dmo", completion_column="text")
     with pytest.raises(InfluenceError, match=r"model_name_or_path: there is no folder 'out/dmo'.*'out/demo'"):
-        make_language_trainer(language, DataArguments(), config(runs / "new"))
+        make_trainer(language, DataArguments(), config(runs / "new"))
 
 
 def test_a_folder_without_a_model(runs):

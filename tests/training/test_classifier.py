@@ -10,7 +10,8 @@ from tiny import quick_config as config
 
 from hf_fastif.data import relabelled
 from hf_fastif.training import DataArguments, classifier
-from hf_fastif.training.classifier import ACCURACY, ModelArguments, fine_tune, make_trainer, train_again, trained
+from hf_fastif.training.classifier import ModelArguments
+from hf_fastif.training.runs import ACCURACY, fine_tune, make_trainer, train_again, trained
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,9 @@ import torch
 from datasets import Dataset, DatasetDict
 
 from hf_fastif import InfluenceConfig
-from hf_fastif.training import DataArguments
+from hf_fastif.training import DataArguments, make_trainer
 from hf_fastif.training.language_model import (
     LanguageArguments,
-    make_language_trainer,
     tokenize_completions,
     train_tokenizer,
 )
@@ -43,14 +42,14 @@ def config(folder, **changes):
 def folder(data, tmp_path_factory):
     """A model that was built, trained and saved."""
     folder = tmp_path_factory.mktemp("built")
-    trainer, _ = make_language_trainer(LanguageArguments(**BUILT, **COLUMNS), data, config(folder))
+    trainer, _ = make_trainer(LanguageArguments(**BUILT, **COLUMNS), data, config(folder))
     trainer.train()
     trainer.save_model()
     return folder
 
 
 def test_a_built_model_has_the_sizes_and_its_own_tokenizer(data, tmp_path):
-    trainer, examples = make_language_trainer(LanguageArguments(**BUILT, **COLUMNS), data, config(tmp_path))
+    trainer, examples = make_trainer(LanguageArguments(**BUILT, **COLUMNS), data, config(tmp_path))
     made, tokenizer = trainer.model.config, trainer.processing_class
     assert (made.n_embd, made.n_layer, made.vocab_size) == (8, 2, 300)
     assert made.eos_token_id == tokenizer.eos_token_id and made.pad_token_id == tokenizer.pad_token_id
@@ -66,7 +65,7 @@ def test_a_built_model_has_the_sizes_and_its_own_tokenizer(data, tmp_path):
 
 def test_a_trained_one_is_loaded_and_explained(data, folder, tmp_path):
     model = LanguageArguments(str(folder), num_frozen_layers=1, **COLUMNS)
-    trainer, examples = make_language_trainer(model, data, config(tmp_path, do_train=False, solver="identity"))
+    trainer, examples = make_trainer(model, data, config(tmp_path, do_train=False, solver="identity"))
     trained = {name for name, p in trainer.model.named_parameters() if p.requires_grad}
     assert any(".h.1." in name for name in trained) and not any(".h.0." in name or "wpe" in name for name in trained)
     result = trainer.find_influential(examples["validation"].select([1]), num_examples=1)
@@ -90,11 +89,11 @@ def test_what_is_too_long_loses_the_beginning_of_the_prompt():
 
 def test_invented_facts_where_no_data_is_named(tmp_path):
     model = LanguageArguments(**BUILT, prompt_column="prompt", completion_column="completion", fact_column="fact")
-    _, examples = make_language_trainer(model, DataArguments(max_length=32), config(tmp_path))
+    _, examples = make_trainer(model, DataArguments(max_length=32), config(tmp_path))
     assert len(examples["train"]) == 12 * len(examples["validation"])
     model.fact_column = "facts"
     with pytest.raises(ValueError, match="column 'facts' is not in the train examples.*set --prompt_column"):
-        make_language_trainer(model, DataArguments(max_length=32), config(tmp_path))
+        make_trainer(model, DataArguments(max_length=32), config(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -109,14 +108,14 @@ def test_invented_facts_where_no_data_is_named(tmp_path):
 )
 def test_unclear_models(settings, changes, message, data, tmp_path):
     with pytest.raises(ValueError, match=message):
-        make_language_trainer(LanguageArguments(**COLUMNS, **settings), data, config(tmp_path, **changes))
+        make_trainer(LanguageArguments(**COLUMNS, **settings), data, config(tmp_path, **changes))
 
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning", "ignore:fan_in_fan_out:UserWarning")
 def test_adapters_are_trained_saved_and_loaded(data, folder, tmp_path):
     pytest.importorskip("peft", reason="adapters need peft")
     model = LanguageArguments(str(folder), lora_rank=2, **COLUMNS)
-    trainer, examples = make_language_trainer(model, data, config(tmp_path, solver="identity", checkpoints=["final"]))
+    trainer, examples = make_trainer(model, data, config(tmp_path, solver="identity", checkpoints=["final"]))
     names = {name for name, p in trainer.model.named_parameters() if p.requires_grad}
     layers = {name.split(".lora_")[0] for name in names}
     assert all("lora_" in name for name in names) and len(layers) == 2 * 4  # four Conv1D in each of two layers
@@ -125,6 +124,6 @@ def test_adapters_are_trained_saved_and_loaded(data, folder, tmp_path):
     expected = trainer.compute_influence(examples["validation"])
 
     saved = LanguageArguments(str(tmp_path), **COLUMNS)
-    again, _ = make_language_trainer(saved, data, config(tmp_path / "again", do_train=False, solver="identity"))
+    again, _ = make_trainer(saved, data, config(tmp_path / "again", do_train=False, solver="identity"))
     torch.testing.assert_close(torch.tensor(again.compute_influence(examples["validation"])), torch.tensor(expected))
     assert abs(expected).max() > 0
