@@ -6,7 +6,7 @@
 
 The model is a classifier or, with `--completion_column`, a causal language model, and is trained (`--do_train`) or
 loaded. The recipe builds the index and explains some validation examples: misclassified ones for classifiers, random
-ones for language models, or `--query_indices`. With `--check_by_retraining N` it trains the classifier again without
+ones for language models, or `--query_indices`. With `--check_by_retraining N` it trains the model again without
 the N training examples that are most harmful to these, and for comparison without N random ones. It writes
 `influences.parquet`, `queries.parquet`, `summary.json` and `report.html` into `OUTPUT_DIR/influence`, with
 `--diagnose` also `diagnosis.txt` and `diagnosis.png`, and with `--fact_column` also `retrieval.json` and its figure.
@@ -61,7 +61,7 @@ class RecipeArguments(LanguageArguments):
         default=None,
         metadata={
             "help": "Number of training examples to remove, those that are most harmful to the explained predictions "
-            "together. Trains the classifier again without them, and without as many others."
+            "together. Trains the model again without them, and without as many others."
         },
     )
     check_against: list[str] = field(
@@ -85,7 +85,8 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
     check_num_neighbors(config.num_neighbors, len(examples["train"]))
     check_rows("query_indices", recipe.query_indices or [], len(examples["validation"]))
     if recipe.check_by_retraining is not None:
-        check_can_retrain(recipe, config, examples["train"])
+        check_training(config)
+        check_wrong_column(recipe, examples["train"])
     seconds: dict[str, float] = {}
 
     if config.do_train:
@@ -138,21 +139,16 @@ def choose(recipe: RecipeArguments, rows: np.ndarray, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(rows)[: recipe.num_queries])
 
 
-def check_can_retrain(recipe: RecipeArguments, config: InfluenceConfig, train: Dataset) -> None:
-    """Check that the model is a classifier that this run trains, and that the column of wrong labels exists.
+def check_wrong_column(recipe: RecipeArguments, train: Dataset) -> None:
+    """Check that there is the column of wrong labels, if one is given.
 
     Raises:
-        InfluenceError: If it is not, or the column does not exist.
+        InfluenceError: If there is not.
     """
-    if recipe.completion_column is not None:
-        raise InfluenceError(
-            f"check_by_retraining={recipe.check_by_retraining}: only classifiers are trained again; leave it out."
-        )
     if recipe.wrong_column is not None and recipe.wrong_column not in train.column_names:
         raise InfluenceError(
             f"wrong_column: {recipe.wrong_column!r} is not among the columns {', '.join(train.column_names)}."
         )
-    check_training(config)
 
 
 def check_by_retraining(
@@ -164,9 +160,10 @@ def check_by_retraining(
     explained: np.ndarray,
 ) -> list[TrainedWithout]:
     """Return what is predicted by the model, and by models that are trained without some examples."""
+    start = recipe.retrained_like(config.output_dir)
 
     def train_on(subset: Dataset, repeat: int) -> np.ndarray:
-        retrained = train_again(recipe, DatasetDict(examples, train=subset), config, repeat)
+        retrained = train_again(start, DatasetDict(examples, train=subset), config, repeat)
         return predicted_right(retrained, examples["validation"])
 
     return removal_check(

@@ -32,14 +32,14 @@ def removal_check(
 ) -> list[TrainedWithout]:
     """Remove the training examples that are most harmful to the mean loss of some predictions, and train again.
 
-    The same number of other examples is removed for comparison. What every retrained model predicts is saved in
-    `output_dir/checked`, so that an interrupted call resumes.
+    These are searched for among all training examples. The same number of other examples is removed for comparison.
+    What every retrained model predicts is saved in `output_dir/checked`, so that an interrupted call resumes.
 
     Args:
         trainer ([`InfluenceTrainer`]): The trainer of the model, with its N training examples.
         validation (`datasets.Dataset`): The V validation examples.
         explained (`Sequence[int]`): Rows of the validation examples whose mean loss is attributed, usually errors.
-        count (`int`): Number of training examples to remove.
+        count (`int`): Number of training examples to remove. If fewer are harmful, the least helpful ones follow.
         train_on (`Callable`): Trains a model and returns whether it predicts each validation example right, bool (V,),
             given training examples and the number of the repeat, which serves as the seed.
         depends_on (`Mapping[str, str]`): Everything else that `train_on` depends on. Saved predictions are reused only
@@ -53,7 +53,7 @@ def removal_check(
             baselines.
 
     Raises:
-        InfluenceError: If a baseline is unknown, or fewer than `count` training examples are harmful.
+        InfluenceError: If a baseline is unknown, or `count` is not between 1 and N - 1.
 
     Example:
         ```python
@@ -64,6 +64,10 @@ def removal_check(
     if unknown := sorted({*baselines} - {*BASELINES}):
         raise InfluenceError(
             f"baselines: {', '.join(unknown)} is not known; give one or more of {', '.join(BASELINES)}."
+        )
+    if not 0 < count < len(trainer.train_dataset):
+        raise InfluenceError(
+            f"count={count}: there are {len(trainer.train_dataset):,} training examples; give at least 1, and fewer."
         )
     train, queries = without_indexes(trainer.train_dataset), validation.select(explained)
     others = np.setdiff1d(np.arange(len(validation)), explained)
@@ -103,13 +107,8 @@ def predicted_right(trainer: InfluenceTrainer, examples: Dataset) -> np.ndarray:
 
 
 def _most_harmful(trainer: InfluenceTrainer, queries: Dataset, count: int) -> np.ndarray:
-    result = trainer.find_influential(QuerySet(queries, reduce="mean"), num_examples=count)
-    rows = np.array(result.harmful(0)["train_index"], dtype=np.int64)
-    if len(rows) < count:
-        raise InfluenceError(
-            f"count={count}: only {len(rows)} of the scored training examples are harmful; remove at most as many."
-        )
-    return rows
+    scores = trainer.compute_influence(QuerySet(queries, reduce="mean"))[0]
+    return np.argsort(-scores, kind="stable")[:count]
 
 
 def _random(trainer: InfluenceTrainer, count: int) -> np.ndarray:

@@ -9,11 +9,9 @@ import sys
 
 import numpy as np
 import pytest
-from datasets import Dataset
-from recipe_modules import RECIPES, recipe_arguments, recipe_module, run_here, words
+from recipe_modules import RECIPES, run_here, words
 
 from hf_fastif import InfluenceResult
-from hf_fastif.errors import InfluenceError
 from hf_fastif.results import check_text
 
 
@@ -104,16 +102,15 @@ def test_explained_predictions_are_checked_by_training_again(files, tmp_path, ca
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("settings", "message"),
     [
-        ([], "do_train=False"),
-        (["--do_train", "--wrong_column", "noise"], "wrong_column: 'noise' is not among the columns text, label"),
-        (["--do_train", "--completion_column", "text"], "check_by_retraining=5: only classifiers are trained again"),
+        ({}, "do_train=False: "),
+        ({"do_train": True, "wrong_column": "noise"}, "wrong_column: 'noise' is not among the"),
     ],
 )
-def test_what_cannot_be_checked_is_said(flags, message, tmp_path, monkeypatch):
-    given = ["--use_cpu", "--output_dir", str(tmp_path), "--check_by_retraining", "5", *flags]
-    recipe, _, config = recipe_arguments("find_influential", monkeypatch, *given)
-    train = Dataset.from_dict({"text": ["a"], "label": [0]})
-    with pytest.raises(InfluenceError, match=message):
-        recipe_module("find_influential", monkeypatch).check_can_retrain(recipe, config, train)
+def test_what_cannot_be_checked_is_said_before_training(settings, message, files, tmp_path, capsys):
+    known = {"label_mapping": '{"bad": "0", "good": "1"}', "check_by_retraining": 5}
+    with pytest.raises(SystemExit, match="2"):
+        run_here("find_influential", *words(files, tmp_path, **known, **settings))
+    printed = capsys.readouterr()
+    assert f"error: {message}" in printed.err and "train_runtime" not in printed.out
