@@ -46,7 +46,7 @@ def removal_check(
             if it is equal.
         wrong_labels (`np.ndarray`, *optional*): Which training labels are known to be wrong, bool (N,), to count them.
         baselines (`Sequence[str]`, *optional*): What to remove for comparison: "random" examples, or those "nearest"
-            to the explained ones, by the mean cosine of their representations.
+            to any of the explained ones, by the cosine of their representations.
 
     Returns:
         `list[TrainedWithout]`: The model of the trainer, then the model without the most harmful examples, then the
@@ -59,6 +59,7 @@ def removal_check(
         ```python
         models = removal_check(trainer, dev, wrong[:20], 150, train_on=train_on, depends_on={"epochs": "3"})
         print(check_text(models))
+        suspects = trainer.train_dataset[models[1].rows]
         ```
     """
     if unknown := sorted({*baselines} - {*BASELINES}):
@@ -84,7 +85,7 @@ def removal_check(
     def described(removed: str, rows: np.ndarray, is_right: np.ndarray) -> TrainedWithout:
         return TrainedWithout(
             removed=removed,
-            num_removed=len(rows),
+            rows=rows.tolist(),
             num_train=len(train),
             right=int(is_right[explained].sum()),
             num_explained=len(explained),
@@ -116,4 +117,4 @@ def _random(trainer: InfluenceTrainer, count: int) -> np.ndarray:
 
 
 def _nearest(trainer: InfluenceTrainer, queries: Dataset, count: int) -> np.ndarray:
-    return representation_similarity(trainer, queries).mean(axis=0).argsort(kind="stable")[:count]
+    return representation_similarity(trainer, queries).min(axis=0).argsort(kind="stable")[:count]

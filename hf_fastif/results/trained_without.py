@@ -15,7 +15,7 @@ class TrainedWithout:
 
     Attributes:
         removed (`str`): How the examples were chosen: "nothing" (none was), "most harmful", "random" or "nearest".
-        num_removed (`int`): Number of examples that were removed.
+        rows (`list[int]`): The removed rows of the training set, the most harmful first, the nearest first, or random.
         num_train (`int`): N, the number of training examples before.
         right (`int`): Number of the explained predictions that are right.
         num_explained (`int`): Number of explained predictions.
@@ -26,7 +26,7 @@ class TrainedWithout:
     """
 
     removed: str
-    num_removed: int
+    rows: list[int]
     num_train: int
     right: int
     num_explained: int
@@ -34,6 +34,11 @@ class TrainedWithout:
     num_others: int
     num_wrong_labels: int | None = None
     num_all_wrong_labels: int | None = None
+
+    @property
+    def num_removed(self) -> int:
+        """The number of removed examples."""
+        return len(self.rows)
 
 
 def check_table(models: Sequence[TrainedWithout]) -> list[list[str]]:

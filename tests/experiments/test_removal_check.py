@@ -43,14 +43,15 @@ def run(trainer, train_on, **changes):
 
 def test_the_most_harmful_to_the_mean_loss_are_removed_and_the_baselines(trainer, trained, train_on):
     scores = trainer.compute_influence(QuerySet(VALIDATION.select(EXPLAINED), reduce="mean"))[0]
-    nearest = representation_similarity(trainer, VALIDATION.select(EXPLAINED)).mean(axis=0)
+    nearest = representation_similarity(trainer, VALIDATION.select(EXPLAINED)).min(axis=0)
 
     models = run(trainer, train_on, baselines=["nearest", "random"])
 
     assert [model.removed for model in models] == ["nothing", "most harmful", "nearest", "random"]
     assert [model.num_removed for model in models] == [0, COUNT, COUNT, COUNT]
     assert trained[:2] == [set(np.argsort(-scores)[:COUNT]), set(np.argsort(nearest)[:COUNT])]
-    assert len(trained[2]) == COUNT
+    assert [set(model.rows) for model in models[1:]] == trained
+    assert models[1].rows == np.argsort(-scores, kind="stable")[:COUNT].tolist()
     counted = [WRONG[sorted(rows)].sum() for rows in trained]
     assert [model.num_wrong_labels for model in models] == [0, *counted]
     assert {model.num_all_wrong_labels for model in models} == {WRONG.sum()}

@@ -12,11 +12,11 @@ from hf_fastif.results import TrainedWithout, check_text
 from hf_fastif.results.trained_without import check_sentence, check_table
 
 
-FULL = TrainedWithout("nothing", 0, 2000, 0, 20, 0.925, 380)
+FULL = TrainedWithout("nothing", [], 2000, 0, 20, 0.925, 380)
 MODELS = [
     FULL,
-    replace(FULL, removed="most harmful", num_removed=150, right=18, accuracy=0.98),
-    replace(FULL, removed="random", num_removed=150, right=1, accuracy=0.92),
+    replace(FULL, removed="most harmful", rows=[*range(150)], right=18, accuracy=0.98),
+    replace(FULL, removed="random", rows=[*range(150)], right=1, accuracy=0.92),
 ]
 COUNTED = [
     replace(one, num_wrong_labels=n, num_all_wrong_labels=100) for one, n in zip(MODELS, (0, 88, 7), strict=True)
