@@ -37,7 +37,9 @@ def join_results(results: Mapping[str, ResultTables]) -> ResultTables:
     rows = [summary.query_rows for summary in summaries.values()]
     query_rows = None if None in rows else [row for part in rows for row in part]
     cautions = [f"{name}: {line}" for name, summary in summaries.items() for line in summary.cautions]
-    joined = replace(first, cautions=cautions, num_queries=sum(sizes.values()), slices=sizes, query_rows=query_rows)
+    counts = {"num_queries": sum(sizes.values()), "slices": sizes, "query_rows": query_rows}
+    # A check by retraining is about the queries of one result.
+    joined = replace(first, **counts, cautions=cautions, trained_without=None)
     return ResultTables(
         _stacked({name: result.influences for name, result in results.items()}, starts),
         _stacked({name: result.queries for name, result in results.items()}, starts),

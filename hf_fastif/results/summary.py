@@ -10,6 +10,7 @@ from typing import Any, Self, Union, get_args, get_origin, get_type_hints
 
 from hf_fastif.errors import InfluenceError
 from hf_fastif.model import LOSS
+from hf_fastif.results.trained_without import TrainedWithout
 from hf_fastif.scoring import ADDED, REMOVED, less_is_better
 
 
@@ -49,6 +50,9 @@ class ResultSummary:
         accuracy (`float`, *optional*): Share of validation examples that the model predicts right.
         seconds (`dict[str, float]`): What each stage of a recipe took.
         retrieval (`list[dict]`, *optional*): How well facts were retrieved.
+        trained_without (`list[dict]`, *optional*): What models predict that were trained without some examples: the
+            attributes of [`TrainedWithout`] of each, first of the explained model, then of the model without the most
+            harmful examples.
     """
 
     model: str
@@ -82,6 +86,7 @@ class ResultSummary:
     accuracy: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     retrieval: list[dict[str, Any]] | None = None
+    trained_without: list[dict[str, Any]] | None = None
 
     def __getitem__(self, name: str) -> Any:
         """Return an entry by its name in `summary.json`, as in `result.summary["damping"]`.
@@ -92,6 +97,11 @@ class ResultSummary:
         if name not in self.__dataclass_fields__:
             raise KeyError(name)
         return getattr(self, name)
+
+    @property
+    def models_without(self) -> list[TrainedWithout]:
+        """The models of `trained_without`; none if the result was not checked by training again."""
+        return [TrainedWithout(**entries) for entries in self.trained_without or []]
 
     @property
     def change_per_influence(self) -> float | None:
@@ -130,7 +140,11 @@ class ResultSummary:
         ):
             wrong.append("change")
         incomplete = [each for each in entries.get("checkpoints", []) if not {"name", "epoch"} <= {*each}]
-        return [*wrong, "checkpoints"] if incomplete and "checkpoints" not in wrong else wrong
+        if incomplete and "checkpoints" not in wrong:
+            wrong.append("checkpoints")
+        if "trained_without" not in wrong and not all(map(_fits_model, entries.get("trained_without") or [])):
+            wrong.append("trained_without")
+        return wrong
 
     @classmethod
     def from_json(cls, entries: Mapping[str, Any], source: object) -> Self:
@@ -153,6 +167,12 @@ class ResultSummary:
                 "recreate the result."
             )
         return cls(**{name: entries[name] for name in hints if name in entries})
+
+
+def _fits_model(entry: Any) -> bool:
+    """Tell whether an entry holds the attributes of a `TrainedWithout`, and no others."""
+    hints = get_type_hints(TrainedWithout)
+    return isinstance(entry, dict) and {*entry} == {*hints} and all(_fits(entry[name], hints[name]) for name in hints)
 
 
 def _fits(value: Any, hint: Any) -> bool:
