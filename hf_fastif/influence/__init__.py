@@ -1,6 +1,7 @@
 """The engine: a session on a model and its data, in which s_test is solved for and candidates are scored."""
 
 from hf_fastif.influence.estimate import Estimate, estimate_costs
+from hf_fastif.influence.moments import predict_classes_at_moments
 from hf_fastif.influence.predictions import Predictions, loss_gradients
 from hf_fastif.influence.queries import QuerySet
 from hf_fastif.influence.ranking import Ranking, self_influence_by_index
@@ -20,6 +21,7 @@ __all__ = [
     "folder_of",
     "loss_gradients",
     "open_session",
+    "predict_classes_at_moments",
     "recorded_settings",
     "self_influence_by_index",
     "unit_of_scores",

@@ -7,6 +7,7 @@ from hf_fastif.results.report.graph import influence_graph
 from hf_fastif.results.report.page import settings_table
 from hf_fastif.results.report.tables import save_tables
 from hf_fastif.results.result import InfluenceResult
+from hf_fastif.results.suspects import suspects_table
 from hf_fastif.results.tables import NUMBERS, SUMMARY
 
 
@@ -22,4 +23,5 @@ __all__ = [
     "plot_graph",
     "save_tables",
     "settings_table",
+    "suspects_table",
 ]
