@@ -178,7 +178,7 @@ def suspicion(trainer: InfluenceTrainer, anchors: Dataset) -> dict[str, np.ndarr
 
 def _suspicions(trainer: InfluenceTrainer) -> np.ndarray:
     """Return the estimated probability (N,) that each label is wrong."""
-    return trainer.suspects().sort_values("train_index")["suspicion"].to_numpy()
+    return trainer.suspects().to_pandas().sort_values("train_index")["suspicion"].to_numpy()
 
 
 def _squared_gradients(trainer: InfluenceTrainer) -> np.ndarray:

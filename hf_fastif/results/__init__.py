@@ -7,7 +7,7 @@ from hf_fastif.results.report.graph import influence_graph
 from hf_fastif.results.report.page import settings_table
 from hf_fastif.results.report.tables import save_tables
 from hf_fastif.results.result import InfluenceResult
-from hf_fastif.results.suspects import suspects_table
+from hf_fastif.results.suspects import Suspects, find_suspects
 from hf_fastif.results.tables import NUMBERS, SUMMARY
 
 
@@ -16,12 +16,13 @@ __all__ = [
     "InfluenceResult",
     "NUMBERS",
     "SUMMARY",
+    "Suspects",
     "about_damping",
     "about_residual",
     "build_result",
+    "find_suspects",
     "influence_graph",
     "plot_graph",
     "save_tables",
     "settings_table",
-    "suspects_table",
 ]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
-import pandas as pd
 from datasets import Dataset
 
 from hf_fastif.data import without_indexes
 from hf_fastif.errors import InfluenceError
 from hf_fastif.influence import predict_classes_at_moments
-from hf_fastif.results import suspects_table
+from hf_fastif.results import Suspects, find_suspects
 
 
 class LabelMixin:
@@ -29,7 +30,7 @@ class LabelMixin:
         with self.session() as session:
             return np.flatnonzero(session.queries(examples).predictions.wrong())
 
-    def suspects(self, k: int | None = None) -> pd.DataFrame:
+    def suspects(self, k: int | None = None) -> Suspects:
         """List the training examples whose labels are most probably wrong, for a person to look at.
 
         The estimate takes what the model predicts for its training examples, on average over `args.checkpoints` and
@@ -40,9 +41,7 @@ class LabelMixin:
             k (`int`, *optional*): The number of rows to return; by default all.
 
         Returns:
-            `pandas.DataFrame`: The most suspicious row first, with `train_index`, `suspicion` (the estimated
-            probability that the label is wrong), `label` (as recorded), `suggested` (the most probable label),
-            `loss` (of the model as it is), and the text columns.
+            [`Suspects`]: The most suspicious row first; `to_pandas()` returns its table.
 
         Raises:
             InfluenceError: If labels are missing or are not classes.
@@ -57,4 +56,5 @@ class LabelMixin:
         with self.session() as session:
             probabilities, predictions = predict_classes_at_moments(session)
         train = without_indexes(self.train_dataset)
-        return suspects_table(train, probabilities, predictions, self.model.config.id2label).head(k or len(train))
+        suspects = find_suspects(train, probabilities, predictions, self.model.config.id2label)
+        return replace(suspects, table=suspects.table.head(k or len(train)))

@@ -99,7 +99,7 @@ def test_precision_and_recall_by_brute_force():
 
 def test_scores_are_those_of_the_trainer(trainer, found):
     scores = suspicion(trainer, ANCHORS)
-    suspects = trainer.suspects()
+    suspects = trainer.suspects().to_pandas()
     np.testing.assert_allclose(scores["suspicion"][suspects["train_index"]], suspects["suspicion"])
     np.testing.assert_allclose(scores["self-influence"], trainer.self_influence(), rtol=1e-5)
     with changed(trainer, solver="identity"):

@@ -47,7 +47,7 @@ def trainer(tmp_path_factory):
 
 
 def test_table(trainer):
-    table = trainer.suspects()
+    table = trainer.suspects().to_pandas()
     assert table.columns.tolist() == ["train_index", "suspicion", "label", "suggested", "loss", "text"]
     assert sorted(table["train_index"]) == list(range(240))
     assert table["suspicion"].between(0, 1).all() and table["suspicion"].is_monotonic_decreasing
@@ -57,18 +57,27 @@ def test_table(trainer):
     np.testing.assert_allclose(table["loss"], query_losses(trainer, TRAIN)[rows], rtol=1e-4)
     assert ((table["suspicion"] > 0.5) <= (table["suggested"] != table["label"])).all()
     assert (table["suggested"] == table["label"]).tail(100).all()
-    pd.testing.assert_frame_equal(trainer.suspects(k=7), table.head(7))
+
+
+def test_first_rows_and_print(trainer):
+    first, table = trainer.suspects(k=7), trainer.suspects().to_pandas()
+    pd.testing.assert_frame_equal(first.to_pandas(), table.head(7))
+    head, *lines = str(first).splitlines()
+    assert head == "The 7 most suspicious of 240 training labels" and len(first) == len(lines) == 7
+    for line, row in zip(lines, table.to_dict("records"), strict=False):
+        assert f"{row['suspicion']:.0%}  row {row['train_index']} " in line and line.endswith(row["text"])
+        assert f" {row['label']}, rather {row['suggested']}:" in line or f" {row['label']}:" in line
 
 
 def test_wrong_labels_are_found_better_than_by_the_loss(trainer):
-    table = trainer.suspects().sort_values("train_index")
+    table = trainer.suspects().to_pandas().sort_values("train_index")
     found = average_precision_score(WRONG, table["suspicion"])
     by_loss = average_precision_score(WRONG, table["loss"])
     assert found > 1.2 * by_loss and found > 0.7
 
 
 def test_the_final_model_is_enough(tmp_path, trainer):
-    table = tiny_trainer(tmp_path, trainer.model, TRAIN).suspects().sort_values("train_index")
+    table = tiny_trainer(tmp_path, trainer.model, TRAIN).suspects().to_pandas().sort_values("train_index")
     assert average_precision_score(WRONG, table["suspicion"]) > average_precision_score(WRONG, table["loss"])
 
 
