@@ -1,9 +1,9 @@
 """Estimate the probability that a label is wrong, from what a model predicts and how often labels confuse classes.
 
 A class k is recorded as the label y with a probability T[k, y] that is the same for all texts (class-conditional
-noise). By Bayes' rule a text with the label y is of class k with a probability proportional to p(k | x) T[k, y]. The
-confusions T are counted as in confident learning (Northcutt et al., 2021), which needs no clean examples and no
-threshold to choose.
+noise). By Bayes' rule a text with the label y is of class k with a probability proportional to p(k | x) T[k, y]. T is
+counted on the examples that the model is sure of, which is the idea of confident learning (Northcutt et al., 2021) and
+needs neither clean examples nor a threshold to choose.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def class_posterior(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray
 def label_noise(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Estimate the probability T[k, y] that an example of class k is recorded with the label y.
 
-    An example counts as one of class k if the model is at least as sure of k as it is, on average, where the label is
-    k. These averages allow for a model that prefers a class or is less sure of it. Of several such classes the most
-    probable one counts. Examples without any do not count. The counts of each label are scaled to its frequency.
+    It is the fraction with the label y among the examples that the model is sure are of class k: surer than it is on
+    average where it predicts k. Fractions of few examples are uncertain, so those of wrong labels are drawn towards
+    their mean (see `shrunken_rates`).
 
     Args:
         probabilities (`np.ndarray` of shape `(N, C)`): The labels that the model predicts.
@@ -50,12 +50,35 @@ def label_noise(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     Returns:
         `np.ndarray` of shape `(C, C)`: T; rows sum to 1.
     """
-    recorded = np.eye(probabilities.shape[1])[labels]
-    frequencies = recorded.sum(axis=0)
-    expected = (recorded * probabilities).sum(axis=0) / np.maximum(frequencies, 1)
-    confident = (probabilities >= expected) & (frequencies > 0)
-    classes, counted = np.where(confident, probabilities, -1).argmax(axis=1), confident.any(axis=1)
-    counts = np.ones((len(frequencies), len(frequencies)))  # so that what was not seen is rare, but not impossible
-    np.add.at(counts, (classes[counted], labels[counted]), 1)
-    joint = counts / counts.sum(axis=0) * np.maximum(frequencies, 1)
-    return joint / joint.sum(axis=1, keepdims=True)
+    num_classes, predicted, certainty = probabilities.shape[1], probabilities.argmax(axis=1), probabilities.max(axis=1)
+    counts, wrong = np.zeros((num_classes, num_classes)), ~np.eye(num_classes, dtype=bool)
+    for k in np.unique(predicted):
+        sure = (predicted == k) & (certainty >= certainty[predicted == k].mean())
+        counts[k] = np.bincount(labels[sure], minlength=num_classes)
+    totals = counts.sum(axis=1)
+    noise = np.diag(np.maximum(counts.diagonal(), 1) / np.maximum(totals, 1))
+    noise[wrong] = shrunken_rates(counts[wrong], np.repeat(totals, num_classes - 1))
+    return noise / noise.sum(axis=1, keepdims=True)
+
+
+def shrunken_rates(counts: np.ndarray, totals: np.ndarray) -> np.ndarray:
+    """Estimate rates from counts by empirical Bayes: the mean of a gamma posterior (Poisson-gamma shrinkage).
+
+    If the rates differ no more than counts of one rate do by chance, all are equal to their mean. The more they
+    differ, the less they are drawn towards it.
+
+    Args:
+        counts (`np.ndarray` of shape `(n,)`): How often something happened.
+        totals (`np.ndarray` of shape `(n,)`): Out of how many times.
+
+    Returns:
+        `np.ndarray` of shape `(n,)`: Rates, all above 0.
+    """
+    mean = (counts.sum() + 1) / (totals.sum() + 1)  # above 0, since what was not seen may happen
+    expected = totals * mean
+    chi_squared = ((counts - expected) ** 2 / np.maximum(expected, SMALLEST)).sum()
+    excess = chi_squared - (len(counts) - 1)
+    if excess <= 0:
+        return np.full(len(counts), mean)
+    prior = totals.sum() / excess  # times that the prior counts for
+    return (counts + prior * mean) / (totals + prior)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hf_fastif.diagnosis.label_noise import class_posterior, label_noise
+from hf_fastif.diagnosis.label_noise import class_posterior, label_noise, shrunken_rates
 
 
 def drawn(size: int, noise: np.ndarray, seed: int = 0, scale: float = 2.0):
@@ -34,17 +34,35 @@ def test_posterior_is_bayes_rule_by_loops():
         np.testing.assert_allclose(class_posterior(predicted, labels)[row], expected)
 
 
-def test_noise_is_counted_as_in_confident_learning():
-    _, labels, predicted, _ = drawn(200, NOISE, seed=1)
-    means = [predicted[labels == k, k].mean() for k in range(3)]
-    counts = np.ones((3, 3))
-    for p, y in zip(predicted, labels, strict=True):
-        sure = [k for k in range(3) if p[k] >= means[k]]
-        if sure:
-            counts[max(sure, key=lambda k: p[k]), y] += 1
-    for y in range(3):
-        counts[:, y] *= (labels == y).sum() / counts[:, y].sum()
-    np.testing.assert_allclose(label_noise(predicted, labels), counts / counts.sum(axis=1, keepdims=True))
+def test_noise_is_counted_where_the_model_is_sure():
+    _, labels, predicted, _ = drawn(4_000, NOISE, seed=1)
+    expected = np.zeros((3, 3))
+    for k in range(3):
+        as_k = [row for row in range(4_000) if predicted[row].argmax() == k]
+        mean = np.mean([predicted[row, k] for row in as_k])
+        sure = [row for row in as_k if predicted[row, k] >= mean]
+        expected[k] = [np.mean([labels[row] == y for row in sure]) for y in range(3)]
+    np.testing.assert_allclose(label_noise(predicted, labels), expected, atol=0.01)  # many examples: little shrinkage
+
+
+def test_equal_rates_are_pooled_and_different_ones_kept():
+    random, totals = np.random.default_rng(0), np.full(20, 200)
+    counts = random.binomial(totals, 0.05)
+    pooled = shrunken_rates(counts, totals)
+    assert np.ptp(pooled) < 0.3 * np.ptp(counts / totals) and pooled.mean() == pytest.approx(0.05, abs=0.01)
+    rates = np.linspace(0.01, 0.4, 20)
+    counts = random.binomial(totals, rates)
+    np.testing.assert_allclose(shrunken_rates(counts, totals), counts / totals, atol=0.01)
+    assert (shrunken_rates(np.zeros(6), totals[:6]) > 0).all()
+
+
+def test_rates_are_the_gamma_posterior_mean():
+    counts, totals = np.array([0.0, 30.0, 3.0, 90.0]), np.array([50.0, 100.0, 80.0, 300.0])
+    mean = 124 / 531
+    excess = sum((x - n * mean) ** 2 / (n * mean) for x, n in zip(counts, totals, strict=True)) - 3
+    shape, rate = mean * 530 / excess, 530 / excess
+    expected = [(shape + x) / (rate + n) for x, n in zip(counts, totals, strict=True)]
+    np.testing.assert_allclose(shrunken_rates(counts, totals), expected)
 
 
 def test_noise_of_separable_classes_is_recovered():
