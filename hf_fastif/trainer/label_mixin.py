@@ -34,8 +34,8 @@ class LabelMixin:
         """List the training examples whose labels are most probably wrong, for a person to look at.
 
         The estimate takes what the model predicts for its training examples, on average over `args.checkpoints` and
-        the model as it is, and how often the labels confuse each pair of classes, counted on the same predictions. It
-        is cautious: a model has partly learned the wrong labels too.
+        the model as it is, and how often each class is given each label, counted where the model is sure. It is as
+        good as the model: labels that the model is wrongly sure of are suspected too.
 
         Args:
             k (`int`, *optional*): The number of rows to return; by default all.

@@ -52,7 +52,7 @@ def test_equal_rates_are_pooled_and_different_ones_kept():
     assert np.ptp(pooled) < 0.3 * np.ptp(counts / totals) and pooled.mean() == pytest.approx(0.05, abs=0.01)
     rates = np.linspace(0.01, 0.4, 20)
     counts = random.binomial(totals, rates)
-    np.testing.assert_allclose(shrunken_rates(counts, totals), counts / totals, atol=0.01)
+    np.testing.assert_allclose(shrunken_rates(counts, totals), counts / totals, atol=0.02)
     assert (shrunken_rates(np.zeros(6), totals[:6]) > 0).all()
 
 
