@@ -2,12 +2,13 @@
 
     python recipes/mislabels.py --config recipes/configs/mislabels-mnli-small.yaml
     python recipes/mislabels.py --config recipes/configs/mislabels-mnli-small.yaml --flip_share 0.2
+    python recipes/mislabels.py --config recipes/configs/mislabels-mnli-small.yaml --noise class
     python recipes/mislabels.py --do_train --output_dir out/mislabels --wrong_column planted --wrong_value wrong_label
 
 The recipe gives a share of the training examples a wrong label (or uses the wrong labels that a column marks), trains
-on them, and ranks the training examples by self-influence, squared gradient, harmful influence on validation examples,
-loss, and at random. It then drops or fixes the worst share by each score and trains again. It writes `mislabels.json`,
-`.png` and `.svg`, and skips finished work.
+on them, and ranks the training examples by suspicion (`trainer.suspects()`), self-influence, squared gradient, harmful
+influence on validation examples, loss, and at random. It then drops or fixes the worst share by each score and trains
+again. It writes `mislabels.json`, `.png` and `.svg`, and skips finished work.
 """
 
 from __future__ import annotations
@@ -41,6 +42,10 @@ class RecipeArguments(ModelArguments, ResultArguments):
     """Arguments of this recipe, in addition to those of data, training and influence."""
 
     flip_share: float = field(default=0.1, metadata={"help": "Share of the training labels to make wrong."})
+    noise: str = field(
+        default="uniform",
+        metadata={"help": "'uniform', or 'class': a class is mistaken for the next one only, the first class never."},
+    )
     wrong_column: str | None = field(
         default=None, metadata={"help": "Column that marks wrong labels; with it, no label is changed."}
     )
@@ -72,7 +77,8 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
         )
     train, wrong, labels = wrong_labels(recipe, examples["train"], config.seed)
     if recipe.wrong_column is None:
-        folder = Path(config.output_dir) / f"flipped-{recipe.flip_share:g}-seed-{config.seed}"
+        kind = "flipped" if recipe.noise == "uniform" else f"flipped-by-{recipe.noise}"
+        folder = Path(config.output_dir) / f"{kind}-{recipe.flip_share:g}-seed-{config.seed}"
         config = with_settings(config, output_dir=str(folder))
     trainer, _ = trained(recipe, data, config, DatasetDict(examples, train=train))
     order = np.random.default_rng(config.seed).permutation(len(examples["validation"]))
@@ -101,7 +107,7 @@ def wrong_labels(recipe: RecipeArguments, train: Dataset, seed: int) -> tuple[Da
     """Return the training set (N rows), which of its labels are wrong, bool (N,), and the right ones if known (N,)."""
     given, feature = np.asarray(train["label"]), train.features["label"]
     if recipe.wrong_column is None:
-        return *plant_wrong_labels(train, recipe.flip_share, seed), given
+        return *plant_wrong_labels(train, recipe.flip_share, seed, recipe.noise), given
     for column in (recipe.wrong_column, recipe.right_label_column or recipe.wrong_column):
         if column not in train.column_names:
             raise InfluenceError(f"wrong_column: {column!r} is not among the columns {', '.join(train.column_names)}.")

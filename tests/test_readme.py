@@ -34,6 +34,19 @@ def test_the_example_of_the_graph_runs(tmp_path, monkeypatch):
     assert len(list((tmp_path / "tables").iterdir())) == 4
 
 
+def test_the_example_of_wrong_labels_runs(tmp_path, monkeypatch, capsys):
+    example = re.search(r"## Wrong labels\n\n```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)[1]
+    trainer = tiny_trainer(tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+    exec(compile(example, str(README), "exec"), {"trainer": trainer})
+
+    assert len(capsys.readouterr().out.splitlines()) == 21  # a header and 20 rows
+    assert (
+        (tmp_path / "suspects.csv").read_text("utf-8").startswith(",train_index,suspicion,label,suggested,loss,text")
+    )
+
+
 def test_the_example_of_correcting_runs(tmp_path, capsys):
     example = re.search(r"## Correct\n.*?```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)[1]
     trainer = tiny_trainer(tmp_path, solver="identity")

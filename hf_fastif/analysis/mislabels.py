@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SELF, GRADIENT, HARMFUL = "self-influence", "squared gradient", "harmful influence"
+SUSPICION, SELF, GRADIENT, HARMFUL = "suspicion", "self-influence", "squared gradient", "harmful influence"
 LOSS, RANDOM = "loss", "random"
 NOTHING, EVERYTHING = "nothing", "all wrong labels"
 LOOKED_AT = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3)  # inspected fractions of the training set, worst examples first
@@ -50,9 +50,9 @@ class Mislabels(AnalysisResult):
     """How well scores find wrong labels, and how dropping or fixing the worst examples changes accuracy.
 
     Attributes:
-        curves (`list[dict]`): Rows with `method` ("self-influence", "squared gradient", "harmful influence" on the
-            loss of validation examples, "loss", all at the same checkpoints, or "random"), `average_precision`, and
-            the points `precision` and `recall` of the curve.
+        curves (`list[dict]`): Rows with `method` ("suspicion" of `trainer.suspects()`, or "self-influence", "squared
+            gradient", "harmful influence" on the loss of validation examples, "loss", all at the same checkpoints, or
+            "random"), `average_precision`, and the points `precision` and `recall` of the curve.
         detection (`list[dict]`): Rows with `method`, `share` (the fraction of the training set that is inspected,
             worst examples first), and `found`, the fraction of the wrong labels among the inspected examples.
         accuracies (`list[dict]`): Rows with `method` (or "nothing" or "all wrong labels"), `action` ("dropped" or
@@ -163,6 +163,7 @@ def suspicion(trainer: InfluenceTrainer, anchors: Dataset) -> dict[str, np.ndarr
     parts = open_analysis_results(trainer, "mislabels", influence_manifest(trainer, anchors=anchors))
     count = len(trainer.train_dataset)
     methods: dict[str, Callable[[], np.ndarray]] = {
+        SUSPICION: lambda: _suspicions(trainer),
         SELF: trainer.self_influence,
         GRADIENT: lambda: _squared_gradients(trainer),
         HARMFUL: lambda: trainer.compute_influence(QuerySet(anchors, reduce="mean"))[0],
@@ -173,6 +174,11 @@ def suspicion(trainer: InfluenceTrainer, anchors: Dataset) -> dict[str, np.ndarr
         name: parts.get(name, lambda score=score: {"scores": torch.from_numpy(score())})["scores"].cpu().numpy()
         for name, score in methods.items()
     }
+
+
+def _suspicions(trainer: InfluenceTrainer) -> np.ndarray:
+    """Return the estimated probability (N,) that each label is wrong."""
+    return trainer.suspects().to_pandas().sort_values("train_index")["suspicion"].to_numpy()
 
 
 def _squared_gradients(trainer: InfluenceTrainer) -> np.ndarray:

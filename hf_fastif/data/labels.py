@@ -34,3 +34,18 @@ def label_column(dataset: Dataset) -> str | None:
     classes = [name for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)]
     usual = [name for name in ("label", "labels") if isinstance(dataset.features.get(name), Value | ClassLabel)]
     return next(iter(usual + classes), None)
+
+
+def names_of_labels(dataset: Dataset, model_names: dict[int, str]) -> list[str]:
+    """Return the model's names of the labels, or the dataset's if the model has none.
+
+    Args:
+        dataset (`datasets.Dataset`): Examples, whose label column may have names.
+        model_names (`dict[int, str]`): The names that the model has (`config.id2label`).
+    """
+    names, column = [model_names[label] for label in sorted(model_names)], label_column(dataset)
+    feature = dataset.features[column] if column else None
+    unnamed = names == [f"LABEL_{label}" for label in range(len(names))]
+    return (
+        feature.names if unnamed and isinstance(feature, ClassLabel) and feature.num_classes == len(names) else names
+    )

@@ -2,6 +2,7 @@
 
 from hf_fastif.influence.cautions import cautions
 from hf_fastif.influence.estimate import Estimate, estimate_costs
+from hf_fastif.influence.moments import predict_classes_at_moments
 from hf_fastif.influence.predictions import Predictions, loss_gradients
 from hf_fastif.influence.queries import QuerySet
 from hf_fastif.influence.ranking import Ranking, self_influence_by_index
@@ -22,6 +23,7 @@ __all__ = [
     "folder_of",
     "loss_gradients",
     "open_session",
+    "predict_classes_at_moments",
     "recorded_settings",
     "self_influence_by_index",
     "unit_of_scores",

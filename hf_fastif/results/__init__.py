@@ -7,6 +7,7 @@ from hf_fastif.results.report.graph import influence_graph
 from hf_fastif.results.report.page import settings_table
 from hf_fastif.results.report.tables import save_tables
 from hf_fastif.results.result import InfluenceResult
+from hf_fastif.results.suspects import Suspects, find_suspects
 from hf_fastif.results.tables import NUMBERS, SUMMARY
 from hf_fastif.results.trained_without import HARMFUL, NOTHING, RANDOM, TrainedWithout, check_text
 
@@ -19,11 +20,13 @@ __all__ = [
     "NUMBERS",
     "RANDOM",
     "SUMMARY",
+    "Suspects",
     "TrainedWithout",
     "about_damping",
     "about_residual",
     "build_result",
     "check_text",
+    "find_suspects",
     "influence_graph",
     "plot_graph",
     "save_tables",

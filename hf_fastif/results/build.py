@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Features, Value
 
 from hf_fastif.artifacts import versions
-from hf_fastif.data import label_column, plain_columns, prefixed, set_apart, text_columns
+from hf_fastif.data import label_column, names_of_labels, plain_columns, prefixed, set_apart, text_columns
 from hf_fastif.influence import Predictions
 from hf_fastif.model import LOSS
 from hf_fastif.results.result import InfluenceResult
@@ -61,8 +61,7 @@ def build_result(
             contain the influence of tokens.
     """
     queries, candidates = set_apart(queries), set_apart(candidates)
-    label = label_column(candidates)
-    names = _label_names(candidates.features[label] if label else None, label_names)
+    label, names = label_column(candidates), names_of_labels(candidates, label_names)
     summary = ResultSummary(
         **settings,
         damping=scores[0].quality["damping"],
@@ -145,15 +144,6 @@ def _query_table(
     }
     plain = _readable_rows(queries, range(len(queries)), summary.label_column, names)
     return _side_by_side(Dataset.from_dict(computed), plain)
-
-
-def _label_names(feature: Any, model_names: dict[int, str]) -> list[str]:
-    """Return the model's names of the labels, or the dataset's if the model has none."""
-    names = [model_names[label] for label in sorted(model_names)]
-    unnamed = names == [f"LABEL_{label}" for label in range(len(names))]
-    return (
-        feature.names if unnamed and isinstance(feature, ClassLabel) and feature.num_classes == len(names) else names
-    )
 
 
 def _readable_rows(dataset: Dataset, rows: Sequence[int] | np.ndarray, label: str | None, names: list[str]) -> Dataset:

@@ -37,10 +37,11 @@ from hf_fastif.solvers import Solution
 from hf_fastif.trainer.compiled import uncompiled
 from hf_fastif.trainer.hub_mixin import HubMixin
 from hf_fastif.trainer.index_mixin import IndexMixin
+from hf_fastif.trainer.label_mixin import LabelMixin
 from hf_fastif.trainer.run_mixin import RunMixin
 
 
-class InfluenceMixin(IndexMixin, HubMixin, RunMixin):
+class InfluenceMixin(LabelMixin, IndexMixin, HubMixin, RunMixin):
     """The methods of [`InfluenceTrainer`], for any subclass of `Trainer`, such as trl's `SFTTrainer`.
 
     The arguments must include the settings of [`InfluenceConfig`], whose class comes last: the defaults of the first
@@ -92,20 +93,6 @@ class InfluenceMixin(IndexMixin, HubMixin, RunMixin):
         """
         rows = self._remove_unused_columns(dataset, name)
         return ExampleBatches(rows, self.data_collator, self._prepare_inputs, self._cache.digests)
-
-    def find_misclassified(self, examples: Dataset) -> np.ndarray:
-        """Return the rows, ascending, whose label (or any label, if they have several) the model does not predict.
-
-        Raises:
-            InfluenceError: If the labels are not classes.
-
-        Example:
-            ```python
-            errors = dev.select(trainer.find_misclassified(dev))
-            ```
-        """
-        with self.session() as session:
-            return np.flatnonzero(session.queries(examples).predictions.wrong())
 
     def compute_s_test(self, examples: Dataset | QuerySet, measure: Measure | None = None) -> Solution:
         """Compute s_test = (C + lambda I)^-1 grad L of each query with `args.solver` (sections 3.3 and 3.4).
@@ -232,7 +219,7 @@ class InfluenceMixin(IndexMixin, HubMixin, RunMixin):
 
         Example:
             ```python
-            suspects = trainer.self_influence().argsort()[::-1][:20]
+            least_supported = trainer.self_influence().argsort()[::-1][:20]
             ```
         """
         with self.session() as session:

@@ -69,6 +69,20 @@ def test_planted_labels_are_others_and_known():
             plant_wrong_labels(CLEAN, share)
 
 
+def test_planted_labels_may_depend_on_the_class():
+    clean = tiny_data(600).cast_column("label", ClassLabel(names=["a", "b", "c"]))
+    train, wrong = plant_wrong_labels(clean, 0.2, noise="class")
+    given, right = np.array(train["label"]), np.array(clean["label"])
+    assert wrong.sum() == 120 and ((given != right) == wrong).all()
+    assert (given[wrong] == (right[wrong] + 1) % 3).all()
+    by_class = [wrong[right == k].mean() for k in range(3)]
+    assert by_class[0] == 0 < 1.5 * by_class[1] < by_class[2]
+    with pytest.raises(ValueError, match="first class"):
+        plant_wrong_labels(clean, 0.9, noise="class")
+    with pytest.raises(ValueError, match="noise='pairs': give one of uniform, class"):
+        plant_wrong_labels(clean, 0.2, noise="pairs")
+
+
 def test_precision_and_recall_by_brute_force():
     random = np.random.default_rng(0)
     scores, wrong = random.integers(0, 8, 50).astype(float), random.random(50) < 0.3
@@ -85,6 +99,8 @@ def test_precision_and_recall_by_brute_force():
 
 def test_scores_are_those_of_the_trainer(trainer, found):
     scores = suspicion(trainer, ANCHORS)
+    suspects = trainer.suspects().to_pandas()
+    np.testing.assert_allclose(scores["suspicion"][suspects["train_index"]], suspects["suspicion"])
     np.testing.assert_allclose(scores["self-influence"], trainer.self_influence(), rtol=1e-5)
     with changed(trainer, solver="identity"):
         np.testing.assert_allclose(scores["squared gradient"], trainer.self_influence(), rtol=1e-5)
@@ -121,7 +137,7 @@ def test_worst_examples_are_dropped_or_fixed(trainer, found):
         size = 40 - (len(rows) if row["action"] == "dropped" else 0)
         right = 32 - (~WRONG[rows]).sum() if row["action"] == "dropped" else 32 + WRONG[rows].sum()
         assert row["accuracy"] == pytest.approx(right / 1000 + size + row["repeat"] / 100)
-    assert len(found.accuracies) == 2 * (1 + 2 * 6)
+    assert len(found.accuracies) == 2 * (1 + 2 * 7)
     best = next(row for row in found.summary() if (row["method"], row["action"]) == ("all wrong labels", "fixed"))
     assert best["accuracy"] == pytest.approx(40.04 + 0.005)
     assert best["std_err"] == pytest.approx(0.005)
