@@ -43,7 +43,7 @@ def cautions(
         lines += _about_damping(scores[0].quality["damping"] / largest_eigenvalue)
     grades = [grade_of(each.quality["residual"], by_index) for each in scores]
     if poor := [number for number, grade in enumerate(grades) if grade == POOR]:
-        cause = "the index leaves out most of their gradient" if by_index else "s_test is far from solved"
+        cause = "the index leaves out most of the gradient" if by_index else "s_test is far from solved"
         fix = "rescore=100 scores the strongest again exactly" if by_index else "take more steps"
         lines.append(f"The ranking of {_named(poor)} is poor, since {cause}; {fix}.")
     if not by_index:
@@ -60,7 +60,7 @@ def cautions(
 
 def _about_damping(share: float) -> list[str]:
     low, high = RECOMMENDED_DAMPING
-    text = f"The damping is {share:.2g} times the largest eigenvalue; {low:.1%} to {high:.0%} of it is recommended"
+    text = f"The damping is {share:.2%} of the largest eigenvalue; {low:.1%} to {high:.0%} is recommended"
     if share > high * (1 + ROUNDING):
         return [f"{text}. Above, influence approaches a product of gradients."]
     if share < low * (1 - ROUNDING):

@@ -52,8 +52,7 @@ def test_what_the_index_leaves_out_of_a_query(tmp_path):
     result = explained(tmp_path, sketch_size=4, index_size=2, damping=1e-3)
     trainer = tiny_trainer(tmp_path, tiny_model(), tiny_data(40), sketch_size=4, index_size=2, damping=1e-3)
     gradients = loss_gradients(tiny_model(double=True), batches(QUERIES)).float()
-    inside = trainer.session
-    with inside() as session:
+    with trainer.session() as session:
         sketch = session.setup().sketch()
         part = sketch.of_vectors(session.objective.space, gradients)
     expected = (1 - part.square().sum(dim=1) / gradients.square().sum(dim=1)).sqrt()
@@ -63,7 +62,7 @@ def test_what_the_index_leaves_out_of_a_query(tmp_path):
     torch.testing.assert_close(trainer.compute_s_test(QUERIES).residual, expected, rtol=1e-3, atol=1e-4)
     grades = [grade_of(value, by_index=True) for value in residual.tolist()]
     assert result.queries["ranking"] == grades and "poor" in grades
-    assert any("the index leaves out most of their gradient" in line for line in result.summary.cautions)
+    assert any("the index leaves out most of the gradient" in line for line in result.summary.cautions)
 
 
 def test_a_query_that_follows_a_single_direction(tmp_path):
