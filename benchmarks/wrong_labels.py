@@ -37,7 +37,6 @@ from hf_fastif.training import (
     ModelArguments,
     parse_arguments,
     plant_wrong_labels,
-    read_examples,
     trained,
 )
 from hf_fastif.training.corpora.encoder import default_encoder
@@ -63,12 +62,12 @@ class BenchmarkArguments(ModelArguments):
 
 
 def main(benchmark: BenchmarkArguments, data: DataArguments, config: InfluenceConfig) -> None:
-    examples, rows = read_examples(benchmark, data, config), []
+    examples, rows = benchmark.read_examples(data, config), []
     for noise in benchmark.noises:
         for seed in range(config.seed, config.seed + benchmark.num_seeds):
             file = Path(config.output_dir) / f"{noise}-{seed}.npz"
             if not file.exists():
-                run = with_settings(config, seed=seed, output_dir=str(file.with_suffix("")), checkpoints=["epochs"])
+                run = with_settings(config, seed=seed, output_dir=str(file.with_suffix("")), checkpoints=["6"])
                 np.savez(file, **measured(benchmark, data, run, examples, noise))
             arrays = dict(np.load(file))
             for method, scores in suspicions(arrays).items():
@@ -118,9 +117,9 @@ def sentence_embeddings(train: Dataset, tokenizer: PreTrainedTokenizerBase) -> n
 
 
 def influences(trainer: InfluenceTrainer, train: Dataset) -> Arrays:
-    """Return self-influence, and influence on the mean loss of each class, at the final model and after epoch 1."""
+    """Return self-influence, and influence on the mean loss of each class, at the final model and by default."""
     arrays, labels = {}, np.array(train["label"])
-    for name, checkpoints in (("final", ["final"]), ("first", ["auto"])):
+    for name, checkpoints in (("final", ["final"]), ("default", ["auto"])):
         trainer.args.checkpoints = checkpoints
         arrays[f"self_{name}"] = trainer.self_influence()
         classes = [without_indexes(train).select(np.flatnonzero(labels == k)) for k in np.unique(labels)]
@@ -134,20 +133,22 @@ def suspicions(arrays: Arrays) -> dict[str, np.ndarray]:
     labels, logs = arrays["labels"], log_softmax(arrays["logits"].astype(float), axis=2)
     rows = np.arange(len(labels))
     losses, probabilities = -logs[:, rows, labels], np.exp(logs)
+    epochs, default = slice(1, None, 2), [0, 1, 3, 5]  # of sixths of three epochs; the default ends with the final model
     scores = {
         "loss, final model": losses[-1],
-        "loss, epoch 1": losses[0],
-        "loss, mean over epochs": losses.mean(axis=0),
+        "loss, epoch 1": losses[1],
+        "loss, mean over epochs": losses[epochs].mean(axis=0),
         "suspects, final model": wrongness(probabilities[-1], labels),
-        "suspects, epoch 1 and final": wrongness(probabilities[[0, -1]].mean(axis=0), labels),
-        "suspects, all epochs": wrongness(probabilities.mean(axis=0), labels),
-        "margin, mean over epochs": margins(arrays["logits"], labels).mean(axis=0),
+        "suspects, default moments": wrongness(probabilities[default].mean(axis=0), labels),
+        "suspects, epoch 1 and final": wrongness(probabilities[[1, -1]].mean(axis=0), labels),
+        "suspects, all epochs": wrongness(probabilities[epochs].mean(axis=0), labels),
+        "margin, mean over epochs": margins(arrays["logits"][epochs], labels).mean(axis=0),
         f"labels of {NEIGHBORS} neighbours": neighbor_disagreement(arrays["pooled"], labels),
     }
     scores |= dict(by_cleanlab(probabilities[-1], arrays))
-    for name, number in (("final", -1), ("first", 0)):
+    for name, number in (("final", -1), ("default", 1)):
         if f"self_{name}" in arrays:
-            influence, moment = arrays[f"self_{name}"], "final model" if name == "final" else "epoch 1"
+            influence, moment = arrays[f"self_{name}"], "final model" if name == "final" else "default moments"
             scores[f"self-influence, {moment}"] = influence
             scores[f"loss left out, {moment}"] = loss_left_out(arrays["logits"][number], labels, influence)
             scores[f"harm to the most harmed class, {moment}"] = arrays[f"classes_{name}"].max(axis=1)
