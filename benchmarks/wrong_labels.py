@@ -133,7 +133,7 @@ def suspicions(arrays: Arrays) -> dict[str, np.ndarray]:
     labels, logs = arrays["labels"], log_softmax(arrays["logits"].astype(float), axis=2)
     rows = np.arange(len(labels))
     losses, probabilities = -logs[:, rows, labels], np.exp(logs)
-    epochs, default = slice(1, None, 2), [0, 1, 3, 5]  # of sixths of three epochs; the default ends with the final model
+    epochs, default = slice(1, None, 2), [0, 1, 3, 5]  # in sixths of three epochs
     scores = {
         "loss, final model": losses[-1],
         "loss, epoch 1": losses[1],
