@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,10 @@ from hf_fastif.errors import InfluenceError, NotFoundError, check_path, did_you_
 from hf_fastif.settings import CHECKPOINT_WORDS, CHECKPOINTS_FIX, check_checkpoints
 
 
-EARLY = (
-    1 / 6,
-    1 / 3,
-    2 / 3,
-)  # of training: the moments whose sum predicted retraining best on all tasks that were tried
-NEAR = 1.5  # ratio of two steps below which a checkpoint stands for one of these moments
+# Shares of training, at which the sum of influence predicted retraining best on all tasks that were tried. They are
+# exact, so that the final weights, at 1.5 times the last share, are never near it because of rounding.
+EARLY = (Fraction(1, 6), Fraction(1, 3), Fraction(2, 3))
+NEAR = Fraction(3, 2)  # ratio of two steps below which a checkpoint stands in for one of these moments
 
 
 def find_checkpoints(wanted: Sequence[str], output_dir: str, model: nn.Module) -> tuple[list[Checkpoint], str]:
@@ -58,13 +57,16 @@ def find_checkpoints(wanted: Sequence[str], output_dir: str, model: nn.Module) -
         return [member for name in wanted for member in _named(name, output_dir)], ""
     end = run_that_led_to(output_dir, model)
     if list(wanted) == ["auto"]:
-        return _automatic(output_dir, end, model)
-    members = checkpoints_of(output_dir, end or latest_run(output_dir))
-    return _epochs(output_dir, members) if list(wanted) == ["epochs"] else (_spaced(members, wanted[0]), "")
+        return _automatic(output_dir, end)
+    end = end or latest_run(output_dir)
+    members = checkpoints_of(output_dir, end)
+    if list(wanted) == ["epochs"]:
+        return _epochs(output_dir, members)
+    return _spaced(members, wanted[0], end.step if end else 0), ""
 
 
-def _automatic(output_dir: str, end: RunEnd | None, model: nn.Module) -> tuple[list[Checkpoint], str]:
-    """Return the moments of `EARLY` of the run that led to the model, or its final weights if unknown."""
+def _automatic(output_dir: str, end: RunEnd | None) -> tuple[list[Checkpoint], str]:
+    """Return the checkpoints of a run near the moments of `EARLY`, or the final weights if there are none."""
     final = "using the final weights. Early checkpoints usually give better scores"
     if end is None:
         reason = "The model's weights match no training run" if latest_run(output_dir) else "No training checkpoints"
@@ -76,23 +78,31 @@ def _automatic(output_dir: str, end: RunEnd | None, model: nn.Module) -> tuple[l
     if not early:
         epochs = ", ".join(f"{member.epoch:.4g}" for member in members)
         left = f" (only at epoch {epochs})" if members else ""
-        fix = f"pass checkpoints=['{members[0].path}'] for the earliest" if members else "train with InfluenceTrainer"
+        is_earlier = bool(members) and members[0].step < end.step
+        earliest = f"pass checkpoints=['{members[0].path}'] for the earliest" if is_earlier else ""
         return [Checkpoint()], (
             f"No training checkpoint near a sixth, a third or two thirds of training in {output_dir}{left}: {final}; "
-            f"{fix}."
+            f"{earliest or 'train with InfluenceTrainer, for two steps or more'}."
         )
     names = ", ".join(member.name for member in early)
     which = f"Using the checkpoint {names}" if len(early) == 1 else f"Summing influence over the checkpoints {names}"
-    guessed = any(member.run is None for member in early)
-    unnamed = " Folders do not name the run, but their steps, logs and settings match." if guessed else ""
+    is_guess = any(member.run is None for member in early)
+    unnamed = " Its folders do not name the run, but steps, logs and settings match." if is_guess else ""
     return early, (
-        f"{which}, where training examples are not fitted yet: it usually gives better scores than the final weights, "
-        f"which checkpoints='final' selects.{unnamed}"
+        f"{which}, before training examples are fitted: it usually gives better scores than the final weights, which "
+        f"checkpoints='final' selects.{unnamed}"
     )
 
 
 def automatic_checkpoints(members: Sequence[Checkpoint], num_steps: int) -> list[Checkpoint]:
-    """Return the checkpoints of a run of so many steps that are near the moments of `EARLY`, by step.
+    """Return the checkpoints that checkpoints="auto" sums over: those near a sixth, a third and two thirds of a run.
+
+    The nearest one stands in for each of these moments if the ratio of their steps is below 1.5. A checkpoint that is
+    nearest to two moments is returned once.
+
+    Args:
+        members (`Sequence[Checkpoint]`): The checkpoints of a run, by step.
+        num_steps (`int`): The steps of the run.
 
     Example:
 
@@ -101,12 +111,12 @@ def automatic_checkpoints(members: Sequence[Checkpoint], num_steps: int) -> list
     ```
     """
     chosen = {}
-    for share in EARLY if members else ():
-        ratios = [max(member.step / (share * num_steps), share * num_steps / member.step) for member in members]
-        nearest = int(np.argmin(ratios))
-        if ratios[nearest] < NEAR:
-            chosen[nearest] = members[nearest]
-    return [chosen[number] for number in sorted(chosen)]
+    for moment in [share * num_steps for share in EARLY] if members else []:
+        ratios = [max(member.step / moment, moment / member.step) for member in members]
+        if min(ratios) < NEAR:
+            nearest = members[ratios.index(min(ratios))]
+            chosen[nearest.step] = nearest
+    return list(chosen.values())
 
 
 def _epochs(output_dir: str, members: list[Checkpoint]) -> tuple[list[Checkpoint], str]:
@@ -158,7 +168,7 @@ def kept_checkpoints(output_dir: str) -> list[Checkpoint]:
     return checkpoints_of(output_dir, latest_run(output_dir))
 
 
-def shares_of(wanted: Sequence[str]) -> Sequence[float] | None:
+def shares_of(wanted: Sequence[str]) -> Sequence[Fraction] | None:
     """Return the shares of training that "auto", "3" (each third) or "early-3" (a quarter, a half, all) name.
 
     Any other setting names none (None).
@@ -169,7 +179,9 @@ def shares_of(wanted: Sequence[str]) -> Sequence[float] | None:
     if not number.isdecimal():
         return None
     count = int(number)
-    return 2.0 ** -np.arange(count)[::-1] if wanted[0].startswith("early-") else np.arange(1, count + 1) / count
+    if wanted[0].startswith("early-"):
+        return [Fraction(1, 2**halvings) for halvings in reversed(range(count))]
+    return [Fraction(number, count) for number in range(1, count + 1)]
 
 
 def steps_of(wanted: Sequence[str], num_steps: int) -> list[int]:
@@ -177,9 +189,9 @@ def steps_of(wanted: Sequence[str], num_steps: int) -> list[int]:
     return sorted({max(1, round(num_steps * share)) for share in shares_of(wanted)})
 
 
-def _spaced(members: list[Checkpoint], wanted: str) -> list[Checkpoint]:
+def _spaced(members: list[Checkpoint], wanted: str, num_steps: int) -> list[Checkpoint]:
     steps = np.array([member.step for member in members])
-    nearest = [int(np.abs(steps - step).argmin()) for step in steps_of([wanted], int(steps[-1]))] if members else []
+    nearest = [int(np.abs(steps - step).argmin()) for step in steps_of([wanted], num_steps)] if members else []
     if len(set(nearest)) < len(shares_of([wanted])):
         raise InfluenceError(
             f"checkpoints={wanted!r}: training left {len(members)} checkpoints, of which {len(set(nearest))} are near "

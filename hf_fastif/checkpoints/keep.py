@@ -45,7 +45,8 @@ class KeepCheckpoints(TrainerCallback):
         self, args: CheckpointSettings, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Delete light checkpoints of other runs or later steps, and announce what will be saved."""
-        self.steps, self.at_epochs = self._wanted(args, state)
+        self.at_epochs = args.checkpoints == ["epochs"]
+        self.steps = [] if shares_of(args.checkpoints) is None else steps_of(args.checkpoints, state.max_steps)
         self.facts = self.describe() if self.steps or self.at_epochs else None  # on every process: it may communicate
         if not state.is_world_process_zero:
             return
@@ -69,7 +70,7 @@ class KeepCheckpoints(TrainerCallback):
     def on_epoch_end(
         self, args: CheckpointSettings, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Save a checkpoint after an epoch that `args.checkpoints` names."""
+        """Save a checkpoint after each epoch if `args.checkpoints` says so."""
         if self.at_epochs and Checkpoint(step=state.global_step, epoch=state.epoch).ends_epoch is not None:
             self._keep(args, state, kwargs["model"], kwargs["lr_scheduler"])
 
@@ -79,14 +80,11 @@ class KeepCheckpoints(TrainerCallback):
         pace = pace_of(vars(state))
         return RunEnd(state.global_step, state.epoch or 0.0, state.log_history, 0.0, self.run, weights, pace)
 
-    def _wanted(self, args: CheckpointSettings, state: TrainerState) -> tuple[list[int], bool]:
-        """Return the steps after which to save, and whether to save after each epoch."""
-        steps = [] if shares_of(args.checkpoints) is None else steps_of(args.checkpoints, state.max_steps)
-        return steps, args.checkpoints == ["epochs"]
-
     def _announce(self, args: CheckpointSettings, model: nn.Module) -> None:
         size = sum(tensor.nbytes for tensor in self._tensors(model).values()) / 1e6
         moments = "the end of every epoch" if self.at_epochs else f"{len(self.steps)} steps"
+        if len(self.steps) == 1:
+            moments = f"step {self.steps[0]}"
         limit = f" (at most {args.save_total_limit})" if args.save_total_limit else ""
         logger.warning(
             f"Saving the trained parameters at {moments}{limit} to {Path(args.output_dir) / FOLDER} for influence "

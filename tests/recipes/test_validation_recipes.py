@@ -36,7 +36,7 @@ LOADED = {"label_mapping": MAPPING, "num_queries": 4, "damping": 0.5, "ekfac_sam
 TRAINED = {"do_train": True, "max_steps": 2, "solver": "ekfac", "damping": 0.5, "ekfac_samples": 40}
 TWO_EPOCHS = {"max_steps": 4, "per_device_train_batch_size": 20}
 KS = [3, 5, 8, 12, 20]
-METHODS, MOMENTS = ["gradient cosine", "EK-FAC"], ["final", "epoch 1", "epoch 1 of 2 seeds"]
+METHODS, MOMENTS = ["gradient cosine", "EK-FAC"], ["final", "epoch 1", "default", "epoch 1 of 2 seeds"]
 SETTINGS = {
     "recall": LOADED | {"top": 3, "ks": KS, "solver": "ekfac"},
     "correlation": LOADED | {"ks": 10, "dampings": [1e6, 0.01], "sdca_visits": 20},
