@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from recipe_modules import recipe_arguments, run_here, words
+from recipe_modules import recipe_arguments, recipe_module, run_here, words
 from scipy.stats import spearmanr
 from tiny import tiny_tokenizer
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
@@ -179,9 +179,14 @@ def test_retraining(run, arguments, files, tmp_path):
     assert row["m"] == 2 and row["change"] == pytest.approx(after[0] - before[0], rel=1e-3)
 
 
-def test_lds(run, files, tmp_path):
+def test_lds(run, files, tmp_path, monkeypatch):
     result = run("lds", LdsOfMethods)
     assert [(row["moment"], row["method"]) for row in result.table] == [(a, b) for a in MOMENTS for b in METHODS]
+    moments = recipe_module("lds", monkeypatch).moments_of([str(tmp_path / "seed-42")])
+    steps = {name: [int(Path(path).stem.removeprefix("step-")) for path in moments[name]] for name in moments}
+    assert (steps["epoch 0.5"], steps["epoch 1"], steps["final"]) == ([1], [2], [4])  # of four steps
+    assert (steps["default"], steps["all epochs"]) == ([1, 3], [2, 4])
+
     truth = SubsetLosses.load(tmp_path / "subsets" / "subsets.safetensors")
     assert truth.members.sum(axis=1).tolist() == [20] * 4
 
