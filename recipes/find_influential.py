@@ -6,9 +6,10 @@
 
 The model is a classifier or, with `--completion_column`, a causal language model, and is trained (`--do_train`) or
 loaded. The recipe builds the index and explains some validation examples: misclassified ones for classifiers, random
-ones for language models, or `--query_indices`. It writes `influences.parquet`, `queries.parquet`, `summary.json` and
-`report.html` into `OUTPUT_DIR/influence`, with `--diagnose` also `diagnosis.txt` and `diagnosis.png`, and with
-`--fact_column` also `retrieval.json` and its figure.
+ones for language models, or `--query_indices`. With `--check_by_retraining N` it trains the model again without
+the N training examples that are most harmful to these, and for comparison without N random ones. It writes
+`influences.parquet`, `queries.parquet`, `summary.json` and `report.html` into `OUTPUT_DIR/influence`, with
+`--diagnose` also `diagnosis.txt` and `diagnosis.png`, and with `--fact_column` also `retrieval.json` and its figure.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from transformers import set_seed
 
 from hf_fastif import InfluenceConfig, InfluenceResult
@@ -29,14 +30,18 @@ from hf_fastif.artifacts.plots import try_to_draw
 from hf_fastif.data import check_rows
 from hf_fastif.diagnosis import Diagnosis
 from hf_fastif.errors import InfluenceError
-from hf_fastif.experiments import Retrieval, retrieval
+from hf_fastif.experiments import Retrieval, predicted_right, removal_check, retrieval
 from hf_fastif.index import check_num_neighbors
+from hf_fastif.results import TrainedWithout, check_text
+from hf_fastif.trainer import InfluenceTrainer
 from hf_fastif.training import (
     DataArguments,
     LanguageArguments,
+    check_training,
     make_trainer,
-    planted_share,
     run_recipe,
+    train_again,
+    training_settings,
 )
 
 
@@ -52,6 +57,21 @@ class RecipeArguments(LanguageArguments):
         default=None, metadata={"help": "Rows of the validation examples to explain instead."}
     )
     num_examples: int = field(default=10, metadata={"help": "Training examples to show for each direction."})
+    check_by_retraining: int | None = field(
+        default=None,
+        metadata={
+            "help": "Number of training examples to remove, those that are most harmful to the explained predictions "
+            "together. Trains the model again without them, and without as many others."
+        },
+    )
+    check_against: list[str] = field(
+        default_factory=lambda: ["random"],
+        metadata={"help": "Other examples to remove: 'random', or the 'nearest' to the explained ones."},
+    )
+    wrong_column: str | None = field(
+        default=None, metadata={"help": "Column that marks known wrong labels, to count those among the removed."}
+    )
+    wrong_value: str = field(default="True", metadata={"help": "Value of that column where a label is wrong."})
     diagnose: bool = field(
         default=False,
         metadata={"help": "Also diagnose curvature, damping and solver, and write diagnosis.txt and .png."},
@@ -64,6 +84,9 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
     trainer, examples = make_trainer(recipe, data, config)
     check_num_neighbors(config.num_neighbors, len(examples["train"]))
     check_rows("query_indices", recipe.query_indices or [], len(examples["validation"]))
+    if recipe.check_by_retraining is not None:
+        check_training(config)
+        check_wrong_column(recipe, examples["train"])
     seconds: dict[str, float] = {}
 
     if config.do_train:
@@ -96,9 +119,13 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
             settings = {"k": min(10, recipe.num_examples), "column": fact_column}
             facts_retrieved = retrieval(trainer, queries, recipe.columns, result=result, s_test=s_test, **settings)
         result.summary.retrieval = facts_retrieved.table
+    if recipe.check_by_retraining is not None:
+        with timed(seconds, "check_by_retraining"):
+            models = check_by_retraining(recipe, data, config, trainer, examples, chosen)
+        result.summary.trained_without = [asdict(model) for model in models]
     diagnosis = trainer.diagnose(queries, s_test) if recipe.diagnose else None
     if trainer.is_world_process_zero():
-        write(result, diagnosis, facts_retrieved, Path(config.output_dir) / "influence", trainer.train_dataset)
+        write(result, diagnosis, facts_retrieved, Path(config.output_dir) / "influence")
 
 
 def choose(recipe: RecipeArguments, rows: np.ndarray, seed: int) -> np.ndarray:
@@ -110,6 +137,52 @@ def choose(recipe: RecipeArguments, rows: np.ndarray, seed: int) -> np.ndarray:
             "The model predicts every validation example right; choose examples with --query_indices."
         )
     return np.sort(np.random.default_rng(seed).permutation(rows)[: recipe.num_queries])
+
+
+def check_wrong_column(recipe: RecipeArguments, train: Dataset) -> None:
+    """Check that there is the column of wrong labels, if one is given.
+
+    Raises:
+        InfluenceError: If there is not.
+    """
+    if recipe.wrong_column is not None and recipe.wrong_column not in train.column_names:
+        raise InfluenceError(
+            f"wrong_column: {recipe.wrong_column!r} is not among the columns {', '.join(train.column_names)}."
+        )
+
+
+def check_by_retraining(
+    recipe: RecipeArguments,
+    data: DataArguments,
+    config: InfluenceConfig,
+    trainer: InfluenceTrainer,
+    examples: DatasetDict,
+    explained: np.ndarray,
+) -> list[TrainedWithout]:
+    """Return what is predicted by the model, and by models that are trained without some examples."""
+    start = recipe.retrained_like(config.output_dir)
+
+    def train_on(subset: Dataset, repeat: int) -> np.ndarray:
+        retrained = train_again(start, DatasetDict(examples, train=subset), config, repeat)
+        return predicted_right(retrained, examples["validation"])
+
+    return removal_check(
+        trainer,
+        examples["validation"],
+        explained,
+        recipe.check_by_retraining,
+        train_on=train_on,
+        depends_on=training_settings(recipe, data, config),
+        wrong_labels=known_wrong_labels(recipe, trainer.train_dataset),
+        baselines=recipe.check_against,
+    )
+
+
+def known_wrong_labels(recipe: RecipeArguments, train: Dataset) -> np.ndarray | None:
+    """Return which of the N training labels are known to be wrong, bool (N,); None if nothing is known."""
+    if recipe.wrong_column is None:
+        return None
+    return np.array([str(value) == recipe.wrong_value for value in train[recipe.wrong_column]])
 
 
 @contextmanager
@@ -124,7 +197,6 @@ def write(
     diagnosis: Diagnosis | None,
     facts_retrieved: Retrieval | None,
     folder: Path,
-    train: Dataset,
 ) -> None:
     result.save_to_disk(folder)
     report = result.to_html(folder / "report.html", diagnosis=diagnosis)
@@ -141,8 +213,8 @@ def write(
     )
     print(f"{measured}: {result.summary.accuracy:.1%}")
     print("Seconds: " + ", ".join(f"{stage} {time:.0f}" for stage, time in result.summary.seconds.items()))
-    if "planted" in train.column_names:
-        print(planted_share(result, train))
+    if result.summary.trained_without:
+        print(check_text(result.summary.models_without))
     if facts_retrieved is not None:
         print(facts_retrieved)
         facts_retrieved.write(folder, "retrieval")

@@ -57,7 +57,7 @@ class RecipeArguments(LanguageArguments, ResultArguments):
     )
     num_removal_queries: int = field(
         default=0,
-        metadata={"help": "Queries to train again for, without the 1 % that each method calls most helpful."},
+        metadata={"help": "Queries to train again for, without the 1 %% that each method calls most helpful."},
     )
     methods: list[str] = field(
         default_factory=lambda: ["gradient product", "EK-FAC"],
@@ -65,7 +65,9 @@ class RecipeArguments(LanguageArguments, ResultArguments):
     )
     moments: list[str] | None = field(
         default=None,
-        metadata={"help": "Rows of the table, such as 'default', 'final', 'epoch 1' or 'all epochs'; None computes all."},
+        metadata={
+            "help": "Rows of the table, such as 'default', 'final', 'epoch 1' or 'all epochs'; None computes all."
+        },
     )
 
 

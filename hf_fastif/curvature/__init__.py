@@ -19,7 +19,7 @@ from hf_fastif.curvature.products import Curvature, GaussNewton, Hessian, mean_p
 from hf_fastif.curvature.publish import push_factors
 from hf_fastif.curvature.sample import CurvatureSample, squared_residual
 from hf_fastif.curvature.sketch import PART_TENSORS, DirectionEntries, Entries, Part, Sketch, leading_entries, left_out
-from hf_fastif.curvature.spectrum import Spectrum
+from hf_fastif.curvature.spectrum import RECOMMENDED_DAMPING, Spectrum
 
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "LossAndCurvature",
     "PART_TENSORS",
     "Part",
+    "RECOMMENDED_DAMPING",
     "SecondMoment",
     "Sketch",
     "Spectrum",

@@ -10,6 +10,7 @@ from hf_fastif.errors import InfluenceError
 
 
 AUTO_DAMPING = 0.003  # of the largest eigenvalue
+RECOMMENDED_DAMPING = (0.001, 0.01)  # of the largest eigenvalue: there scores predict retraining about equally well
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Spectrum:
     def damping(self, wanted: float | str) -> float:
         """Return lambda, such that C + lambda I is positive definite: the wanted value, or one derived for "auto".
 
-        "auto" is 0.3 % of the largest eigenvalue. Between 0.1 % and 1 % of it, the scores predict retraining about
+        "auto" is 0.3 % of the largest eigenvalue. Within `RECOMMENDED_DAMPING`, the scores predict retraining about
         equally well. Far above, s_test is little more than the plain gradient. Far below, s_test follows directions
         that the training set does not determine.
 

@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 COMPUTED = (  # columns that a result adds; a user's columns of the same names are renamed
     *("query_index", "train_index", "index", "influence", "predicted_loss_change", "percentile", "direction", "rank"),
     *("tokens", "token_influence"),
-    *("prediction", "probability", "loss", "loss_at_attribution", "residual", "std_err"),
+    *("prediction", "probability", "loss", "loss_at_attribution", "residual", "std_err", "ranking"),
 )
 
 

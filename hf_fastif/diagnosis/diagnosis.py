@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from hf_fastif.artifacts.plots import HARMFUL, HELPFUL, TEXT, name_panel, new_figure, save_figure
-from hf_fastif.curvature import Spectrum, captured_layers, share_of
+from hf_fastif.curvature import RECOMMENDED_DAMPING, Spectrum, captured_layers, share_of
 from hf_fastif.diagnosis.signals import CheckpointSignal
 from hf_fastif.scoring import SIGN
 from hf_fastif.solvers import Solution, SolverSetup, find_solver, resolved_settings
@@ -52,6 +52,7 @@ class Diagnosis:
             converges.
         signals (`list[CheckpointSignal]`): The training signal at each checkpoint of the run; the current model comes
             last.
+        by_index (`bool`): Whether the solver is that of the index, so that a residual is what the index leaves out.
         in_blocks (`float`): The share of the parameters in unshared linear layers, embeddings and norms, which EK-FAC
             and sketches cover.
         captured (`float`): The share of the parameters for which one pass of a batch yields the gradients of single
@@ -82,6 +83,7 @@ class Diagnosis:
     lissa_batch_size: int
     lissa_scale: float
     signals: list[CheckpointSignal]
+    by_index: bool = False
     in_blocks: float = 1.0
     captured: float = 1.0
 
@@ -160,7 +162,9 @@ class Diagnosis:
 
     def _damping_lines(self) -> list[str]:
         share = self.damping / self.spectrum.largest
-        lines = [f"lambda = {self.damping:.4g}, {share:.2%} of the largest eigenvalue (recommended: 0.3 % to 3 %)."]
+        low, high = RECOMMENDED_DAMPING
+        recommended = f"recommended: {low:.1%} to {high:.0%}"
+        lines = [f"lambda = {self.damping:.4g}, {share:.2%} of the largest eigenvalue ({recommended})."]
         if self.damps_by_layer:
             lines.append(
                 "EK-FAC instead uses a separate lambda for each layer, a tenth of its mean eigenvalue; their mean is "
@@ -187,10 +191,13 @@ class Diagnosis:
         solution = self.solution
         if solution.residual.isnan().all():
             return [f"{self.solver}.", "There is no residual: this solver does not approach a solution step by step."]
+        what, where = "Residual ||v - (C + lambda I) x|| / ||v||", ", on the sample"
+        if self.by_index:
+            what, where = "What the index leaves out of the gradients", ", relative to their length"
         lines = [
             f"{self.solver}.",
-            f"Residual ||v - (C + lambda I) x|| / ||v|| of {len(solution.residual)} queries, on the sample: "
-            f"{_span(solution.residual.tolist(), '.2g')} (0: too small to measure).",
+            f"{what} of {len(solution.residual)} queries{where}: {_span(solution.residual.tolist(), '.2g')} "
+            "(0: too small to measure).",
         ]
         if len(solution.trace):
             residuals = ", ".join(f"{solution.trace[i].mean():.2g}" for i in _doubling(len(solution.trace)))
@@ -219,11 +226,10 @@ class Diagnosis:
         eigenvalues = np.maximum(self.spectrum.eigenvalues, 1e-3 * self.damping)
         axes.loglog(np.arange(1, len(eigenvalues) + 1), eigenvalues, marker=".", color=HELPFUL)
         axes.axhline(self.damping, color=HARMFUL, label=f"$\\lambda$ = {self.damping:.3g}")
-        axes.axhspan(
-            0.003 * self.spectrum.largest, 0.03 * self.spectrum.largest, color=HARMFUL, alpha=0.15, linewidth=0
-        )
+        low, high = RECOMMENDED_DAMPING
+        axes.axhspan(low * self.spectrum.largest, high * self.spectrum.largest, color=HARMFUL, alpha=0.15, linewidth=0)
         axes.set(xlabel="number", ylabel="eigenvalue")
-        name_panel(axes, "Spectrum (band: 0.3 % to 3 % of the largest)")
+        name_panel(axes, f"Spectrum (band: {low:.1%} to {high:.0%} of the largest)")
         axes.legend(fontsize=8, labelcolor=TEXT, frameon=False)
 
     def _plot_residual(self, axes: Axes) -> None:
@@ -262,6 +268,7 @@ def diagnose(
         lissa_batch_size=lissa.batch_size,
         lissa_scale=lissa.scale,
         signals=signals,
+        by_index=setup.name == "sketch",
         in_blocks=share_of(setup.layers, setup.objective),
         captured=share_of(layers, setup.objective),
     )

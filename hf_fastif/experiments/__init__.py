@@ -4,6 +4,7 @@ from hf_fastif.experiments.bm25 import bm25_scores
 from hf_fastif.experiments.correction_comparison import Corrections, corrections
 from hf_fastif.experiments.correlation import Correlation, correlation
 from hf_fastif.experiments.inverse_hessian import OTHERS, InverseHessian, inverse_hessian
+from hf_fastif.experiments.removal_check import predicted_right, removal_check
 from hf_fastif.experiments.retraining import Retraining, retraining
 from hf_fastif.experiments.retrieval import Retrieval, retrieval
 from hf_fastif.experiments.runtime import Runtime, runtime
@@ -26,6 +27,8 @@ __all__ = [
     "corrections",
     "correlation",
     "inverse_hessian",
+    "predicted_right",
+    "removal_check",
     "retraining",
     "retrieval",
     "runtime",

@@ -1,5 +1,6 @@
 """The engine: a session on a model and its data, in which s_test is solved for and candidates are scored."""
 
+from hf_fastif.influence.cautions import cautions
 from hf_fastif.influence.estimate import Estimate, estimate_costs
 from hf_fastif.influence.predictions import Predictions, loss_gradients
 from hf_fastif.influence.queries import QuerySet
@@ -16,6 +17,7 @@ __all__ = [
     "QuerySet",
     "Ranking",
     "SessionCache",
+    "cautions",
     "estimate_costs",
     "folder_of",
     "loss_gradients",

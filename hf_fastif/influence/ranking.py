@@ -59,7 +59,7 @@ class Ranking:
             session (`InfluenceSession`): An open session.
             work (`str`): The name of the computation among the partial results.
         """
-        if self._index_answers(session):
+        if self.index_answers(session):
             with session.attribution(work, self.queries.identity) as attribution:
                 sketched = session.sketched(self.queries, self.pool)
                 scores = attribution.score_by_index(self.queries, self.pool.batches, sketched, self.k, self.num_shown)
@@ -83,7 +83,8 @@ class Ranking:
     def _origin(self) -> str:
         return "" if self.rescore is None else f"the index's {self.rescore} strongest in each direction, by "
 
-    def _index_answers(self, session: InfluenceSession) -> bool:
+    def index_answers(self, session: InfluenceSession) -> bool:
+        """Tell whether the scores are products with the vectors of the index."""
         if self.s_test is not None or self.rescore is not None or session.setup().name != "sketch":
             return False
         return self.k is None or session.index(self.pool, any_kind=True).sketches is not None

@@ -63,7 +63,7 @@ class SketchedQueries:
         return torch.cat([sketch.to_vectors(space, solved) for solved, sketch in pairs], dim=1)
 
     def residuals(self, numbers: range) -> torch.Tensor:
-        """Return how much of the gradients is outside of the sketch (n,), at the checkpoint where it is most."""
+        """Return how much of the gradients the sketch leaves out (n,), at the checkpoint where it is most."""
         return torch.stack([residual for _, residual in self._gradients]).amax(dim=0)[numbers.start : numbers.stop]
 
     def concentrations(self, numbers: range) -> torch.Tensor:

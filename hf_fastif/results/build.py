@@ -17,7 +17,7 @@ from hf_fastif.model import LOSS
 from hf_fastif.results.result import InfluenceResult
 from hf_fastif.results.summary import ResultSummary
 from hf_fastif.results.tables import TOKEN_COLUMNS
-from hf_fastif.scoring import QueryScores, percentiles, sign_of, strongest
+from hf_fastif.scoring import QueryScores, grade_of, percentiles, sign_of, strongest
 
 
 INFLUENCE_COLUMNS = Features(
@@ -76,7 +76,7 @@ def build_result(
     )
     return InfluenceResult(
         influences=_influence_table(queries, candidates, scores, num_examples, summary, names, token_texts),
-        queries=_query_table(queries, predictions, attributed, scores, label, names),
+        queries=_query_table(queries, predictions, attributed, scores, summary, names),
         summary=summary,
     )
 
@@ -129,7 +129,7 @@ def _query_table(
     predictions: Predictions,
     attributed: np.ndarray,
     scores: Sequence[QueryScores],
-    label: str | None,
+    summary: ResultSummary,
     names: list[str],
 ) -> Dataset:
     numbers = np.arange(len(queries)) if len(scores) == len(queries) else np.zeros(len(queries), dtype=np.int64)
@@ -141,8 +141,9 @@ def _query_table(
         "loss_at_attribution": attributed.astype(np.float32),
         "residual": [scores[number].quality["residual"] for number in numbers],
         "std_err": [scores[number].quality["std_err"] for number in numbers],
+        "ranking": [grade_of(scores[number].quality["residual"], summary.by_index) for number in numbers],
     }
-    plain = _readable_rows(queries, range(len(queries)), label, names)
+    plain = _readable_rows(queries, range(len(queries)), summary.label_column, names)
     return _side_by_side(Dataset.from_dict(computed), plain)
 
 

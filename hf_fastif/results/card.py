@@ -9,15 +9,13 @@ from huggingface_hub import DatasetCard, RepoCard, SpaceCardData
 
 from hf_fastif.artifacts import NOT_MEASURED, TAGS, TEMPLATES, CardSection
 from hf_fastif.artifacts.cards import about_recall, cells, dataset_card
+from hf_fastif.curvature import RECOMMENDED_DAMPING
 from hf_fastif.model import LOSS
 from hf_fastif.results.report.page import settings_table
 from hf_fastif.results.summary import ResultSummary
 from hf_fastif.results.tables import NUMBERS, ResultTables
 from hf_fastif.results.words import ScoreWords
 from hf_fastif.scoring import verbs_of
-
-
-RECOMMENDED = (0.003, 0.03)  # lambda relative to the largest eigenvalue
 
 
 def result_card(
@@ -51,6 +49,7 @@ def result_card(
         settings=cells(settings_table(result)),
         damping=about_damping(summary),
         residual=about_residual(result),
+        cautions=summary.cautions,
         recall=_candidates_text(summary, recall),
         figures=figures,
         diagnosis=diagnosis,
@@ -86,14 +85,15 @@ def about_damping(summary: ResultSummary) -> str:
         return "No curvature was used: influence is a product of two gradients."
     share = summary.damping / summary.largest_eigenvalue
     line = f"λ = {summary.damping:.4g} is {share:.2%} of the largest eigenvalue of C"
-    if share > RECOMMENDED[1]:
+    if share > RECOMMENDED_DAMPING[1]:
         return (
             f"{line}. This is large: most of the curvature has little effect, and influence approaches a product of "
             "gradients."
         )
-    if share < RECOMMENDED[0]:
+    if share < RECOMMENDED_DAMPING[0]:
         return f"{line}. This is small: directions that the training set barely determines have a large effect."
-    return f"{line}; 0.3 % to 3 % is recommended."
+    low, high = RECOMMENDED_DAMPING
+    return f"{line}; {low:.1%} to {high:.0%} is recommended."
 
 
 def about_residual(result: ResultTables) -> str:
@@ -101,6 +101,11 @@ def about_residual(result: ResultTables) -> str:
     known = dict(settings_table(result))
     if "Residual" not in known:
         return "No system was solved."
+    if result.summary.by_index:
+        return (
+            f"The index leaves out {known['Residual']} of the length of a query's gradient (0 is nothing; from the "
+            "best query to the worst). Up to 0.75 the ranking is good, up to 0.9 rough."
+        )
     residual = f"Residual of s_test, ‖v − (C + λI) x‖ / ‖v‖ on a sample of the training set: {known['Residual']}"
     error = f"Its standard error: {known['Standard error']}." if "Standard error" in known else ""
     return f"{residual} (0 is exact; from the best query to the worst). {error}".strip()

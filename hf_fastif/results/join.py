@@ -36,7 +36,10 @@ def join_results(results: Mapping[str, ResultTables]) -> ResultTables:
     starts = dict(zip(sizes, [sum(list(sizes.values())[:i]) for i in range(len(sizes))], strict=True))
     rows = [summary.query_rows for summary in summaries.values()]
     query_rows = None if None in rows else [row for part in rows for row in part]
-    joined = replace(first, num_queries=sum(sizes.values()), slices=sizes, query_rows=query_rows)
+    cautions = [f"{name}: {line}" for name, summary in summaries.items() for line in summary.cautions]
+    counts = {"num_queries": sum(sizes.values()), "slices": sizes, "query_rows": query_rows}
+    # A check by retraining is about the queries of one result.
+    joined = replace(first, **counts, cautions=cautions, trained_without=None)
     return ResultTables(
         _stacked({name: result.influences for name, result in results.items()}, starts),
         _stacked({name: result.queries for name, result in results.items()}, starts),

@@ -20,6 +20,7 @@ from hf_fastif.results.publish import push_report, push_result
 from hf_fastif.results.report.page import write_report
 from hf_fastif.results.tables import SUMMARY, ResultTables, attributed_values
 from hf_fastif.results.words import ScoreWords, plain
+from hf_fastif.scoring import GOOD
 
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ class InfluenceResult(ResultTables):
         queries (`datasets.Dataset`): One row for each query: its plain columns, `prediction`, `probability` of the
             prediction (NaN unless exactly one label is predicted), `loss`, `loss_at_attribution` (the loss, or what is
             measured in its place, as a mean over the checkpoints where influence was taken, while `loss` is that of
-            the model), and `residual` and `std_err` of its s_test.
+            the model), `residual` and `std_err` of its s_test, and `ranking`, which grades by the residual how well
+            candidates are ranked: "good", "rough" or "poor" (null if unknown).
             Anchors form a single query, so their rows all have the `query_index` 0.
         summary ([`ResultSummary`]): Settings and sizes: model, damping, solver, number of candidates and more.
 
@@ -265,6 +267,7 @@ class InfluenceResult(ResultTables):
             f"InfluenceResult: {self.summary.num_queries} queries, {len(self.influences)} rows out of "
             f"{self.summary.num_candidates:,} candidates, damping {self.summary.damping:.4g}",
             f"  {words.caption}",
+            *(f"  Caution: {line}" for line in self.summary.cautions),
         ]
         first = np.unique(self.queries["query_index"], return_index=True)[1]  # anchors share an index
         for row in with_label_names(self.queries.select(first[:3])):
@@ -297,6 +300,8 @@ class InfluenceResult(ResultTables):
     def _answer(self, row: dict[str, Any]) -> str:
         """Describe the prediction of a query, its loss, and what is attributed if that is another number."""
         text = f"predicted {row['prediction']}, loss {row['loss']:.3g}"
+        if row["ranking"] not in (None, GOOD):
+            text += f", {row['ranking']} ranking"
         value, measure = row["loss_at_attribution"], self.summary.measure
         if value is None or measure == LOSS and plain(value) == plain(row["loss"]):
             return text

@@ -10,6 +10,7 @@ from typing import Any, Self, Union, get_args, get_origin, get_type_hints
 
 from hf_fastif.errors import InfluenceError
 from hf_fastif.model import LOSS
+from hf_fastif.results.trained_without import TrainedWithout
 from hf_fastif.scoring import ADDED, REMOVED, less_is_better
 
 
@@ -37,6 +38,8 @@ class ResultSummary:
             from the training set, or if it were `"added"`, for candidates that were never trained on. None if there is
             no such prediction, because the solver uses no curvature.
         scoring (`str`): How candidates were scored.
+        by_index (`bool`): Whether the index answered, so that a residual is what it leaves out of the gradient.
+        cautions (`list[str]`): What to know before trusting the scores.
         checkpoints (`list[dict]`): Name, step, epoch and weight of each.
         text_columns, label_column: The columns that hold texts and labels.
         seed (`int`): The seed of everything random.
@@ -47,6 +50,9 @@ class ResultSummary:
         accuracy (`float`, *optional*): Share of validation examples that the model predicts right.
         seconds (`dict[str, float]`): What each stage of a recipe took.
         retrieval (`list[dict]`, *optional*): How well facts were retrieved.
+        trained_without (`list[dict]`, *optional*): What models predict that were trained without some examples: the
+            attributes of [`TrainedWithout`] of each, first of the explained model, then of the model without the most
+            harmful examples.
     """
 
     model: str
@@ -68,6 +74,8 @@ class ResultSummary:
     num_train: int | None = None
     change: str | None = None
     scoring: str = ""
+    by_index: bool = False
+    cautions: list[str] = field(default_factory=list)
     checkpoints: list[dict[str, Any]] = field(default_factory=list)
     seed: int = 0
     versions: dict[str, str] = field(default_factory=dict)
@@ -78,6 +86,7 @@ class ResultSummary:
     accuracy: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     retrieval: list[dict[str, Any]] | None = None
+    trained_without: list[dict[str, Any]] | None = None
 
     def __getitem__(self, name: str) -> Any:
         """Return an entry by its name in `summary.json`, as in `result.summary["damping"]`.
@@ -88,6 +97,11 @@ class ResultSummary:
         if name not in self.__dataclass_fields__:
             raise KeyError(name)
         return getattr(self, name)
+
+    @property
+    def models_without(self) -> list[TrainedWithout]:
+        """The models of `trained_without`; none if the result was not checked by training again."""
+        return [TrainedWithout(**entries) for entries in self.trained_without or []]
 
     @property
     def change_per_influence(self) -> float | None:
@@ -126,7 +140,11 @@ class ResultSummary:
         ):
             wrong.append("change")
         incomplete = [each for each in entries.get("checkpoints", []) if not {"name", "epoch"} <= {*each}]
-        return [*wrong, "checkpoints"] if incomplete and "checkpoints" not in wrong else wrong
+        if incomplete and "checkpoints" not in wrong:
+            wrong.append("checkpoints")
+        if "trained_without" not in wrong and not all(map(_fits_model, entries.get("trained_without") or [])):
+            wrong.append("trained_without")
+        return wrong
 
     @classmethod
     def from_json(cls, entries: Mapping[str, Any], source: object) -> Self:
@@ -149,6 +167,12 @@ class ResultSummary:
                 "recreate the result."
             )
         return cls(**{name: entries[name] for name in hints if name in entries})
+
+
+def _fits_model(entry: Any) -> bool:
+    """Tell whether an entry holds the attributes of a `TrainedWithout`, and no others."""
+    hints = get_type_hints(TrainedWithout)
+    return isinstance(entry, dict) and {*entry} == {*hints} and all(_fits(entry[name], hints[name]) for name in hints)
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -24,10 +24,15 @@ NUMBERS = {  # the computed columns; all others are columns of the queries and c
         *("query_index", "train_index", "influence", "predicted_loss_change", "percentile", "direction", "rank"),
     ),
     "queries.parquet": (
-        *("query_index", "prediction", "probability", "loss", "loss_at_attribution", "residual", "std_err"),
+        *("query_index", "prediction", "probability", "loss", "loss_at_attribution", "residual", "std_err", "ranking"),
     ),
 }
-NULLABLE = ("predicted_loss_change", "percentile", "loss_at_attribution")  # where unknown; earlier versions had none
+NULLABLE = (
+    "predicted_loss_change",
+    "percentile",
+    "loss_at_attribution",
+    "ranking",
+)  # where unknown; earlier versions had none
 # Only for heads with a label for each token; no other column contains lists.
 TOKEN_COLUMNS = {"tokens": List(Value("string")), "token_influence": List(Value("float32"))}
 

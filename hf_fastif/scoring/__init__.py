@@ -1,5 +1,6 @@
 """Score candidates, given s_test, and tell which tokens carry the influence."""
 
+from hf_fastif.scoring.grades import GOOD, POOR, grade_of
 from hf_fastif.scoring.gradients import self_influence
 from hf_fastif.scoring.scan import Scoring, choose_scoring, covering_layers, influence_scores
 from hf_fastif.scoring.scores import (
@@ -23,7 +24,9 @@ from hf_fastif.scoring.token_scores import has_token_losses
 __all__ = [
     "ADDED",
     "DIRECTIONS",
+    "GOOD",
     "GroupScores",
+    "POOR",
     "QueryScores",
     "REMOVED",
     "SIGN",
@@ -31,6 +34,7 @@ __all__ = [
     "TokenInfluence",
     "choose_scoring",
     "covering_layers",
+    "grade_of",
     "has_token_losses",
     "influence_of_tokens",
     "influence_scores",

@@ -23,6 +23,7 @@ from hf_fastif.influence import (
     QuerySet,
     Ranking,
     SessionCache,
+    cautions,
     estimate_costs,
     open_session,
     recorded_settings,
@@ -306,7 +307,10 @@ class InfluenceMixin(IndexMixin, HubMixin, RunMixin):
             settings = recorded_settings(session, k, num_examples, ranking.solver(session)) | unit_of_scores(
                 session, pool
             )
-            settings |= {"scoring": scoring, "measure": queries.measured}
+            by_index = ranking.index_answers(session)
+            largest = settings["largest_eigenvalue"]
+            settings |= {"scoring": scoring, "measure": queries.measured, "by_index": by_index}
+            settings["cautions"] = cautions(session, queries, pool, scores, largest, by_index)
         return build_result(
             without_indexes(queries.query_set.dataset),
             without_indexes(pool.dataset),

@@ -5,7 +5,7 @@ from hf_fastif.training.cli import parse_arguments, run_recipe
 from hf_fastif.training.corpora.encoder import default_encoder
 from hf_fastif.training.corpora.facts import generate_facts
 from hf_fastif.training.corpora.nli import WRONG_LABEL_CONSTRUCTIONS, generate_nli
-from hf_fastif.training.corpora.planted import plant_wrong_labels, planted_share
+from hf_fastif.training.corpora.planted import plant_wrong_labels
 from hf_fastif.training.datasets import DataArguments, load_examples, read_splits, shuffled, tokenize
 from hf_fastif.training.language_model import LanguageArguments
 from hf_fastif.training.reporting import ResultArguments, report
@@ -37,7 +37,6 @@ __all__ = [
     "make_trainer",
     "parse_arguments",
     "plant_wrong_labels",
-    "planted_share",
     "read_splits",
     "report",
     "run_recipe",

@@ -62,8 +62,8 @@ def test_the_card_of_a_result(hub, capsys):
         "`rank` (1 is the strongest of its direction), `query_text`, `query_label`, `train_text`, `train_label` |",
         "| `queries.parquet` | 2, one for each prediction |",
         "**Texts.** The texts, labels and other columns of queries and training examples are published here",
-        "| Damping λ | 0.2, 2.00% of the largest eigenvalue 10 |",
-        "λ = 0.2 is 2.00% of the largest eigenvalue of C; 0.3 % to 3 % is recommended.",
+        "| Damping λ | 0.2, 0.50% of the largest eigenvalue 40 |",
+        "λ = 0.2 is 0.50% of the largest eigenvalue of C; 0.1% to 1% is recommended.",
         "on a sample of the training set: 0.1 (0 is exact",
         "Only the 5 nearest neighbors of each query were scored. Recall, the share",
         "95 % of the top 10 are among k = 4\n  k = 1: 0.50, k = 4: 0.97\n```",
@@ -86,8 +86,8 @@ def test_the_card_of_a_result(hub, capsys):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"damping": 5.0}, "λ = 5 is 50.00% of the largest eigenvalue of C. This is large: most"),
-        ({"damping": 0.001}, "λ = 0.001 is 0.01% of the largest eigenvalue of C. This is small: directions"),
+        ({"damping": 5.0}, "λ = 5 is 12.50% of the largest eigenvalue of C. This is large: most"),
+        ({"damping": 0.01}, "λ = 0.01 is 0.03% of the largest eigenvalue of C. This is small: directions"),
         ({"largest_eigenvalue": None}, "No curvature was used"),
         ({"largest_eigenvalue": None, "damping_by_layer": True}, "Each layer has a separate λ"),
         ({"num_neighbors": None}, "Every candidate was scored, so nothing was missed (recall 1)."),

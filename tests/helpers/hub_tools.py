@@ -34,7 +34,7 @@ def make_result(as_one: bool = False, **changes) -> InfluenceResult:
         "num_examples": 3,
         "solver": "SDCA, 40 examples visited",
         "curvature": "gauss_newton",
-        "largest_eigenvalue": 10.0,
+        "largest_eigenvalue": 40.0,
         **changes,
     }
     return build_result(

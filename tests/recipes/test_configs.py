@@ -6,6 +6,8 @@ import pytest
 import yaml
 from recipe_modules import CONFIGS, RECIPES, recipe_arguments
 
+from hf_fastif import InfluenceConfig
+
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.py"))
 EXPERIMENTS = {  # recipes that have the setting of the paper and one for a small machine, by the data that it is about
@@ -46,3 +48,9 @@ def test_configs_are_complete_and_alike():
     assert not [
         name for name, one in configs.items() if name.endswith("-small") and (one.get("bf16") or one.get("fp16"))
     ]
+
+
+def test_the_demo_explains_at_the_default_settings(monkeypatch, tmp_path):
+    demo = str(CONFIGS / "find_influential-demo.yaml")
+    _, _, config = recipe_arguments("find_influential", monkeypatch, "--config", demo, "--use_cpu")
+    assert config.influence_settings() == InfluenceConfig(str(tmp_path)).influence_settings()

@@ -12,6 +12,7 @@ import pytest
 from recipe_modules import RECIPES, run_here, words
 
 from hf_fastif import InfluenceResult
+from hf_fastif.results import check_text
 
 
 TWO_PROCESSES = RECIPES / "accelerate_configs" / "two_cpu_processes.yaml"
@@ -81,3 +82,35 @@ def test_an_error_is_one_clear_line_and_leaves_nothing(files, tmp_path, capsys):
     printed = capsys.readouterr()
     assert "query_indices=[30]: there are 30 rows; give 0 to 29" in printed.err
     assert "train_runtime" not in printed.out
+
+
+def test_explained_predictions_are_checked_by_training_again(files, tmp_path, capsys):
+    rows = [json.loads(line) for line in (files / "train.jsonl").read_text("utf-8").split("\n")]
+    marked = [row | {"noise": "wrong" if i % 4 == 0 else "none"} for i, row in enumerate(rows)]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, marked)))
+    settings = {"train_file": tmp_path / "train.jsonl", "do_train": True, "max_steps": 2, "query_indices": [4, 0]}
+    settings |= {"check_by_retraining": 5, "check_against": ["random", "nearest"]}
+    settings |= {"wrong_column": "noise", "wrong_value": "wrong"}
+    run_here("find_influential", *words(files, tmp_path / "out", **settings))
+
+    models = InfluenceResult.load_from_disk(tmp_path / "out" / "influence").summary.models_without
+    assert [model.removed for model in models] == ["nothing", "most harmful", "random", "nearest"]
+    assert {(model.num_explained, model.num_others, model.num_all_wrong_labels) for model in models} == {(2, 28, 10)}
+    text = check_text(models)
+    assert text in capsys.readouterr().out
+    assert text.splitlines()[0] in (tmp_path / "out" / "influence" / "report.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "do_train=False: "),
+        ({"do_train": True, "wrong_column": "noise"}, "wrong_column: 'noise' is not among the"),
+    ],
+)
+def test_what_cannot_be_checked_is_said_before_training(settings, message, files, tmp_path, capsys):
+    known = {"label_mapping": '{"bad": "0", "good": "1"}', "check_by_retraining": 5}
+    with pytest.raises(SystemExit, match="2"):
+        run_here("find_influential", *words(files, tmp_path, **known, **settings))
+    printed = capsys.readouterr()
+    assert f"error: {message}" in printed.err and "train_runtime" not in printed.out

@@ -7,6 +7,7 @@ import json
 from recipe_modules import CONFIGS, flags, run_here
 
 from hf_fastif import InfluenceResult
+from hf_fastif.results import check_text
 
 
 QUIET = ["--use_cpu", "--disable_tqdm", "true"]
@@ -25,7 +26,7 @@ SMALL = {
 
 def test_facts_are_learned_and_looked_for(tmp_path, capsys):
     facts = ["--config", str(CONFIGS / "find_influential-facts.yaml"), *QUIET]
-    run_here("find_influential", *facts, *flags({"output_dir": tmp_path} | SMALL))
+    run_here("find_influential", *facts, *flags({"output_dir": tmp_path, "check_by_retraining": 3} | SMALL))
     printed, folder = capsys.readouterr().out, tmp_path / "influence"
     result = InfluenceResult.load_from_disk(folder)
     assert result.summary.text_columns == ["prompt", "completion"]
@@ -44,6 +45,9 @@ def test_facts_are_learned_and_looked_for(tmp_path, capsys):
         f"{found['num_queries']} queries, " in printed
         and "Validation examples of which every token is predicted: " in printed
     )
+    models = result.summary.models_without
+    assert [(model.num_removed, model.num_explained) for model in models] == [(0, 12), (3, 12), (3, 12)]
+    assert check_text(models) in printed
     assert (folder / "retrieval.png").is_file() and 'class="tokens"' in (folder / "report.html").read_text("utf-8")
 
     again = {"model_name_or_path": tmp_path, "output_dir": tmp_path / "again", "query_indices": 3}

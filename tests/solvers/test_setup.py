@@ -49,7 +49,7 @@ def test_a_whole_sketch_gives_its_scores_on_the_training_set(tmp_path):
     np.testing.assert_allclose(trainer.compute_influence(QUERIES), expected, **tolerance)
     found = trainer.compute_s_test(QUERIES)
     np.testing.assert_allclose(-found.vectors @ gradients.T, expected, **tolerance)
-    assert found.residual.isnan().all()  # outside the sketch nothing is solved
+    assert found.residual.max() < 0.1  # nearly nothing is outside of the sketch
 
 
 @pytest.mark.parametrize("solver", ["lissa", "cg"])

@@ -18,6 +18,7 @@ from hf_fastif.results.report.page_data import graph_section
 from hf_fastif.results.report.rows import plain_row, query_rows, span, token_row, training_rows
 from hf_fastif.results.summary import ResultSummary
 from hf_fastif.results.tables import ResultTables, attributed_values
+from hf_fastif.results.trained_without import check_sentence, check_table
 from hf_fastif.results.words import ARROW, MINUS, ScoreWords, signed
 from hf_fastif.scoring import DIRECTIONS
 
@@ -65,13 +66,18 @@ def render_report(
     words = ScoreWords(result.summary, MINUS, ARROW)
     cards = _cards(result, words)
     rows = [row for card in cards for row in card["rows"]]
+    models = result.summary.models_without
     return ENVIRONMENT.get_template("report.html.j2").render(
         title=title,
         model=result.summary.model,
         num_candidates=f"{result.summary.num_candidates:,}",
         measure=result.summary.measure,
         words=words,
+        cautions=result.summary.cautions,
+        by_index=result.summary.by_index,
         cards=cards,
+        check_sentence=check_sentence(models) if models else None,
+        check_table=check_table(models) if models else None,
         has_earlier_losses=result.summary.measure == LOSS and any(row["attributed"] for row in rows),
         shared=_shared(result, graph) if graph else [],
         has_tokens="tokens" in result.influences.column_names,

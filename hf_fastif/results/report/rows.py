@@ -35,6 +35,7 @@ def query_rows(result: ResultTables) -> list[dict[str, Any]]:
             "probability": None if math.isnan(row["probability"]) else f"{row['probability']:.1%}",
             "loss": f"{row['loss']:.3g}",
             "attributed": _attributed(row, result.summary),
+            "ranking": row["ranking"],
             "verdict": verdict,
         }
         for row, verdict, source_row in zip(rows, verdicts, source_rows, strict=True)

@@ -1,4 +1,4 @@
-"""Plant faults in a training set, and count how many of them influence scores reveal."""
+"""Plant wrong labels in a training set."""
 
 from __future__ import annotations
 
@@ -7,32 +7,6 @@ from datasets import Dataset
 
 from hf_fastif.data import relabelled
 from hf_fastif.errors import InfluenceError
-from hf_fastif.results import InfluenceResult
-from hf_fastif.training.corpora.nli import WRONG_LABEL_CONSTRUCTIONS
-
-
-def planted_share(result: InfluenceResult, train: Dataset) -> str:
-    """Report how many of the most harmful training examples are planted wrong labels, in a sentence.
-
-    Only errors on constructions with corrupted training labels count.
-
-    Args:
-        result ([`InfluenceResult`]): The influences on errors on the data of `generate_nli`.
-        train (`datasets.Dataset`): Its training split.
-    """
-    caused = {row["query_index"] for row in result.queries if row["construction"] in WRONG_LABEL_CONSTRUCTIONS}
-    harmful = [
-        row["train_planted"]
-        for row in result.influences
-        if row["direction"] == "harmful" and row["query_index"] in caused
-    ]
-    num_planted = harmful.count("wrong_label")
-    chance = list(train["planted"]).count("wrong_label") / len(train)
-    return (
-        f"{len(caused)} of the {len(result.queries)} errors are on constructions with corrupted training labels. "
-        f"Of the training examples most harmful to them, {num_planted} of {len(harmful)} "
-        f"({num_planted / max(len(harmful), 1):.0%}) are planted wrong labels; by chance it would be {chance:.1%}."
-    )
 
 
 def plant_wrong_labels(train: Dataset, share: float, seed: int = 0) -> tuple[Dataset, np.ndarray]:
