@@ -4,9 +4,10 @@
     accelerate launch recipes/lds.py --config recipes/configs/lds-mnli.yaml
 
 The recipe trains one or more runs (`--num_seeds`) with a checkpoint at each sixth of training (unless `--checkpoints`
-says otherwise), and then `--num_subsets` models on random halves of the training set. It compares the losses of these models with the losses that influence
-predicts, and writes `lds.json`, `.png` and `.svg` into OUTPUT_DIR. It skips finished work, which is saved there: the
-runs in `seed-N`, influences in the folder of the first run, and losses of the other models in `subsets`.
+says otherwise), and then `--num_subsets` models on random halves of the training set. It compares the losses of these
+models with the losses that influence predicts, and writes `lds.json`, `.png` and `.svg` into OUTPUT_DIR. It skips
+finished work, which is saved there: the runs in `seed-N`, influences in the folder of the first run, and losses of the
+other models in `subsets`.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ class Diagnosis:
         if first is not None and final.residual < FADED_THRESHOLD * first.residual:
             lines.append(
                 f"Residuals have fallen to {final.residual / first.residual:.0%} since {first.checkpoint.title}: most "
-                "training examples now have almost no gradient. Include that checkpoint in influence "
+                "training examples now have almost no gradient. Compute influence at early checkpoints "
                 "(checkpoints='auto' does)."
             )
         elif first is None and final.residual < VANISHED_THRESHOLD:
