@@ -3,10 +3,11 @@
     python recipes/lds.py --config recipes/configs/lds-mnli-small.yaml
     accelerate launch recipes/lds.py --config recipes/configs/lds-mnli.yaml
 
-The recipe trains one or more runs (`--num_seeds`) with a checkpoint at the end of each epoch, and then `--num_subsets`
-models on random halves of the training set. It compares the losses of these models with the losses that influence
-predicts, and writes `lds.json`, `.png` and `.svg` into OUTPUT_DIR. It skips finished work, which is saved there: the
-runs in `seed-N`, influences in the folder of the first run, and losses of the other models in `subsets`.
+The recipe trains one or more runs (`--num_seeds`) with a checkpoint at each sixth of training (unless `--checkpoints`
+says otherwise), and then `--num_subsets` models on random halves of the training set. It compares the losses of these
+models with the losses that influence predicts, and writes `lds.json`, `.png` and `.svg` into OUTPUT_DIR. It skips
+finished work, which is saved there: the runs in `seed-N`, influences in the folder of the first run, and losses of the
+other models in `subsets`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from datasets import Dataset, DatasetDict
 
 from hf_fastif import InfluenceConfig
 from hf_fastif.analysis import METHODS, LossRises, check_methods, lds_of_methods, query_losses, retrain_on_subsets
-from hf_fastif.checkpoints import kept_checkpoints
+from hf_fastif.checkpoints import automatic_checkpoints, kept_checkpoints
 from hf_fastif.config import with_settings
 from hf_fastif.execution import single_process
 from hf_fastif.training import (
@@ -65,14 +66,16 @@ class RecipeArguments(LanguageArguments, ResultArguments):
     )
     moments: list[str] | None = field(
         default=None,
-        metadata={"help": "Rows of the table to compute, such as 'final', 'epoch 1' or 'all epochs'; None uses all."},
+        metadata={
+            "help": "Rows of the table, such as 'default', 'final', 'epoch 1' or 'all epochs'; None computes all."
+        },
     )
 
 
 def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) -> None:
     check_methods(recipe.methods)
     if config.checkpoints == ["auto"]:
-        config = with_settings(config, checkpoints=["epochs"])  # they are compared, so training saves all
+        config = with_settings(config, checkpoints=["6"])  # among them are those that "auto" names
     runs = runs_of(config, recipe.num_seeds)
     examples = recipe.read_examples(data, with_settings(config, do_train=True))
     processes = PartialState()
@@ -107,12 +110,16 @@ def main(recipe: RecipeArguments, data: DataArguments, config: InfluenceConfig) 
 
 
 def moments_of(runs: list[str]) -> dict[str, list[str]]:
-    """Return the checkpoints that each name in the table stands for."""
-    checkpoints = [{f"{member.epoch:.4g}": str(member.path) for member in kept_checkpoints(run)} for run in runs]
+    """Return the checkpoints that each name in the table stands for; "default" are those of checkpoints="auto"."""
+    members = [kept_checkpoints(run) for run in runs]
+    checkpoints = [{f"{member.epoch:.4g}": str(member.path) for member in run} for run in members]
     ends = [epoch for epoch in checkpoints[0] if epoch.isdecimal()]
     last = list(checkpoints[0].values())[-1:] or ["final"]  # the last checkpoint is the final model
     moments = {"final": last} | {f"epoch {epoch}": [checkpoints[0][epoch]] for epoch in list(checkpoints[0])[:-1]}
     moments["all epochs"] = [checkpoints[0][epoch] for epoch in ends]
+    default = automatic_checkpoints(members[0], members[0][-1].step) if members[0] else []
+    if default:
+        moments["default"] = [str(member.path) for member in default]
     if len(runs) > 1:
         several = f"of {len(runs)} seeds"
         moments |= {f"epoch {epoch} {several}": [run[epoch] for run in checkpoints] for epoch in ends}

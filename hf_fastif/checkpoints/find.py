@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,16 @@ from huggingface_hub.errors import (
 )
 from torch import nn
 
-from hf_fastif.checkpoints.checkpoint import STATE, Checkpoint, has_same_parameters, open_checkpoint
+from hf_fastif.checkpoints.checkpoint import STATE, Checkpoint, open_checkpoint
 from hf_fastif.checkpoints.runs import FOLDER, RunEnd, checkpoints_of, latest_run, run_that_led_to
 from hf_fastif.errors import InfluenceError, NotFoundError, check_path, did_you_mean
-from hf_fastif.model import trained_state
 from hf_fastif.settings import CHECKPOINT_WORDS, CHECKPOINTS_FIX, check_checkpoints
+
+
+# Shares of training, at which the sum of influence predicted retraining best on all tasks that were tried. They are
+# exact, so that the final weights, at 1.5 times the last share, are never near it because of rounding.
+EARLY = (Fraction(1, 6), Fraction(1, 3), Fraction(2, 3))
+NEAR = Fraction(3, 2)  # ratio of two steps below which a checkpoint stands in for one of these moments
 
 
 def find_checkpoints(wanted: Sequence[str], output_dir: str, model: nn.Module) -> tuple[list[Checkpoint], str]:
@@ -47,18 +53,20 @@ def find_checkpoints(wanted: Sequence[str], output_dir: str, model: nn.Module) -
     if list(wanted) == ["final"]:
         return [Checkpoint()], ""
     check_checkpoints(wanted)
-    count, by_name = count_of(wanted), list(wanted) not in (["auto"], ["epochs"])
-    if count is None and by_name:
+    if shares_of(wanted) is None and list(wanted) != ["epochs"]:
         return [member for name in wanted for member in _named(name, output_dir)], ""
     end = run_that_led_to(output_dir, model)
     if list(wanted) == ["auto"]:
-        return _automatic(output_dir, end, model)
-    members = checkpoints_of(output_dir, end or latest_run(output_dir))
-    return (_spaced(members, wanted[0]), "") if count is not None else _epochs(output_dir, members)
+        return _automatic(output_dir, end)
+    end = end or latest_run(output_dir)
+    members = checkpoints_of(output_dir, end)
+    if list(wanted) == ["epochs"]:
+        return _epochs(output_dir, members)
+    return _spaced(members, wanted[0], end.step if end else 0), ""
 
 
-def _automatic(output_dir: str, end: RunEnd | None, model: nn.Module) -> tuple[list[Checkpoint], str]:
-    """Return the end of the first epoch of the run that led to the model, or its final weights if unknown."""
+def _automatic(output_dir: str, end: RunEnd | None) -> tuple[list[Checkpoint], str]:
+    """Return the checkpoints of a run near the moments of `EARLY`, or the final weights if there are none."""
     final = "using the final weights. Early checkpoints usually give better scores"
     if end is None:
         reason = "The model's weights match no training run" if latest_run(output_dir) else "No training checkpoints"
@@ -66,21 +74,49 @@ def _automatic(output_dir: str, end: RunEnd | None, model: nn.Module) -> tuple[l
             f"{reason} in {output_dir}: {final}; train with InfluenceTrainer or pass checkpoints=[...]."
         )
     members = checkpoints_of(output_dir, end)
-    first = next((member for member in members if member.ends_epoch == 1), None)
-    if first is None:
+    early = automatic_checkpoints(members, end.step)
+    if not early:
         epochs = ", ".join(f"{member.epoch:.4g}" for member in members)
         left = f" (only at epoch {epochs})" if members else ""
-        fix = f"pass checkpoints=['{members[0].path}'] for the earliest" if members else "train with InfluenceTrainer"
+        is_earlier = bool(members) and members[0].step < end.step
+        earliest = f"pass checkpoints=['{members[0].path}'] for the earliest" if is_earlier else ""
         return [Checkpoint()], (
-            f"No training checkpoint at the end of the first epoch in {output_dir}{left}: {final}; {fix}."
+            f"No training checkpoint near a sixth, a third or two thirds of training in {output_dir}{left}: {final}; "
+            f"{earliest or 'train with InfluenceTrainer, for two steps or more'}."
         )
-    if has_same_parameters(first, trained_state(model)):
-        return [Checkpoint()], f"Using the final weights, which are those at the end of the first epoch: {first.name}."
-    unnamed = "" if first.run else " Its folder does not name the run, but its steps, log and settings match."
-    return [first], (
-        f"Using the checkpoint at the end of the first epoch ({first.name}), where training examples are not fitted "
-        f"yet: it usually gives better scores than the final weights, which checkpoints='final' selects.{unnamed}"
+    names = ", ".join(member.name for member in early)
+    which = f"Using the checkpoint {names}" if len(early) == 1 else f"Summing influence over the checkpoints {names}"
+    is_guess = any(member.run is None for member in early)
+    unnamed = " Its folders do not name the run, but steps, logs and settings match." if is_guess else ""
+    return early, (
+        f"{which}, before training examples are fitted: it usually gives better scores than the final weights, which "
+        f"checkpoints='final' selects.{unnamed}"
     )
+
+
+def automatic_checkpoints(members: Sequence[Checkpoint], num_steps: int) -> list[Checkpoint]:
+    """Return the checkpoints that checkpoints="auto" sums over: those near a sixth, a third and two thirds of a run.
+
+    The nearest one stands in for each of these moments if the ratio of their steps is below 1.5. A checkpoint that is
+    nearest to two moments is returned once.
+
+    Args:
+        members (`Sequence[Checkpoint]`): The checkpoints of a run, by step.
+        num_steps (`int`): The steps of the run.
+
+    Example:
+
+    ```python
+    early = automatic_checkpoints(kept_checkpoints("out"), num_steps=1000)
+    ```
+    """
+    chosen = {}
+    for moment in [share * num_steps for share in EARLY] if members else []:
+        ratios = [max(member.step / moment, moment / member.step) for member in members]
+        if min(ratios) < NEAR:
+            nearest = members[ratios.index(min(ratios))]
+            chosen[nearest.step] = nearest
+    return list(chosen.values())
 
 
 def _epochs(output_dir: str, members: list[Checkpoint]) -> tuple[list[Checkpoint], str]:
@@ -132,24 +168,31 @@ def kept_checkpoints(output_dir: str) -> list[Checkpoint]:
     return checkpoints_of(output_dir, latest_run(output_dir))
 
 
-def count_of(wanted: Sequence[str]) -> int | None:
-    """Return the number in "3" or "early-3", or None for any other setting."""
+def shares_of(wanted: Sequence[str]) -> Sequence[Fraction] | None:
+    """Return the shares of training that "auto", "3" (each third) or "early-3" (a quarter, a half, all) name.
+
+    Any other setting names none (None).
+    """
+    if list(wanted) == ["auto"]:
+        return EARLY
     number = wanted[0].removeprefix("early-") if len(wanted) == 1 else ""
-    return int(number) if number.isdecimal() else None
+    if not number.isdecimal():
+        return None
+    count = int(number)
+    if wanted[0].startswith("early-"):
+        return [Fraction(1, 2**halvings) for halvings in reversed(range(count))]
+    return [Fraction(number, count) for number in range(1, count + 1)]
 
 
 def steps_of(wanted: Sequence[str], num_steps: int) -> list[int]:
-    """Return the training steps that "3" (each third) or "early-3" (a quarter, a half and all of training) names."""
-    count = count_of(wanted)
-    early = wanted[0].startswith("early-")
-    shares = 2.0 ** -np.arange(count)[::-1] if early else np.arange(1, count + 1) / count
-    return sorted({max(1, round(num_steps * share)) for share in shares})
+    """Return the training steps at the shares that a setting names, of so many steps."""
+    return sorted({max(1, round(num_steps * share)) for share in shares_of(wanted)})
 
 
-def _spaced(members: list[Checkpoint], wanted: str) -> list[Checkpoint]:
+def _spaced(members: list[Checkpoint], wanted: str, num_steps: int) -> list[Checkpoint]:
     steps = np.array([member.step for member in members])
-    nearest = [int(np.abs(steps - step).argmin()) for step in steps_of([wanted], int(steps[-1]))] if members else []
-    if len(set(nearest)) < count_of([wanted]):
+    nearest = [int(np.abs(steps - step).argmin()) for step in steps_of([wanted], num_steps)] if members else []
+    if len(set(nearest)) < len(shares_of([wanted])):
         raise InfluenceError(
             f"checkpoints={wanted!r}: training left {len(members)} checkpoints, of which {len(set(nearest))} are near "
             "the steps that it names; train with this setting (and a save_total_limit that allows as many), or give a "

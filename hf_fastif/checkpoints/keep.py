@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.utils import logging
 
 from hf_fastif.checkpoints.checkpoint import RUN, Checkpoint, log_digest, pace_of, run_name, save_checkpoint
-from hf_fastif.checkpoints.find import count_of, steps_of
+from hf_fastif.checkpoints.find import shares_of, steps_of
 from hf_fastif.checkpoints.runs import FOLDER, RECORD, RunEnd, light_checkpoints
 from hf_fastif.model import trained_state, weights_digest
 from hf_fastif.settings import CheckpointSettings
@@ -39,14 +39,15 @@ class KeepCheckpoints(TrainerCallback):
         self.run: str | None = None
         self.facts: Mapping[str, str] | None = None
         self.steps: list[int] = []
-        self.last_epoch = 0.0
+        self.at_epochs = False
 
     def on_train_begin(
         self, args: CheckpointSettings, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Delete light checkpoints of other runs or later steps, and announce what will be saved."""
-        self.steps, self.last_epoch = self._wanted(args, state)
-        self.facts = self.describe() if self.steps or self.last_epoch else None  # on every process: it may communicate
+        self.at_epochs = args.checkpoints == ["epochs"]
+        self.steps = [] if shares_of(args.checkpoints) is None else steps_of(args.checkpoints, state.max_steps)
+        self.facts = self.describe() if self.steps or self.at_epochs else None  # on every process: it may communicate
         if not state.is_world_process_zero:
             return
         resumed = run_name(vars(state)) if state.global_step else None
@@ -57,7 +58,7 @@ class KeepCheckpoints(TrainerCallback):
                 light.path.unlink()
         (Path(args.output_dir) / FOLDER / RECORD).unlink(missing_ok=True)
         if self.facts is not None:
-            self._announce(args, kwargs["model"], self.steps, self.last_epoch)
+            self._announce(args, kwargs["model"])
 
     def on_step_end(
         self, args: CheckpointSettings, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -69,9 +70,8 @@ class KeepCheckpoints(TrainerCallback):
     def on_epoch_end(
         self, args: CheckpointSettings, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Save a checkpoint after an epoch that `args.checkpoints` names."""
-        ended = Checkpoint(step=state.global_step, epoch=state.epoch).ends_epoch
-        if ended is not None and ended <= self.last_epoch:
+        """Save a checkpoint after each epoch if `args.checkpoints` says so."""
+        if self.at_epochs and Checkpoint(step=state.global_step, epoch=state.epoch).ends_epoch is not None:
             self._keep(args, state, kwargs["model"], kwargs["lr_scheduler"])
 
     def end(self, state: TrainerState, model: nn.Module) -> RunEnd:
@@ -80,16 +80,12 @@ class KeepCheckpoints(TrainerCallback):
         pace = pace_of(vars(state))
         return RunEnd(state.global_step, state.epoch or 0.0, state.log_history, 0.0, self.run, weights, pace)
 
-    def _wanted(self, args: CheckpointSettings, state: TrainerState) -> tuple[list[int], float]:
-        """Return the steps after which to save, and the last epoch after which to save (all earlier ones too)."""
-        steps = [] if count_of(args.checkpoints) is None else steps_of(args.checkpoints, state.max_steps)
-        last_epoch = {"auto": 1.0, "epochs": float("inf")}.get(args.checkpoints[0], 0.0)
-        return steps, last_epoch if len(args.checkpoints) == 1 else 0.0
-
-    def _announce(self, args: CheckpointSettings, model: nn.Module, steps: list[int], epochs: float) -> None:
+    def _announce(self, args: CheckpointSettings, model: nn.Module) -> None:
         size = sum(tensor.nbytes for tensor in self._tensors(model).values()) / 1e6
-        moments = f"{len(steps)} steps" if steps else f"the end of {'the first' if epochs == 1 else 'every'} epoch"
-        limit = f" (at most {args.save_total_limit})" if args.save_total_limit and epochs != 1 else ""
+        moments = "the end of every epoch" if self.at_epochs else f"{len(self.steps)} steps"
+        if len(self.steps) == 1:
+            moments = f"step {self.steps[0]}"
+        limit = f" (at most {args.save_total_limit})" if args.save_total_limit else ""
         logger.warning(
             f"Saving the trained parameters at {moments}{limit} to {Path(args.output_dir) / FOLDER} for influence "
             f"({size:,.1f} MB each); checkpoints='final' saves none."

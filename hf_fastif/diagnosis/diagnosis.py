@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TARGET_ERROR = 0.05  # the error that the suggested steps and repeats aim at
-FADED_THRESHOLD = 0.5  # relative to the residuals after the first epoch; a smaller ratio triggers a warning
+FADED_THRESHOLD = (
+    0.5  # relative to the residuals at the first automatic checkpoint; a smaller ratio triggers a warning
+)
 VANISHED_THRESHOLD = 0.1  # mean distance of outputs from labels
 GRADIENT_LIKE = 0.01  # relative distance of s_test from grad / lambda below which they count as equal
 
@@ -124,17 +126,17 @@ class Diagnosis:
             for signal in self.signals
         ]
         *earlier, final = self.signals
-        first = next((signal for signal in earlier if (signal.checkpoint.epoch or 0) > 0.99), None)
+        first = next((signal for signal in earlier if signal.is_automatic), None)
         if first is not None and final.residual < FADED_THRESHOLD * first.residual:
             lines.append(
                 f"Residuals have fallen to {final.residual / first.residual:.0%} since {first.checkpoint.title}: most "
-                "training examples now have almost no gradient. Compute influence at that checkpoint "
+                "training examples now have almost no gradient. Compute influence at early checkpoints "
                 "(checkpoints='auto' does)."
             )
         elif first is None and final.residual < VANISHED_THRESHOLD:
             lines.append(
                 "Most training examples have almost no gradient. Influence at an earlier checkpoint is more "
-                "informative; InfluenceTrainer.train() keeps one at the end of each epoch."
+                "informative; InfluenceTrainer.train() keeps those at a sixth, a third and two thirds of training."
             )
         return lines
 

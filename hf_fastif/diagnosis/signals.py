@@ -20,6 +20,7 @@ class CheckpointSignal:
 
     Attributes:
         checkpoint ([`Checkpoint`]): The checkpoint.
+        is_automatic (`bool`): Whether checkpoints="auto" sums over it.
         loss (`float`): Mean loss.
         residual (`float`): Mean of ||dL/df||, the distance of outputs from labels. Every gradient is its product with
             a Jacobian: once it has vanished, the few examples that are not fitted yet determine all influence. For
@@ -28,13 +29,22 @@ class CheckpointSignal:
     """
 
     checkpoint: Checkpoint
+    is_automatic: bool
     loss: float
     residual: float
     trace: float | None
 
 
-def measure_checkpoint_signal(setup: SolverSetup, checkpoint: Checkpoint, sweep: DatasetSweep) -> CheckpointSignal:
+def measure_checkpoint_signal(
+    setup: SolverSetup, checkpoint: Checkpoint, is_automatic: bool, sweep: DatasetSweep
+) -> CheckpointSignal:
     """Measure the signal of the checkpoint that the model holds, on a sample of the training set.
+
+    Args:
+        setup (`SolverSetup`): The model with the checkpoint's weights, and the training set.
+        checkpoint ([`Checkpoint`]): The checkpoint.
+        is_automatic (`bool`): Whether checkpoints="auto" sums over it.
+        sweep (`DatasetSweep`): How to divide the pass over the sample.
 
     Raises:
         InfluenceError: If `compute_loss` is overridden, so that the outputs are unknown.
@@ -60,7 +70,7 @@ def measure_checkpoint_signal(setup: SolverSetup, checkpoint: Checkpoint, sweep:
 
     rows = np.concatenate(setup.sample.batches)
     loss, residual = sweep.over(setup.examples, rows, 2, compute, "Signal").mean(axis=0)
-    return CheckpointSignal(checkpoint, float(loss), float(residual), _trace(setup))
+    return CheckpointSignal(checkpoint, is_automatic, float(loss), float(residual), _trace(setup))
 
 
 def _trace(setup: SolverSetup) -> float | None:

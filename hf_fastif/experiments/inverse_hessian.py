@@ -147,7 +147,7 @@ def inverse_hessian(
     with trainer.session() as session:
         if len(session.checkpoints) > 1:
             raise InfluenceError(
-                f"checkpoints={trainer.args.checkpoints}: s_test is compared at one; give 'auto' or 'final'."
+                f"checkpoints={trainer.args.checkpoints}: s_test is compared at one; give 'final' or one path."
             )
     deepest = {"solver": "lissa", "lissa_depth": max(depths), "solver_tolerance": None}
     lissa = [deepest | {"lissa_batch_size": b, "num_repeats": t} for t in repeats for b in batch_sizes]

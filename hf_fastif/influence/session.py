@@ -20,6 +20,7 @@ from hf_fastif.artifacts import model_name, same_loss, sources
 from hf_fastif.checkpoints import (
     Checkpoint,
     CheckpointSet,
+    automatic_checkpoints,
     checkpoints_of,
     find_checkpoints,
     has_same_parameters,
@@ -327,7 +328,9 @@ class InfluenceSession:
     def signals(self) -> list[CheckpointSignal]:
         """Measure how much signal each checkpoint of the training run, and the final model, still holds."""
         folder, model = self.args.output_dir, self.objective.model
-        members = checkpoints_of(folder, run_that_led_to(folder, model))
+        end = run_that_led_to(folder, model)
+        members = checkpoints_of(folder, end)
+        automatic = automatic_checkpoints(members, end.step) if end else []
         if members and has_same_parameters(members[-1], trained_state(model)):
             members.pop()
         members.append(Checkpoint())
@@ -336,7 +339,7 @@ class InfluenceSession:
         signals = []
         for number, member in enumerate(members):
             with checkpoints.at(number):
-                signals.append(measure_checkpoint_signal(self.setup(), member, self.sweep))
+                signals.append(measure_checkpoint_signal(self.setup(), member, member in automatic, self.sweep))
         return signals
 
     def predict(self, examples: ExampleBatches) -> Predictions:

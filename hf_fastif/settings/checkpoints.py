@@ -32,12 +32,13 @@ class CheckpointSettings(TrainingArguments):
 
     checkpoints: Names = setting(
         ["auto"],
-        "Training checkpoints to use; influence is summed over them. 'final' is the current model. 'auto' is the end "
-        "of the first epoch if the run that produced the model saved it, else the current model. 'epochs' are the "
-        "ends of all epochs. A number such as 3 is that many evenly spaced steps. 'early-3' is a quarter, a half and "
-        "the end of training. `train()` saves only these, with trained parameters and buffers, at most "
-        "`save_total_limit` of them. Folders `checkpoint-*` of the same run are used too. A list names files, "
-        "folders, output folders of other runs (seeds), or models on the Hub ('user/model@revision').",
+        "Training checkpoints to use; influence is summed over them. 'final' is the current model. 'auto' is a sixth, "
+        "a third and two thirds of training, as far as the run that produced the model saved them or others near "
+        "them, else the current model. 'epochs' are the ends of all epochs. A number such as 3 is that many evenly "
+        "spaced steps. 'early-3' is a quarter, a half and the end of training. `train()` saves only these, with "
+        "trained parameters and buffers, at most `save_total_limit` of them. Folders `checkpoint-*` of the same run "
+        "are used too. A list names files, folders, output folders of other runs (seeds), or models on the Hub "
+        "('user/model@revision').",
     )
     checkpoint_weights: Weights = setting(
         ["uniform"], "Weights of the checkpoints in the sum: 'uniform', 'learning_rate', or one number per checkpoint."

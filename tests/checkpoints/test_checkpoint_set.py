@@ -10,7 +10,13 @@ import torch
 from tiny import tiny_data, tiny_model, tiny_trainer
 
 from hf_fastif import QuerySet
-from hf_fastif.checkpoints import Checkpoint, find_checkpoints, kept_checkpoints, read_parameters
+from hf_fastif.checkpoints import (
+    Checkpoint,
+    automatic_checkpoints,
+    find_checkpoints,
+    kept_checkpoints,
+    read_parameters,
+)
 from hf_fastif.influence import attribution
 
 
@@ -159,19 +165,46 @@ def test_numbers_of_checkpoints(tmp_path):
         find_checkpoints(["epochs"], str(tmp_path / "nowhere"), tiny_model())
 
 
-def test_auto_is_the_end_of_the_first_epoch_of_the_models_own_run(tmp_path, trainer):
+def test_auto_is_the_early_moments_of_the_models_own_run(tmp_path, trainer):
     kept = kept_checkpoints(trainer.args.output_dir)
-    trainer.args.checkpoints = [str(kept[0].path)]
+    trainer.args.checkpoints = [str(member.path) for member in kept[:2]]
     expected = trainer.compute_influence(QUERIES)
     trainer.args.checkpoints = ["auto"]
     np.testing.assert_array_equal(trainer.compute_influence(QUERIES), expected)
 
-    assert find_checkpoints(["auto"], trainer.args.output_dir, trainer.model)[0] == [kept[0]]
+    assert find_checkpoints(["auto"], trainer.args.output_dir, trainer.model)[0] == kept[:2]
     assert find_checkpoints(["auto"], str(tmp_path), trainer.model)[0] == [Checkpoint()]
     assert find_checkpoints(["auto"], trainer.args.output_dir, tiny_model())[0] == [Checkpoint()]
     once = trained(tmp_path / "once", tiny_model(), checkpoints="auto", num_train_epochs=1)
-    assert len(kept_checkpoints(str(tmp_path / "once"))) == 1
-    assert find_checkpoints(["auto"], str(tmp_path / "once"), once.model)[0] == [Checkpoint()]
+    kept = kept_checkpoints(str(tmp_path / "once"))
+    assert [member.step for member in kept] == [1, 2]
+    assert find_checkpoints(["auto"], str(tmp_path / "once"), once.model)[0] == kept
+
+
+@pytest.mark.parametrize(
+    ("steps", "num_steps", "expected"),
+    [
+        ([2, 3, 6, 9], 9, [2, 3, 6]),
+        ([1, 3, 8], 9, [3, 8]),  # the first is at a factor of just 1.5
+        ([46, 100], 100, [46]),  # near a third and two thirds, but once
+        ([2, 3], 10, [2, 3]),
+        ([5, 6, 7], 12, [5, 7]),
+        ([], 9, []),
+    ],
+)
+def test_checkpoints_near_the_early_moments(steps, num_steps, expected):
+    early = automatic_checkpoints([Checkpoint(step=step) for step in steps], num_steps)
+    assert [member.step for member in early] == expected
+
+
+def test_the_end_of_training_is_never_early():
+    assert not any(automatic_checkpoints([Checkpoint(step=step)], step) for step in range(1, 1000))
+
+
+def test_evenly_spaced_checkpoints_count_from_the_end_of_training(tmp_path):
+    early = trained(tmp_path, tiny_model(), checkpoints="auto")
+    with pytest.raises(ValueError, match="checkpoints='3': training left 3 checkpoints, of which 2 are near"):
+        find_checkpoints(["3"], str(tmp_path), early.model)
 
 
 def test_an_error_leaves_the_model_as_it_was(trainer, monkeypatch):

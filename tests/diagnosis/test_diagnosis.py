@@ -177,6 +177,7 @@ def test_signal_of_each_checkpoint(tmp_path, solver):
     trainer.train()
     found = trainer.diagnose(QUERIES)
     assert [signal.checkpoint.epoch for signal in found.signals] == [1.0, 2.0, None]
+    assert [signal.is_automatic for signal in found.signals] == [True, True, False]
     batch = batches(TRAIN).take(range(40))
     logits = trainer.model.eval()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     distance = logits.softmax(dim=1) - torch.nn.functional.one_hot(batch["labels"], 3)
@@ -192,11 +193,15 @@ def test_signal_of_each_checkpoint(tmp_path, solver):
 def test_residuals_that_have_vanished_name_the_checkpoint_to_use(tmp_path):
     page = diagnosis_of(tmp_path)
     first, final = (
-        CheckpointSignal(Checkpoint(step=5, epoch=1.0), 0.5, 0.4, 30.0),
-        CheckpointSignal(Checkpoint(), 0.01, 0.02, 20.0),
+        CheckpointSignal(Checkpoint(step=5, epoch=0.5), True, 0.5, 0.4, 30.0),
+        CheckpointSignal(Checkpoint(), False, 0.01, 0.02, 20.0),
     )
     text = str(replace(page, signals=[first, final]))
     assert "Residuals have fallen to 5% since" in text and "checkpoints='auto'" in text
     assert "fallen" not in str(replace(page, signals=[first, replace(final, residual=0.3)]))
+    latest = replace(first, checkpoint=Checkpoint(step=20, epoch=2.0), residual=0.03)
+    assert "fallen to 5% since" in str(
+        replace(page, signals=[replace(latest, is_automatic=False), first, latest, final])
+    )
     assert "have almost no gradient" in str(replace(page, signals=[final]))
     assert "have almost no gradient" not in str(page)

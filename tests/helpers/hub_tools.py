@@ -59,7 +59,7 @@ def make_diagnosis() -> Diagnosis:
     solution = Solution.direct(torch.zeros(2, 0), torch.tensor([0.1, 0.2]), 0.2)
     known = torch.tensor([0.5, 0.6])
     spectrum = Spectrum(np.array([10.0, 1.0, 0.1]))
-    signals = [CheckpointSignal(Checkpoint(), 0.3, 0.4, 11.1)]
+    signals = [CheckpointSignal(Checkpoint(), False, 0.3, 0.4, 11.1)]
     return Diagnosis(
         "gauss_newton", spectrum, 6, 6, 1234, 0.2, False, "SDCA", 1, solution, known, known, 32, 20.0, signals
     )

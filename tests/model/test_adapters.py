@@ -120,29 +120,32 @@ def test_a_head_that_is_saved_with_the_adapters_is_attributed(tmp_path):
 
 @pytest.mark.parametrize("kept_by", ["ours", "folders"])
 @pytest.mark.parametrize("more", [{}, {"modules_to_save": ["lm_head"]}])
-def test_the_first_epoch_of_adapters_is_found(tmp_path, caplog, kept_by, more):
+def test_the_early_moments_of_adapters_are_found(tmp_path, caplog, kept_by, more):
     """In a light checkpoint, or in folders of an ordinary run, whose files leave out the adapter's name."""
     adapted = with_adapters(CASE.model, **more).float()
     settings = {"num_train_epochs": 2, "per_device_train_batch_size": 2, "learning_rate": 1e-2, "solver": "identity"}
     checkpoints = "auto" if kept_by == "ours" else "final"
     run = CASE.trainer(tmp_path, TRAIN, checkpoints=checkpoints, save_strategy="epoch", **settings)
     trainer = type(run)(adapted, run.args, train_dataset=TRAIN, data_collator=run.data_collator)
-    first = []
+    states = {}
 
     class Snapshot(TrainerCallback):
-        def on_epoch_end(self, args, state, control, model=None, **kwargs):
-            first.append(copy.deepcopy({name: p.detach() for name, p in model.named_parameters() if p.requires_grad}))
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+            states[state.global_step] = copy.deepcopy(trained)
 
     trainer.add_callback(Snapshot())
     trainer.train()
     trainer.args.checkpoints = ["auto"]
     with trainer.session() as session:
-        (member,) = session.checkpoints.members
-        assert member.path.is_file() == (kept_by == "ours") and member.epoch == 1.0
-        with session.checkpoints.at(0):
-            now = {name: p.detach().clone() for name, p in session.objective.theta.items()}
-    assert now.keys() == first[0].keys() and all(torch.equal(now[name], values) for name, values in first[0].items())
-    assert "at the end of the first epoch" in caplog.text
+        members = session.checkpoints.members
+        assert all(member.path.is_file() == (kept_by == "ours") for member in members)
+        assert kept_by == "ours" or [member.epoch for member in members] == [1.0]
+        for number, member in enumerate(members):
+            with session.checkpoints.at(number):
+                now, then = session.objective.theta, states[member.step]
+                assert now.keys() == then.keys() and all(torch.equal(now[name], then[name]) for name in then)
+    assert "before training examples are fitted" in caplog.text
 
 
 KINDS = {

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from recipe_modules import recipe_arguments, run_here, words
+from recipe_modules import recipe_arguments, recipe_module, run_here, words
 from scipy.stats import spearmanr
 from tiny import tiny_tokenizer
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
@@ -36,7 +36,7 @@ LOADED = {"label_mapping": MAPPING, "num_queries": 4, "damping": 0.5, "ekfac_sam
 TRAINED = {"do_train": True, "max_steps": 2, "solver": "ekfac", "damping": 0.5, "ekfac_samples": 40}
 TWO_EPOCHS = {"max_steps": 4, "per_device_train_batch_size": 20}
 KS = [3, 5, 8, 12, 20]
-METHODS, MOMENTS = ["gradient cosine", "EK-FAC"], ["final", "epoch 1", "epoch 1 of 2 seeds"]
+METHODS, MOMENTS = ["gradient cosine", "EK-FAC"], ["final", "epoch 1", "default", "epoch 1 of 2 seeds"]
 SETTINGS = {
     "recall": LOADED | {"top": 3, "ks": KS, "solver": "ekfac"},
     "correlation": LOADED | {"ks": 10, "dampings": [1e6, 0.01], "sdca_visits": 20},
@@ -179,9 +179,14 @@ def test_retraining(run, arguments, files, tmp_path):
     assert row["m"] == 2 and row["change"] == pytest.approx(after[0] - before[0], rel=1e-3)
 
 
-def test_lds(run, files, tmp_path):
+def test_lds(run, files, tmp_path, monkeypatch):
     result = run("lds", LdsOfMethods)
     assert [(row["moment"], row["method"]) for row in result.table] == [(a, b) for a in MOMENTS for b in METHODS]
+    moments = recipe_module("lds", monkeypatch).moments_of([str(tmp_path / "seed-42")])
+    steps = {name: [int(Path(path).stem.removeprefix("step-")) for path in moments[name]] for name in moments}
+    assert (steps["epoch 0.5"], steps["epoch 1"], steps["final"]) == ([1], [2], [4])  # of four steps
+    assert (steps["default"], steps["all epochs"]) == ([1, 3], [2, 4])
+
     truth = SubsetLosses.load(tmp_path / "subsets" / "subsets.safetensors")
     assert truth.members.sum(axis=1).tolist() == [20] * 4
 
