@@ -147,6 +147,66 @@ class EmbeddingCapture:
 
 
 @dataclass(frozen=True)
+class TiedCapture:
+    """An embedding whose table is the weight of a linear layer too: its gradient is the sum of those of both uses.
+
+    Attributes:
+        layer (`Layer`): The layer.
+        lookup ([`EmbeddingCapture`]): The use as an embedding.
+        output ([`LinearCapture`]): The use as a linear layer, whose outputs are the rows of the table.
+    """
+
+    layer: Layer
+    lookup: EmbeddingCapture
+    output: LinearCapture
+
+    @property
+    def nbytes(self) -> int:
+        """Return the memory of the capture in bytes."""
+        return self.lookup.gradients.nbytes + self.output.nbytes
+
+    def at_rows(self, rows: torch.Tensor) -> TiedRows:
+        """Return the capture of some rows (t,) of the table."""
+        return TiedRows(self.lookup.at_rows(rows), self.output.inputs, self.output.gradients[..., rows])
+
+    def squares(self) -> torch.Tensor:
+        """Return the squared norm (r, B) of each example's gradient."""
+        # The product of the two parts is sum_ts (g_t . x_s) G_s[id_t] over the places t and s of the two uses.
+        products = self.lookup.gradients @ self.output.inputs.mT
+        ids = self.lookup.ids[None, :, None].expand(*self.output.gradients.shape[:3], -1)
+        both = (products * self.output.gradients.gather(3, ids).mT).sum(dim=(2, 3))
+        return self.lookup.squares() + self.output.squares() + 2 * both
+
+
+@dataclass(frozen=True)
+class TiedRows:
+    """Some rows (t,) of a tied table: gradients (r, B, size, t) of single examples, as a linear layer has them.
+
+    Attributes:
+        lookup ([`LinearCapture`]): The use as an embedding, at these rows.
+        states (`torch.Tensor` of shape `(B, S, size)`): The inputs of the linear layer.
+        gradients (`torch.Tensor` of shape `(r, B, S, t)`): The gradients of its outputs at these rows.
+    """
+
+    lookup: LinearCapture
+    states: torch.Tensor
+    gradients: torch.Tensor
+
+    def rotated(self, output_basis: torch.Tensor) -> TiedRows:
+        """Return the capture with the columns of the table in another orthonormal basis."""
+        return TiedRows(self.lookup.rotated(output_basis), self.states @ output_basis, self.gradients)
+
+    def strips(self) -> Iterator[slice]:
+        """Yield slices of the columns, each as wide as fits into `STRIP_MEMORY`."""
+        return self.lookup.strips()
+
+    def matrices(self, outputs: slice = slice(None)) -> torch.Tensor:
+        """Return the gradients (r, B, columns, t) for single examples, for all or some columns."""
+        of_output = torch.einsum("bsh,rbst->rbht", self.states[..., outputs], self.gradients)
+        return self.lookup.matrices(outputs) + of_output
+
+
+@dataclass(frozen=True)
 class LeafCapture:
     """Any other layer, such as a norm, with the gradients (r, B, *shape) of single examples already computed."""
 
@@ -183,7 +243,8 @@ class LeafCapture:
         return sum((g if weights is None else g * weights[name]).flatten(2).sum(dim=2) for name, g in squares.items())
 
 
-Capture = LinearCapture | EmbeddingCapture | LeafCapture
+TableCapture = EmbeddingCapture | TiedCapture
+Capture = LinearCapture | TableCapture | LeafCapture
 
 
 def capture_layers(
@@ -210,16 +271,19 @@ def capture_layers(
     model = objective.model
     if not layers:
         return
-    labels = objective.labels(batch)
-    with torch.enable_grad(), recorded(model, layers, objective.head.rows(batch)) as calls:
+    labels, uses = objective.labels(batch), [use for layer in layers for use in layer.uses]
+    with torch.enable_grad(), recorded(model, uses, objective.head.rows(batch)) as calls:
         logits = objective.logits(objective.theta, batch)
-    outputs = [call.outputs for layer in layers for call in calls[layer]]
+    outputs = [call.outputs for use in uses for call in calls[use]]
     cotangents = directions(logits.detach(), labels)
     gradients = iter(_output_gradients(logits, outputs, cotangents))
     makers = {"linear": _linear_capture, "embedding": _embedding_capture, "other": _leaf_capture}
     for layer in layers:
-        pairs = [(call.inputs.detach(), next(gradients)) for call in calls[layer]]
-        yield makers[layer.kind](model, layer, pairs, len(labels))
+        parts = []
+        for use in layer.uses:
+            pairs = [(call.inputs.detach(), next(gradients)) for call in calls[use]]
+            parts.append(makers[use.kind](model, use, pairs, len(labels)))
+        yield TiedCapture(layer, *parts) if layer.kind == "tied" else parts[0]
 
 
 def _output_gradients(

@@ -10,10 +10,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import tqdm
 
-from hf_fastif.curvature.captures import Capture, EmbeddingCapture, capture_layers
+from hf_fastif.curvature.captures import Capture, EmbeddingCapture, TableCapture, TiedCapture, capture_layers
 from hf_fastif.curvature.directions import NUM_RANDOM, curvature_directions
 from hf_fastif.curvature.kronecker import KroneckerBlock, KroneckerFactors
-from hf_fastif.curvature.layers import Layer, captured_layers, covered_names
+from hf_fastif.curvature.layers import Layer, captured_layers, covered_names, with_tied_tables
 from hf_fastif.curvature.products import GaussNewton
 from hf_fastif.data import ExampleBatches
 from hf_fastif.execution import shard_for_rank
@@ -160,9 +160,12 @@ class _Covariances:
     def of(cls, layer: Layer, objective: Objective) -> _Covariances:
         outputs, inputs = layer.to_matrix(objective.theta).shape
         zeros = objective.space.zeros
-        return cls(zeros(outputs, outputs), zeros(*([inputs] if layer.kind == "embedding" else [inputs] * 2)), zeros())
+        return cls(zeros(outputs, outputs), zeros(*([inputs] if layer.has_table else [inputs] * 2)), zeros())
 
     def add(self, capture: Capture) -> None:
+        if isinstance(capture, TiedCapture):
+            self._add_tied(capture)
+            return
         if isinstance(capture, EmbeddingCapture):
             self.square += capture.squares().sum()
             ids = capture.ids[(capture.gradients != 0).any(dim=3).any(dim=0)]
@@ -175,6 +178,17 @@ class _Covariances:
             self.inner += x.T @ x
         g = capture.gradients.flatten(0, 2)
         self.outer += g.T @ g
+
+    def _add_tied(self, capture: TiedCapture) -> None:
+        """Add both uses of a table, each place weighted by the squared norm of its other factor."""
+        self.square += capture.squares().sum()
+        g, ids = capture.lookup.gradients, capture.lookup.ids
+        sizes = g.square().sum(dim=(0, 3))
+        self.inner += torch.bincount(ids.flatten(), sizes.flatten(), minlength=len(self.inner)).to(self.inner)
+        self.outer += g.flatten(0, 2).T @ g.flatten(0, 2)
+        x, outputs = capture.output.inputs.flatten(0, 1), capture.output.gradients.square().sum(dim=0).flatten(0, 1)
+        self.inner += x.square().sum(dim=1) @ outputs
+        self.outer += (x * outputs.sum(dim=1, keepdim=True)).T @ x
 
     def reduced(self, accelerator: Accelerator) -> _Covariances:
         return _Covariances(*(accelerator.reduce(each, "sum") for each in (self.outer, self.inner, self.square)))
@@ -194,7 +208,7 @@ def blocked_layers(objective: Objective, batch: Batch) -> list[Layer]:
         shapes = [objective.theta[name].shape for name in layer.names]
         return len(set(shapes)) == len(shapes[0]) == 1 and len(shapes) * shapes[0][0] <= MAX_VECTOR
 
-    layers = captured_layers(objective, batch, embeddings=True)
+    layers = with_tied_tables(captured_layers(objective, batch, embeddings=True, tied=True))
     return [layer for layer in layers if layer.kind != "other" or fits(layer)]
 
 
@@ -215,10 +229,12 @@ def _decompositions(matrices: list[torch.Tensor], accelerator: Accelerator) -> l
 
 def _add_squares(total: torch.Tensor, block: KroneckerBlock, capture: Capture) -> None:
     """Add the squares of the gradients of single examples in the basis of a block."""
-    if isinstance(capture, EmbeddingCapture):
-        rows = capture.ids.unique()
-        matrices = capture.at_rows(rows).rotated(block.output_basis).matrices()
-        total[:, rows] += matrices.square_().sum(dim=(0, 1))
+    if isinstance(capture, TableCapture):
+        is_tied = isinstance(capture, TiedCapture)  # its outputs give every row of the table a gradient
+        rows = torch.arange(total.shape[1], device=total.device) if is_tied else capture.ids.unique()
+        rotated = capture.at_rows(rows).rotated(block.output_basis)
+        for outputs in rotated.strips():
+            total[outputs, rows] += rotated.matrices(outputs).square_().sum(dim=(0, 1))
         return
     rotated = capture.as_matrix().rotated(block.output_basis, block.input_basis)
     for outputs in rotated.strips():

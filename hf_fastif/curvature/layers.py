@@ -24,17 +24,32 @@ class Layer:
     Attributes:
         module (`str`): Name of the layer.
         names (`tuple[str, ...]`): Names of its trained parameters; for a linear layer the weight, then the bias.
-        kind (`str`): `"linear"` (`torch.nn.Linear` or GPT-2's `Conv1D`), `"embedding"`, or `"other"`, such as a norm.
+        kind (`str`): `"linear"` (`torch.nn.Linear` or GPT-2's `Conv1D`), `"embedding"`, `"tied"` (an embedding whose
+            table is the weight of a linear layer as well), or `"other"`, such as a norm.
         transposed (`bool`): Whether the weight is stored as (inputs, outputs), as in `Conv1D`.
         common (`bool`): Whether all examples of a batch share one input of the layer, such as relative position
             embeddings.
+        output (`str`): The name of the linear layer that shares the table of a tied embedding.
     """
 
     module: str
     names: tuple[str, ...]
-    kind: Literal["linear", "embedding", "other"]
+    kind: Literal["linear", "embedding", "tied", "other"]
     transposed: bool = False
     common: bool = False
+    output: str = ""
+
+    @property
+    def has_table(self) -> bool:
+        """Whether the parameters are the table of an embedding."""
+        return self.kind in ("embedding", "tied")
+
+    @property
+    def uses(self) -> tuple[Layer, ...]:
+        """The layers that use the parameters: this one, or the embedding and the linear layer of a tied table."""
+        if self.kind != "tied":
+            return (self,)
+        return Layer(self.module, self.names, "embedding"), Layer(self.output, self.names, "linear")
 
     def to_matrix(self, partials: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return all parameters of the layer as one matrix.
@@ -43,7 +58,7 @@ class Layer:
         of an embedding is the weight of a linear layer whose inputs are one-hot. Vectors of equal length, such as
         those of norms, become a single row, (..., 1, total length).
         """
-        if self.kind == "embedding":
+        if self.has_table:
             return partials[self.names[0]].mT
         if self.kind == "other":
             return torch.cat([partials[name] for name in self.names], dim=-1).unsqueeze(-2)
@@ -52,7 +67,7 @@ class Layer:
 
     def from_matrix(self, matrix: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the parameters that `to_matrix` joined, by name."""
-        if self.kind == "embedding":
+        if self.has_table:
             return {self.names[0]: matrix.mT}
         if self.kind == "other":
             return dict(zip(self.names, matrix.squeeze(-2).chunk(len(self.names), dim=-1), strict=True))
@@ -127,6 +142,28 @@ def captured_layers(
     holders = _holders(objective.model)
     whole = {name for name, p in objective.theta.items() if num_layers_holding[name] == holders[id(p)]}
     return [layer for layer in candidates if whole.issuperset(layer.names)]
+
+
+def with_tied_tables(layers: list[Layer]) -> list[Layer]:
+    """Join each embedding and the one linear layer that shares its table, and leave out all others that share.
+
+    Args:
+        layers (`list[Layer]`): The return value of `captured_layers(..., embeddings=True, tied=True)`.
+    """
+    holding: dict[str, list[Layer]] = {}
+    for layer in layers:
+        for name in layer.names:
+            holding.setdefault(name, []).append(layer)
+    joined = []
+    for layer in layers:
+        same = holding[layer.names[0]]
+        if all(len(holding[name]) == 1 for name in layer.names):
+            joined.append(layer)
+        elif layer.kind == "embedding" and [each.kind for each in same if each != layer] == ["linear"]:
+            (other,) = (each for each in same if each != layer)
+            if other.names == layer.names and not other.transposed:
+                joined.append(replace(layer, kind="tied", output=other.module))
+    return joined
 
 
 @torch.no_grad()

@@ -7,7 +7,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from hf_fastif.curvature.captures import Capture, EmbeddingCapture, LinearCapture, capture_layers, loss_captures
+from hf_fastif.curvature.captures import (
+    Capture,
+    LinearCapture,
+    TableCapture,
+    TiedRows,
+    capture_layers,
+    loss_captures,
+)
 from hf_fastif.curvature.directions import LossAndCurvature
 from hf_fastif.curvature.kronecker import KroneckerBlock
 from hf_fastif.curvature.layers import Layer
@@ -49,7 +56,7 @@ class Part:
 
     def of_matrices(self, matrices: torch.Tensor) -> torch.Tensor:
         """Return the entries (Q, k) of matrices (Q, outputs, inputs)."""
-        if self.layer.kind == "embedding":
+        if self.layer.has_table:
             rotated = self.output_basis.T @ matrices[..., self.input_basis]
         else:
             rotated = self.output_basis.T @ matrices @ self.input_basis
@@ -61,14 +68,14 @@ class Part:
         rotated = entries.new_zeros(len(entries), outputs * inputs)
         rotated[:, self.entries] = entries
         columns = self.output_basis @ rotated.unflatten(1, (outputs, inputs))
-        if self.layer.kind == "embedding":
+        if self.layer.has_table:
             matrices = entries.new_zeros(len(entries), *shape)
             matrices[..., self.input_basis] = columns
             return matrices
         return columns @ self.input_basis.T
 
-    def _rotated(self, capture: Capture) -> LinearCapture:
-        if isinstance(capture, EmbeddingCapture):
+    def _rotated(self, capture: Capture) -> LinearCapture | TiedRows:
+        if isinstance(capture, TableCapture):
             return capture.at_rows(self.input_basis).rotated(self.output_basis)
         return capture.as_matrix().rotated(self.output_basis, self.input_basis)
 
@@ -172,7 +179,7 @@ class Entries:
         """Compute what `of_losses` does, and the squared norm (B,) of the gradients in the same layers."""
         layer_captures = list(loss_captures(objective, batch, self.layers))
         squares = [
-            (each if isinstance(each, EmbeddingCapture) else each.as_matrix()).squares()[0] for each in layer_captures
+            (each if isinstance(each, TableCapture) else each.as_matrix()).squares()[0] for each in layer_captures
         ]
         return self._joined(iter(layer_captures))[0], torch.stack(squares).sum(dim=0)
 

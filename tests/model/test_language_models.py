@@ -11,8 +11,9 @@ from problem import kronecker_factors
 from tiny_heads import CASES, gradients_and_curvature
 from transformers import DataCollatorForLanguageModeling, DataCollatorWithFlattening
 
-from hf_fastif.curvature import GaussNewton, captured_layers, share_of
+from hf_fastif.curvature import GaussNewton, KroneckerFit, captured_layers, leading_entries, share_of
 from hf_fastif.curvature.directions import random_directions
+from hf_fastif.influence.predictions import loss_gradients
 from hf_fastif.model import Objective
 from hf_fastif.scoring import covering_layers
 
@@ -88,6 +89,36 @@ def test_tied_embeddings_are_contracted_from_both_of_their_uses(gpt2):
     np.testing.assert_allclose(gpt2.compute_influence(QUERIES), one_by_one, rtol=1e-4, atol=1e-5)
     gpt2.args.scoring = "forward_mode"
     np.testing.assert_allclose(gpt2.compute_influence(QUERIES), one_by_one, rtol=1e-4, atol=1e-5)
+
+
+def test_tied_embeddings_are_captured_as_the_sum_of_both_uses(gpt2):
+    with gpt2.session() as session:
+        examples, objective = session.examples("examples", DATA), session.objective
+        batch, rows = examples.take(range(len(DATA))), range(len(DATA))
+        curvature = GaussNewton(objective)
+        blocks = KroneckerFit(curvature, examples, [np.arange(len(DATA))], 0, gpt2.accelerator).bases()
+        gradients = loss_gradients(objective, examples, rows)
+        directions = random_directions(curvature, *_outputs(objective, batch), 2, 0, rows)
+        logits = objective.logits(objective.theta, batch)
+        products = [
+            torch.autograd.grad(logits, list(objective.theta.values()), direction * one, retain_graph=True)
+            for direction in directions
+            for one in torch.eye(len(DATA))[:, :, None, None]
+        ]
+        pieces = [torch.stack(each) for each in zip(*products, strict=True)]
+        jacobian = objective.space.join(pieces, lead=(len(products),))
+        fit = KroneckerFit(curvature, examples, [np.arange(4), np.arange(4, len(DATA))], 0, gpt2.accelerator)
+        factors = fit.factors(blocks)
+        entries = leading_entries(blocks, 1 << 40)
+        of_losses, squares = entries.of_losses_and_norms(objective, batch)
+    assert [block.layer.kind for block in blocks].count("tied") == 1 and not factors.diagonal
+    size = gradients.abs().max()
+    torch.testing.assert_close(of_losses, entries.of_vectors(objective.space, gradients), rtol=1e-3, atol=1e-4 * size)
+    torch.testing.assert_close(squares, gradients.square().sum(dim=1), rtol=1e-3, atol=1e-6)
+    tied = next(block for block in factors.blocks if block.layer.kind == "tied")
+    rotated = tied.output_basis.T @ tied.layer.to_matrix(objective.space.split(jacobian))
+    expected = rotated.square().sum(dim=0) / len(DATA)
+    torch.testing.assert_close(tied.eigenvalues, expected, rtol=1e-3, atol=1e-5 * float(expected.max()))
 
 
 @pytest.mark.parametrize("name", ["seq2seq-bart", "seq2seq-t5"])
