@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from hf_fastif import QuerySet, Solution
 from hf_fastif.artifacts.identity import differences, loss_identity, same_loss
+from hf_fastif.checkpoints import kept_checkpoints
 from hf_fastif.data.digests import hexdigest, stored_digest
 from hf_fastif.model.parameters import frozen_digest, model_fingerprint, trained_part, weights_digest
 
@@ -314,6 +315,7 @@ def test_an_s_test_of_something_else_is_refused(tmp_path, change):
 def test_an_s_test_of_other_queries_or_another_checkpoint_is_refused(tmp_path):
     trainer = trainer_of(tmp_path, checkpoints="auto", num_train_epochs=2, save_strategy="no", learning_rate=1e-2)
     trainer.train()
+    trainer.args.checkpoints = [str(kept_checkpoints(trainer.args.output_dir)[0].path)]
     s_test = trainer.compute_s_test(QUERIES)
     other, reordered = tiny_data(2, seed=5), QUERIES.select([1, 0])
     calls = {
