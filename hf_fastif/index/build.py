@@ -33,8 +33,9 @@ def index_manifest(
     fit = None
     if kind == "gradient_sketch":
         fit = (
-            f"directions={args.index_size} entries={args.sketch_size} ekfac_samples={args.ekfac_samples} "
-            f"seed={args.seed} bf16={args.influence_bf16} train_dataset={train_dataset}"
+            f"directions={args.index_size} entries={args.sketch_size} blocks=linear,embeddings,tied,norms "
+            f"ekfac_samples={args.ekfac_samples} seed={args.seed} bf16={args.influence_bf16} "
+            f"train_dataset={train_dataset}"
         )
     return {
         **belongs,

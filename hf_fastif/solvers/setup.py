@@ -235,7 +235,7 @@ class SolverSetup:
             "model": self.objective.fingerprint,
             "dataset": self.examples.digest,
             "loss": self.loss,
-            "settings": f"blocks=linear,embeddings,norms samples={args.ekfac_samples} seed={seed} "
+            "settings": f"blocks=linear,embeddings,tied,norms samples={args.ekfac_samples} seed={seed} "
             f"bf16={args.influence_bf16}",
         }
 
