@@ -143,7 +143,7 @@ def index_cost(setup: SolverSetup, passes: Passes, flops: float, checkpoints: in
     decompositions = DECOMPOSITION * sum(side**3 for side in sides) / flops
     entries, directions = min(args.sketch_size, setup.objective.space.size), min(args.index_size, rows)
     size = min(entries, rows)
-    bases = setup.at_most(args.ekfac_samples) * passes.captured * (1 + COVARIANCES)
+    bases = setup.index_samples * passes.captured * (1 + COVARIANCES)
     sweep = count * passes.captured * (1 + PROJECTION)
     curvature = (size * rows * entries + 2 * SUBSPACE_PASSES * size**2 * directions) / flops
     memory = 4 * (size**2 + 2 * entries * directions) + 2 * count * directions

@@ -48,7 +48,10 @@ class SolverSettings(PassSettings):
         "give a standard error.",
     )
     curvature_samples: int = setting(128, "Training examples for eigenvalues and the residual.")
-    ekfac_samples: int = setting(1024, "Training examples to fit EK-FAC to.")
+    ekfac_samples: int = setting(
+        4096,
+        "Training examples to fit EK-FAC to. An index chooses its entries by at most 1,024 of them.",
+    )
 
     def check(self) -> None:
         """Check values that do not depend on the solver, and turn text into numbers.

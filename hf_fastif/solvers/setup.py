@@ -37,6 +37,7 @@ from hf_fastif.solvers.system import DampedSystem, rows_fit
 
 
 logger = logging.get_logger(__name__)
+INDEX_SAMPLES = 1024  # enough for the choice of entries, whose curvature is then that of all training examples
 LAYER_DAMPING = 0.1  # of a layer's mean eigenvalue
 LEAST_DAMPING = 1e-3  # of the mean eigenvalue over all parameters, since a layer may have no curvature at all
 FEW_THRESHOLD = 0.5  # share of the parameters in Kronecker blocks below which a warning is logged
@@ -216,13 +217,17 @@ class SolverSetup:
         return self.fit_once(("ekfac", self.args.ekfac_samples), self._load_or_fit_factors)
 
     def kronecker_bases(self) -> list[KroneckerBlock]:
-        """Return the bases of EK-FAC, with the eigenvalues of Kronecker products, which take half the passes."""
-        return self._kronecker_fit.bases()
+        """Return bases for an index, with the eigenvalues of Kronecker products, which take half the passes."""
+        return self._kronecker_fit(self.index_samples).bases()
 
     @property
-    def _kronecker_fit(self) -> KroneckerFit:
+    def index_samples(self) -> int:
+        """The number of training examples by which an index chooses its entries."""
+        return self.at_most(min(self.args.ekfac_samples, INDEX_SAMPLES))
+
+    def _kronecker_fit(self, count: int) -> KroneckerFit:
         args = self.args
-        batches = self.draw_sample(args.ekfac_samples, args.seed).batches
+        batches = self.draw_sample(count, args.seed).batches
         curvature, show = GaussNewton(self.objective), not args.disable_tqdm
         return KroneckerFit(curvature, self.examples, batches, args.seed, self.accelerator, show)
 
@@ -267,7 +272,8 @@ class SolverSetup:
         path, manifest = self.factors_file, self.factors_manifest
         if from_main(self._factors_fit, self.accelerator):
             return KroneckerFactors.load(path, manifest, self.accelerator.device)
-        factors = self._kronecker_fit.factors(self.kronecker_bases())
+        fit = self._kronecker_fit(self.args.ekfac_samples)
+        factors = fit.factors(fit.bases())
         share = share_of([block.layer for block in factors.blocks], self.objective)
         (logger.info if share > FEW_THRESHOLD else logger.warning)(
             f"EK-FAC has Kronecker blocks for {share:.1%} of the trained parameters (linear layers, embeddings and "
