@@ -6,7 +6,7 @@ PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 .PHONY: help demo test test-all style
 
 help:
-	@echo "make demo      set up $(VENV), train on generated data, explain errors, check by retraining (about 4 minutes)"
+	@echo "make demo      set up $(VENV), train on generated data, explain errors, check by retraining (about 5 minutes)"
 	@echo "make test      set up $(VENV), run the tests but for the slow ones (about 3 minutes)"
 	@echo "make test-all  set up $(VENV), run all tests"
 	@echo "make style     format and check the code"
