@@ -8,7 +8,7 @@ from hf_fastif.analysis.methods import METHODS, Method, check_methods, gradient_
 from hf_fastif.analysis.mislabels import Mislabels, mislabels
 from hf_fastif.analysis.recall import Recall, RecallOfFeatures, recall, recall_of_features
 from hf_fastif.analysis.result import AnalysisResult
-from hf_fastif.analysis.retrained import Retrained
+from hf_fastif.analysis.retrained import Retrained, without_rows
 from hf_fastif.analysis.session_tools import changed, digests, influence_manifest, open_analysis_results
 from hf_fastif.analysis.subsets import query_losses, retrain_on_subsets
 
@@ -44,4 +44,5 @@ __all__ = [
     "recall_of_features",
     "representation_similarity",
     "retrain_on_subsets",
+    "without_rows",
 ]

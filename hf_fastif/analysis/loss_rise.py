@@ -6,14 +6,14 @@ Zheng et al. (2024) compare attribution methods in this way; it needs a model fo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from itertools import chain
 
 import numpy as np
 from datasets import Dataset
 
-from hf_fastif.analysis.retrained import Retrained
+from hf_fastif.analysis.retrained import Retrained, without_rows
 from hf_fastif.analysis.session_tools import digests, open_analysis_results
-from hf_fastif.data import hexdigest, without_indexes
+from hf_fastif.data import without_indexes
 from hf_fastif.metrics import two_way_interval
 from hf_fastif.trainer import InfluenceTrainer
 
@@ -70,15 +70,12 @@ class LossRises:
                 interval, from resampling both.
         """
         helpful = np.argsort(influence[: self.num_queries], axis=1, kind="stable")[:, : self.num_removed]
-        removals = [np.array([], dtype=np.int64), *np.sort(helpful, axis=1)]
-        self._retrained.train(self._model(rows, repeat) for repeat in range(self.num_repeats) for rows in removals)
-        losses = np.array(
-            [
-                [self._retrained.measured(*self._model(rows, repeat)) for repeat in range(self.num_repeats)]
-                for rows in removals
-            ]
-        )  # (1 + queries, repeats, Q)
+        removals = [np.array([], dtype=np.int64), *helpful]
+        models = [[without_rows(self.train, rows, r) for r in range(self.num_repeats)] for rows in removals]
+        self._retrained.train(chain(*models))
+        losses = np.array([[self._retrained.measured(*model) for model in repeats] for repeats in models])
         queries = np.arange(self.num_queries)
+        # losses has the shape (1 + queries, repeats, Q)
         rises = losses[1 + queries, :, queries] - losses[0][:, queries].T
 
         def means(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -86,10 +83,3 @@ class LossRises:
 
         low, high = two_way_interval(means, rises.shape)
         return {"rise": float(rises.mean()), "rise_low": low, "rise_high": high}
-
-    def _model(self, rows: np.ndarray, repeat: int) -> tuple[str, int, Callable[[], Dataset]]:
-        name = f"without-{hexdigest([str(rows.tolist())])}"
-        return name, repeat, partial(self._without, rows)
-
-    def _without(self, rows: np.ndarray) -> Dataset:
-        return self.train.select(np.setdiff1d(np.arange(len(self.train)), rows))

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
+from hf_fastif.data import hexdigest
 from hf_fastif.execution import PartialResults, Tensors, single_process
 
 
@@ -63,6 +64,23 @@ class Retrained:
     def _work(self, repeat: int, train: Callable[[], Dataset]) -> Tensors:
         with single_process():
             return {"numbers": torch.as_tensor(self.train_on(train(), repeat), dtype=torch.float64)}
+
+
+def without_rows(train: Dataset, rows: np.ndarray, repeat: int = 0) -> tuple[str, int, Callable[[], Dataset]]:
+    """Return the arguments of `Retrained.measured` for a training set without some rows.
+
+    Args:
+        train (`datasets.Dataset`): The N training examples.
+        rows (`np.ndarray` of shape `(m,)`): The rows to remove, in any order.
+        repeat (`int`, *optional*, defaults to 0): The number of the repeat.
+
+    Example:
+        ```python
+        losses = retrained.measured(*without_rows(train, np.array([3, 8])))
+        ```
+    """
+    name = f"without-{len(rows)}-{hexdigest([str(sorted(rows.tolist()))])}"
+    return name, repeat, lambda: train.select(np.setdiff1d(np.arange(len(train)), rows))
 
 
 def _name(change: str, repeat: int) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from datasets import Dataset
 
-from hf_fastif.analysis import Retrained, digests, open_analysis_results, representation_similarity
-from hf_fastif.data import hexdigest, without_indexes
+from hf_fastif.analysis import Retrained, digests, open_analysis_results, representation_similarity, without_rows
+from hf_fastif.data import without_indexes
 from hf_fastif.errors import InfluenceError
 from hf_fastif.influence import QuerySet
 from hf_fastif.results import HARMFUL, NOTHING, RANDOM, TrainedWithout
@@ -78,10 +78,6 @@ def removal_check(
     manifest = dict(depends_on) | digests(trainer, train=train, validation=validation)
     retrained = Retrained(open_analysis_results(trainer, "checked", manifest), train_on)
 
-    def model(rows: np.ndarray) -> tuple[str, int, Callable[[], Dataset]]:
-        name = f"without-{hexdigest([str(sorted(rows.tolist()))])}"
-        return name, 0, lambda: train.select(np.setdiff1d(np.arange(len(train)), rows))
-
     def described(removed: str, rows: np.ndarray, is_right: np.ndarray) -> TrainedWithout:
         return TrainedWithout(
             removed=removed,
@@ -95,10 +91,10 @@ def removal_check(
             num_all_wrong_labels=None if wrong_labels is None else int(wrong_labels.sum()),
         )
 
-    retrained.train(model(rows) for rows in removals.values())
+    retrained.train(without_rows(train, rows) for rows in removals.values())
     models = [described(NOTHING, np.array([], dtype=np.int64), predicted_right(trainer, validation))]
     for removed, rows in removals.items():
-        models.append(described(removed, rows, retrained.measured(*model(rows))))
+        models.append(described(removed, rows, retrained.measured(*without_rows(train, rows))))
     return models
 
 

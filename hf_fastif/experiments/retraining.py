@@ -21,6 +21,7 @@ from hf_fastif.analysis import (
     digests,
     influence_manifest,
     open_analysis_results,
+    without_rows,
 )
 from hf_fastif.artifacts.plots import (
     NEUTRAL,
@@ -32,7 +33,7 @@ from hf_fastif.artifacts.plots import (
     name_panel,
     new_figure,
 )
-from hf_fastif.data import hexdigest, without_indexes
+from hf_fastif.data import without_indexes
 from hf_fastif.experiments.sampling import GROUPS, mean_and_interval, random_rows, strongest_rows
 from hf_fastif.influence import unit_of_scores
 from hf_fastif.scoring import DIRECTIONS
@@ -294,15 +295,15 @@ def retraining(
     predicted = _predicted(trainer, queries)
     nothing = np.array([], dtype=np.int64)
     retrained.train(
-        _model_without(train, removed, repeat)
+        without_rows(train, removed, repeat)
         for repeat in seeds
         for removed in [nothing, *(removal.rows for removal in removals[repeat])]
     )
     changes, base = [], []
     for repeat in seeds:
-        base.append(retrained.measured(*_model_without(train, nothing, repeat)))
+        base.append(retrained.measured(*without_rows(train, nothing, repeat)))
         for removal in removals[repeat]:
-            after = retrained.measured(*_model_without(train, removal.rows, repeat))
+            after = retrained.measured(*without_rows(train, removal.rows, repeat))
             row = {"system": removal.system, "direction": removal.direction, "m": removal.m, "repeat": repeat}
             for query in removal.queries:
                 numbers = {
@@ -335,9 +336,3 @@ def _predicted(trainer: InfluenceTrainer, queries: Dataset) -> np.ndarray | None
     parts = open_analysis_results(trainer, "predicted", influence_manifest(trainer, queries=queries))
     scores = parts.get("scores", lambda: {"scores": torch.from_numpy(trainer.compute_influence(queries))})
     return -scores["scores"].cpu().numpy() / unit["num_train"]
-
-
-def _model_without(train: Dataset, removed: np.ndarray, repeat: int) -> tuple[str, int, Callable[[], Dataset]]:
-    """Return the arguments of `Retrained.measured` for a training set without the removed rows."""
-    name = f"without-{len(removed)}-{hexdigest([str(sorted(removed.tolist()))])}"
-    return name, repeat, lambda: train.select(np.setdiff1d(np.arange(len(train)), removed))
