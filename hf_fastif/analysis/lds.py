@@ -62,7 +62,7 @@ class LdsOfMethods(AnalysisResult):
             line = f"  {row['moment']:24} {row['method']:26} LDS {score}{share}   {row['seconds']:,.0f} s"
             if "rise" in row:
                 line += (
-                    f"   loss +{row['rise']:.3f} ({row['rise_low']:.3f} to {row['rise_high']:.3f}) without its top 1 %"
+                    f"   loss {row['rise']:+.3f} ({row['rise_low']:.3f} to {row['rise_high']:.3f}) without its top 1 %"
                 )
             lines.append(line)
         return "\n".join(lines)

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TARGET_ERROR = 0.05  # the error that the suggested steps and repeats aim at
-FADED_THRESHOLD = (
-    0.5  # relative to the residuals at the first automatic checkpoint; a smaller ratio triggers a warning
-)
+FADED_THRESHOLD = 0.5  # of the residuals at the first automatic checkpoint; a smaller ratio triggers a warning
 VANISHED_THRESHOLD = 0.1  # mean distance of outputs from labels
 GRADIENT_LIKE = 0.01  # relative distance of s_test from grad / lambda below which they count as equal
 

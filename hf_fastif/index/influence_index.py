@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -136,6 +137,12 @@ class InfluenceIndex:
     def squares(self, weights: torch.Tensor) -> np.ndarray:
         """Compute sum_k w_k v_k^2 (N,) over the features v of each row, with weights w (d,)."""
         return torch.cat([vectors.square() @ weights.cpu() for vectors in vector_blocks(self.faiss_index)]).numpy()
+
+    @cached_property
+    def share_of_half(self) -> float:
+        """The smallest share of the rows that holds half of all squared gradient in the sketches."""
+        squares = np.sort(self.squares(torch.cat([sketch.eigenvalues for sketch in self.sketches])))[::-1]
+        return float(np.searchsorted(np.cumsum(squares), squares.sum() / 2) + 1) / len(squares)
 
     def attach(self, dataset: Dataset) -> None:
         """Attach the index to its dataset, in place, for `get_nearest_examples` and the like of `datasets`.

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import torch
-
 from hf_fastif.curvature import RECOMMENDED_DAMPING
 from hf_fastif.execution import from_main
 from hf_fastif.influence.queries import CandidatePool, Queries
@@ -73,10 +70,8 @@ def _about_memorization(session: InfluenceSession, pool: CandidatePool) -> list[
     if pool.digest != session.train.digest:
         return []
     index = session.index(pool)
-    eigenvalues = torch.cat([sketch.eigenvalues for sketch in index.sketches])
-    squares = np.sort(from_main(lambda: index.squares(eigenvalues), session.trainer.accelerator))[::-1]
-    half = (np.searchsorted(np.cumsum(squares), squares.sum() / 2) + 1) / len(squares)
-    if half >= FEWEST or len(squares) * FEWEST < 1:
+    half = from_main(lambda: index.share_of_half, session.trainer.accelerator)
+    if half >= FEWEST or len(index) * FEWEST < 1:
         return []
     return [
         f"The model fits most training examples: half of all gradient comes from {half:.2%} of them, which all "

@@ -15,7 +15,7 @@ from hf_fastif.results.report.page import settings_table
 from hf_fastif.results.summary import ResultSummary
 from hf_fastif.results.tables import NUMBERS, ResultTables
 from hf_fastif.results.words import ScoreWords
-from hf_fastif.scoring import verbs_of
+from hf_fastif.scoring import limits_of, verbs_of
 
 
 def result_card(
@@ -102,9 +102,10 @@ def about_residual(result: ResultTables) -> str:
     if "Residual" not in known:
         return "No system was solved."
     if result.summary.by_index:
+        good, rough = limits_of(by_index=True)
         return (
             f"The index leaves out {known['Residual']} of the length of a query's gradient (0 is nothing; from the "
-            "best query to the worst). Up to 0.75 the ranking is good, up to 0.9 rough."
+            f"best query to the worst). Up to {good} the ranking is good, up to {rough} rough."
         )
     residual = f"Residual of s_test, ‖v − (C + λI) x‖ / ‖v‖ on a sample of the training set: {known['Residual']}"
     error = f"Its standard error: {known['Standard error']}." if "Standard error" in known else ""

@@ -1,6 +1,6 @@
 """Score candidates, given s_test, and tell which tokens carry the influence."""
 
-from hf_fastif.scoring.grades import GOOD, POOR, grade_of
+from hf_fastif.scoring.grades import GOOD, POOR, grade_of, limits_of
 from hf_fastif.scoring.gradients import self_influence
 from hf_fastif.scoring.scan import Scoring, choose_scoring, covering_layers, influence_scores
 from hf_fastif.scoring.scores import (
@@ -39,6 +39,7 @@ __all__ = [
     "influence_of_tokens",
     "influence_scores",
     "less_is_better",
+    "limits_of",
     "percentiles",
     "self_influence",
     "sign_of",

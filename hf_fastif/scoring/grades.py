@@ -11,6 +11,15 @@ SOLVED = (0.15, 0.3)  # of iterative solvers: what is missing in directions that
 INDEXED = (0.75, 0.9)  # of an index: what it leaves out, which is spread over many directions of little curvature
 
 
+def limits_of(by_index: bool) -> tuple[float, float]:
+    """Return the residuals up to which rankings are good, and rough.
+
+    Args:
+        by_index (`bool`): Whether the scores come from an index.
+    """
+    return INDEXED if by_index else SOLVED
+
+
 def grade_of(residual: float, by_index: bool) -> str | None:
     """Return the grade of a ranking, or None if the residual is unknown.
 
@@ -25,5 +34,5 @@ def grade_of(residual: float, by_index: bool) -> str | None:
     """
     if math.isnan(residual):
         return None
-    good, rough = INDEXED if by_index else SOLVED
+    good, rough = limits_of(by_index)
     return GOOD if residual <= good else ROUGH if residual <= rough else POOR

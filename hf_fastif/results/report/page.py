@@ -20,7 +20,7 @@ from hf_fastif.results.summary import ResultSummary
 from hf_fastif.results.tables import ResultTables, attributed_values
 from hf_fastif.results.trained_without import check_sentence, check_table
 from hf_fastif.results.words import ARROW, MINUS, ScoreWords, signed
-from hf_fastif.scoring import DIRECTIONS
+from hf_fastif.scoring import DIRECTIONS, limits_of
 
 
 NUM_LISTED = 50  # examples of each direction on the page; a result may contain all candidates
@@ -75,6 +75,7 @@ def render_report(
         words=words,
         cautions=result.summary.cautions,
         by_index=result.summary.by_index,
+        limits=limits_of(result.summary.by_index),
         cards=cards,
         check_sentence=check_sentence(models) if models else None,
         check_table=check_table(models) if models else None,
